@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+/**
+ * @file broadhead.h
+ * Paged attention over Arrow record batches: the C ABI.
+ *
+ * Every function that can fail returns a `bh_status` and, where the caller passes one, fills a
+ * `bh_error`. No exception crosses this boundary. Structures that may grow start with their own
+ * size, set by the caller to `sizeof`. Handles are opaque and belong to whoever created them; a
+ * handle must outlive the handles that were created from it, and `bh_*_destroy(NULL)` does nothing.
+ *
+ * Threads: different engines, caches and layers may be used from different threads at once. One
+ * cache takes one step at a time: steps that share a cache must not run concurrently.
+ */
+#ifndef BROADHEAD_H
+#define BROADHEAD_H
+
+#include <stdint.h>
+
+#include "broadhead/arrow_c_data.h"
+
+#if defined(BH_BUILDING)
+#define BH_API __attribute__((visibility("default")))
+#else
+#define BH_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/** Raised whenever a declaration in this header changes its meaning or layout. */
+#define BH_ABI_VERSION 1
+
+/** The version that the loaded library was built with; compare with #BH_ABI_VERSION at load. */
+BH_API int32_t bh_abi_version(void);
+
+typedef enum bh_status {
+  BH_OK = 0,
+  BH_INVALID_ARGUMENT = 1, /**< an option or an argument of the call is wrong */
+  BH_SCHEMA_MISMATCH = 2,  /**< a column is missing or has another type than the layer needs */
+  BH_INVALID_ROW = 3,      /**< a value in one row is out of range; bh_error.row says which */
+  BH_UNSUPPORTED = 4,      /**< right, but not something this backend can do */
+  BH_OUT_OF_BLOCKS = 5,    /**< the block pool is exhausted */
+  BH_OUT_OF_MEMORY = 6,
+  BH_DEVICE_ERROR = 7, /**< the device refused the work; the task may be tried again */
+  BH_DEVICE_LOST = 8,
+  BH_ABI_MISMATCH = 9,
+  BH_INTERNAL = 10 /**< a defect of this library */
+} bh_status;
+
+typedef struct bh_error {
+  int32_t code;       /**< bh_status */
+  int64_t row;        /**< row of the batch, or -1 where no row is to blame */
+  char message[1000]; /**< column, expected and got, NUL-terminated UTF-8 */
+} bh_error;
+
+typedef enum bh_dtype {
+  BH_FLOAT32 = 1,
+  BH_FLOAT16 = 2,
+  BH_BFLOAT16 = 3,
+  BH_FLOAT8_E4M3FN = 4, /**< OCP e4m3: bias 7, largest 448, no infinity */
+  BH_FLOAT8_E5M2 = 5    /**< OCP e5m2: bias 15, largest 57344 */
+} bh_dtype;
+
+typedef enum bh_attn_type {
+  BH_DECODER = 0,
+  BH_ENCODER = 1,
+  BH_ENCODER_ONLY = 2,
+  BH_ENCODER_DECODER = 3
+} bh_attn_type;
+
+/* ---- backends ------------------------------------------------------------------------------- */
+
+typedef struct bh_backend_info {
+  char name[16];    /**< what bh_engine_options.backend accepts */
+  char device[128]; /**< processor or GPU name; empty where there is none */
+  int32_t usable;   /**< 1 if an engine can be created on it here */
+  char reason[256]; /**< why it is usable or not, and which tier was chosen */
+} bh_backend_info;
+
+/** Number of backends this library knows, usable here or not. */
+BH_API int32_t bh_backend_count(void);
+
+/** Describes backend `index`, 0 <= index < bh_backend_count(). */
+BH_API int32_t bh_backend_describe(int32_t index, bh_backend_info* info);
+
+/* ---- engine: an opened backend -------------------------------------------------------------- */
+
+typedef struct bh_engine bh_engine;
+
+typedef struct bh_engine_options {
+  uint32_t struct_size;
+  const char* backend; /**< "auto" (also NULL), or a name from bh_backend_describe */
+  int32_t threads;     /**< CPU threads of one step, the calling one included; 0: one per core */
+  int32_t device;      /**< device index for GPU backends; ignored by the CPU */
+} bh_engine_options;
+
+typedef struct bh_engine_info {
+  char backend[16];
+  char tier[16]; /**< instruction set tier of the CPU kernels, or the GPU architecture */
+  char device[128];
+  char reason[256]; /**< why this backend and tier */
+  int32_t threads;
+} bh_engine_info;
+
+BH_API int32_t bh_engine_create(const bh_engine_options* options, bh_engine** engine,
+                                bh_error* error);
+BH_API int32_t bh_engine_describe(const bh_engine* engine, bh_engine_info* info);
+BH_API void bh_engine_destroy(bh_engine* engine);
+
+/* ---- KV cache: a pool of blocks -------------------------------------------------------------- */
+
+typedef struct bh_cache bh_cache;
+
+typedef struct bh_cache_options {
+  uint32_t struct_size;
+  int64_t num_blocks;
+  int32_t block_size; /**< tokens of a block, a multiple of 16 */
+  int32_t num_kv_heads;
+  int32_t head_size;
+  int32_t dtype; /**< bh_dtype of the stored elements */
+} bh_cache_options;
+
+/** Reserves the pool. Every slot reads as zero until it is written. */
+BH_API int32_t bh_cache_create(bh_engine* engine, const bh_cache_options* options, bh_cache** cache,
+                               bh_error* error);
+
+/** Bytes reserved for the pool. */
+BH_API int64_t bh_cache_bytes(const bh_cache* cache);
+
+/**
+ * Bytes of one block's keys (its values take as many): block_size * num_kv_heads * head_size
+ * elements of the cache's dtype.
+ */
+BH_API int64_t bh_cache_block_bytes(const bh_cache* cache);
+
+/**
+ * Reads block `block` in the logical order [block_size, num_kv_heads, head_size], whatever the
+ * backend's own layout is. `key` and `value` each hold bh_cache_block_bytes(cache).
+ */
+BH_API int32_t bh_cache_read_block(const bh_cache* cache, int64_t block, void* key, void* value,
+                                   bh_error* error);
+
+/** Writes what bh_cache_read_block read. */
+BH_API int32_t bh_cache_write_block(bh_cache* cache, int64_t block, const void* key,
+                                    const void* value, bh_error* error);
+
+/** Copies block source[i] to block target[i] for each i in order; no range is checked late: a bad
+ * id is refused before anything is copied. */
+BH_API int32_t bh_cache_copy_blocks(bh_cache* cache, const int64_t* source, const int64_t* target,
+                                    int64_t count, bh_error* error);
+
+BH_API void bh_cache_destroy(bh_cache* cache);
+
+/* ---- layer: what one attention layer computes ------------------------------------------------ */
+
+typedef struct bh_layer bh_layer;
+
+/** Rotary embedding. `cos_sin` is [max_position, rotary_dim]: cosines in the first half of a row,
+ * sines in the second; the layer copies it. */
+typedef struct bh_rope {
+  int32_t rotary_dim; /**< even, 2 .. head_size */
+  int64_t max_position;
+  int32_t is_neox; /**< 1: pairs (j, j + rotary_dim / 2); 0: pairs (2j, 2j + 1) */
+  const float* cos_sin;
+} bh_rope;
+
+typedef struct bh_layer_options {
+  uint32_t struct_size;
+  const char* name; /**< used in messages; copied */
+  int32_t num_heads;
+  int32_t num_kv_heads; /**< divides num_heads */
+  int32_t head_size;    /**< 32 64 80 96 128 160 192 224 256 */
+  int32_t attn_type;    /**< bh_attn_type */
+  int32_t dtype;        /**< bh_dtype of query, key, value: FLOAT32, FLOAT16 or BFLOAT16 */
+  float scale;
+  int64_t sliding_window;    /**< tokens a query sees, itself included; 0: all */
+  float logits_soft_cap;     /**< 0: none */
+  const float* alibi_slopes; /**< [num_heads] or NULL; copied */
+  const float* sinks;        /**< [num_heads] or NULL; copied */
+  float k_scale;             /**< fp8 caches: stored = key / k_scale; 1 otherwise */
+  float v_scale;
+  float output_scale;       /**< > 0: the output is float8_e4m3fn of result / output_scale; 0: none */
+  int32_t return_lse;       /**< 1: the result carries `lse` */
+  int32_t read_only_cache;  /**< 1: key and value are not written (the layer shares a cache) */
+  const bh_rope* rope;      /**< NULL: none */
+} bh_layer_options;
+
+/**
+ * Answers whether `engine` can run the layer on a cache of `cache_dtype` (0 for the encoder types,
+ * which have none) and `block_size`. BH_OK, or BH_UNSUPPORTED / BH_INVALID_ARGUMENT with the reason
+ * in `error`.
+ */
+BH_API int32_t bh_layer_supported(const bh_engine* engine, const bh_layer_options* options,
+                                  int32_t cache_dtype, int32_t block_size, bh_error* error);
+
+/** `cache` is NULL for the encoder types and must outlive the layer otherwise. */
+BH_API int32_t bh_layer_create(bh_engine* engine, const bh_layer_options* options, bh_cache* cache,
+                               bh_layer** layer, bh_error* error);
+BH_API void bh_layer_destroy(bh_layer* layer);
+
+/* ---- binding: a layer and the schema of its batches ------------------------------------------ */
+
+typedef struct bh_binding bh_binding;
+
+/**
+ * Checks a step batch schema against the layer, once per stream. Columns are found by name in any
+ * order; columns that the step format does not name are ignored. `schema` is taken by move and
+ * released on every path.
+ */
+BH_API int32_t bh_binding_create(bh_layer* layer, struct ArrowSchema* schema, bh_binding** binding,
+                                 bh_error* error);
+BH_API void bh_binding_destroy(bh_binding* binding);
+
+/* ---- step ------------------------------------------------------------------------------------ */
+
+/** What a step did. Addresses are those the kernels read and wrote: equal to the buffers of the
+ * arrays that the caller passed unless bytes were staged. */
+typedef struct bh_step_stats {
+  int64_t query_tokens;
+  int64_t written_tokens;  /**< tokens whose key and value went to the cache */
+  int64_t bytes_in_place;  /**< tensor bytes used where the caller has them */
+  int64_t bytes_staged;    /**< tensor bytes that were copied to be used */
+  int64_t query_address;   /**< address of the first query element, 0 without queries */
+  int64_t key_address;
+  int64_t value_address;
+  int64_t output_address;
+} bh_step_stats;
+
+/**
+ * One attention step: checks every row, then writes keys and values to the cache, then attends.
+ *
+ * `batch` is a struct array of the bound schema; it is taken by move and released on every path.
+ * `result` is a struct array whose children are `output` (list of fixed-size tensors) and, for a
+ * layer with return_lse, `lse`. The caller allocates its buffers, of batch->length rows and as many
+ * tensors as `batch` has query tokens; the step fills offsets and values in place and leaves the
+ * structure and its release to the caller. `stats` may be NULL.
+ *
+ * On any error nothing was written to the cache or to `result`.
+ */
+BH_API int32_t bh_step(bh_binding* binding, struct ArrowArray* batch, struct ArrowArray* result,
+                       bh_step_stats* stats, bh_error* error);
+
+/**
+ * The row checks of bh_step alone: finds the first bad row at or after `first_row`, BH_OK if there
+ * is none. `batch` is taken by move and released.
+ */
+BH_API int32_t bh_check_rows(bh_binding* binding, struct ArrowArray* batch, int64_t first_row,
+                             bh_error* error);
+
+/* ---- handles and memory ---------------------------------------------------------------------- */
+
+/** Engines, caches, layers and bindings that were created and not yet destroyed. */
+BH_API int64_t bh_live_handles(void);
+
+/** Address of a release callback for arrays whose memory the caller keeps: it marks the array and
+ * its children released and frees nothing. */
+BH_API int64_t bh_borrowed_release(void);
+
+/** `bytes` bytes at a multiple of `alignment` (a power of two), or 0. */
+BH_API int64_t bh_alloc(int64_t bytes, int64_t alignment);
+BH_API void bh_free(int64_t address);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif  // BROADHEAD_H
