@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.attention;
+
+import java.util.List;
+import java.util.stream.Stream;
+
+/** Every key of the job file: the parser knows no other, and the reference page lists these. */
+public enum JobFileKey {
+  KV_CACHE(Section.JOB, "kv_cache", "mapping", "required by layers with a cache", "the KV cache"),
+  LAYERS(Section.JOB, "layers", "list of mappings", "required", "the attention layers, one or more"),
+
+  BLOCK_SIZE(
+      Section.KV_CACHE,
+      "block_size",
+      "multiple of 16",
+      "16",
+      "tokens of a block: slot = block * block_size + offset"),
+  NUM_BLOCKS(
+      Section.KV_CACHE,
+      "num_blocks",
+      "integer, 1 to 2147483647",
+      "required by layers with a cache",
+      "blocks of the pool that each layer with a cache gets, in every parallel instance"),
+  DTYPE(
+      Section.KV_CACHE,
+      "dtype",
+      "as kv_cache_dtype",
+      "auto",
+      "kv_cache_dtype of the layers that do not set their own"),
+
+  NAME(
+      Section.LAYER,
+      "name",
+      "text",
+      "required",
+      "unique; what the layer column of a step batch says"),
+  NUM_HEADS(Section.LAYER, "num_heads", "integer, at least 1", "required", "query heads"),
+  NUM_KV_HEADS(
+      Section.LAYER, "num_kv_heads", "integer that divides num_heads", "num_heads", "KV heads"),
+  HEAD_SIZE(
+      Section.LAYER,
+      "head_size",
+      "32, 64, 80, 96, 128, 160, 192, 224 or 256",
+      "required",
+      "elements of a head"),
+  SCALE(
+      Section.LAYER,
+      "scale",
+      "finite number",
+      "head_size ** -0.5",
+      "factor of the dot product of query and key"),
+  ATTN_TYPE(
+      Section.LAYER,
+      "attn_type",
+      "decoder, encoder, encoder_only or encoder_decoder",
+      "decoder",
+      "decoder: causal over the cache; encoder and encoder_only: both directions over the row's own"
+          + " keys, no cache; encoder_decoder: over all cached encoder tokens"),
+  SLIDING_WINDOW(
+      Section.LAYER,
+      "sliding_window",
+      "integer, at least 1",
+      "none",
+      "tokens that a query sees, itself included"),
+  LOGITS_SOFT_CAP(
+      Section.LAYER,
+      "logits_soft_cap",
+      "number, at least 0",
+      "none",
+      "c of c * tanh(score / c); 0 means none"),
+  ALIBI_SLOPES(
+      Section.LAYER,
+      "alibi_slopes",
+      "list of num_heads finite numbers",
+      "none",
+      "per head: slope * (key position - query position) is added to the score"),
+  SINKS(
+      Section.LAYER,
+      "sinks",
+      "list of num_heads finite numbers",
+      "none",
+      "per head: logit of a key without value in the softmax"),
+  KV_CACHE_DTYPE(
+      Section.LAYER,
+      "kv_cache_dtype",
+      "auto, float16, bfloat16, float32, fp8 (= fp8_e4m3), fp8_e4m3 or fp8_e5m2",
+      "kv_cache.dtype",
+      "element type of the layer's cache; auto: that of the layer's first batch"),
+  K_SCALE(
+      Section.LAYER,
+      "k_scale",
+      "number above 0",
+      "1",
+      "fp8 caches only: what is stored is key / k_scale"),
+  V_SCALE(
+      Section.LAYER,
+      "v_scale",
+      "number above 0",
+      "1",
+      "fp8 caches only: what is stored is value / v_scale"),
+  OUTPUT_SCALE(
+      Section.LAYER,
+      "output_scale",
+      "number above 0",
+      "none",
+      "the output column is float8_e4m3fn of output / output_scale"),
+  KV_SHARING_TARGET_LAYER_NAME(
+      Section.LAYER,
+      "kv_sharing_target_layer_name",
+      "name of an earlier layer",
+      "none",
+      "read that layer's cache and write nothing; it has the same attn_type, num_kv_heads,"
+          + " head_size and kv_cache_dtype"),
+  ROPE(
+      Section.LAYER,
+      "rope",
+      "mapping",
+      "none",
+      "rotate queries and keys by the position column"),
+  RETURN_LSE(
+      Section.LAYER,
+      "return_lse",
+      "true or false",
+      "false",
+      "add the lse column to results: natural log of the softmax denominator"),
+
+  ROTARY_DIM(
+      Section.ROPE,
+      "rotary_dim",
+      "even integer, 2 to head_size",
+      "required",
+      "leading elements of a head that are rotated"),
+  MAX_POSITION(
+      Section.ROPE,
+      "max_position",
+      "integer, at least 1",
+      "required",
+      "positions are below it"),
+  BASE(Section.ROPE, "base", "number above 0", "10000", "wavelength base"),
+  IS_NEOX(
+      Section.ROPE,
+      "is_neox",
+      "true or false",
+      "true",
+      "true pairs element j with j + rotary_dim / 2, false pairs 2j with 2j + 1");
+
+  /** The mappings of a job file. */
+  public enum Section {
+    JOB(""),
+    KV_CACHE("kv_cache"),
+    LAYER("layers[]"),
+    ROPE("layers[].rope");
+
+    private final String path;
+
+    Section(String path) {
+      this.path = path;
+    }
+
+    /** Where the mapping stands; empty for the file itself. */
+    public String path() {
+      return path;
+    }
+
+    /** The keys of this mapping, in the order of the reference page. */
+    public List<JobFileKey> keys() {
+      return Stream.of(JobFileKey.values()).filter(k -> k.section == this).toList();
+    }
+  }
+
+  private final Section section;
+  private final String key;
+  private final String accepted;
+  private final String byDefault;
+  private final String description;
+
+  JobFileKey(Section section, String key, String accepted, String byDefault, String description) {
+    this.section = section;
+    this.key = key;
+    this.accepted = accepted;
+    this.byDefault = byDefault;
+    this.description = description;
+  }
+
+  public Section section() {
+    return section;
+  }
+
+  /** The key as it is written in the file. */
+  public String key() {
+    return key;
+  }
+
+  /** Accepted values, in words. */
+  public String accepted() {
+    return accepted;
+  }
+
+  /** What holds where the key is absent, in words. */
+  public String byDefault() {
+    return byDefault;
+  }
+
+  public String description() {
+    return description;
+  }
+}
