@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks result batches against a float64 NumPy reference of the step format or a stored expectation.
+
+The error of a row is max|result - expected| / max(1, max|expected|); the default tolerance follows from the
+result's dtype. The command exits with 1 if any row is missing, surplus, of another shape or beyond tolerance.
+"""
+
+import argparse
+import sys
+
+import numpy as np
+
+from broadhead_samples import dtypes, jobfile
+from broadhead_samples.consume import ResultRow, read_batches, read_rows, tensor_rows
+
+EXAMPLE = """\
+example:
+  broadhead-check --job job.yaml --steps steps.arrow out.arrow       compute the reference, then compare
+  broadhead-check --expected expected.arrow results/                 compare with a stored expectation
+"""
+
+#: Largest allowed error by the dtype of the output
+TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2, "float8_e4m3fn": 7e-2}
+
+_STORED_AS = {"fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
+_FLOAT8_MAX = 448.0
+_INDEX_COLUMNS = ("slot_mapping", "block_table", "position")
+
+
+def quantize(values, dtype):
+    """Rounds an array once to `dtype` and widens it again; same shape, float64."""
+    return dtypes.decode(dtypes.encode(values, dtype), dtype).astype(np.float64)
+
+
+class Cache:
+    """One layer's KV cache: blocks of [block_size, num_kv_heads, head_size], zero until written."""
+
+    def __init__(self, block_size, num_kv_heads, head_size):
+        self.shape = (block_size, num_kv_heads, head_size)
+        self.blocks = {}
+        self.sequences = {}
+
+    def write(self, slots, key, value):
+        """Stores key and value [n_k, num_kv_heads, head_size] at slots [n_k]; negative slots are skipped."""
+        for token, slot in enumerate(slots):
+            if slot >= 0:
+                pair = self.blocks.setdefault(slot // self.shape[0], np.zeros((2, *self.shape)))
+                pair[0, slot % self.shape[0]] = key[token]
+                pair[1, slot % self.shape[0]] = value[token]
+
+    def gather(self, table, length):
+        """The first `length` positions of a block table: key and value [length, num_kv_heads, head_size]."""
+        used = table[: -(-length // self.shape[0])]
+        empty = np.zeros((2, *self.shape))
+        pairs = [self.blocks.get(int(block), empty) for block in used]
+        both = np.concatenate(pairs, axis=1) if pairs else np.zeros((2, 0, *self.shape[1:]))
+        return both[0, :length], both[1, :length]
+
+
+class Reference:
+    """Float64 reference of a job: feed it every step batch in order; it keeps the caches between steps."""
+
+    def __init__(self, job):
+        """`job` is a dict as from `jobfile.load_job`."""
+        self.job = job
+        self.kv_cache = job.get("kv_cache") or {}
+        self.layers = {layer["name"]: layer for layer in job["layers"]}
+        self.caches = {}
+        for name, layer in self.layers.items():
+            target = layer.get("kv_sharing_target_layer_name")
+            size = (self.kv_cache.get("block_size", 16), layer["num_kv_heads"], layer["head_size"])
+            self.caches[name] = self.caches[target] if target else Cache(*size)
+
+    def step(self, batch):
+        """One step batch -> its ResultRows: `output` [n_q, num_heads, head_size], `lse` [n_q, num_heads]."""
+        names = batch.schema.names
+        name = batch.column("layer")[0].as_py() if "layer" in names else next(iter(self.layers))
+        if name not in self.layers:
+            raise ValueError(f"column layer: '{name}' is not a layer of the job file")
+        layer, rows = self.layers[name], batch.num_rows
+        ids = batch.column("sequence_id").to_pylist()
+        query, dtype = _tensors(batch, "query", (rows, layer["num_heads"], layer["head_size"]))
+        key, key_dtype = _tensors(batch, "key", (rows, layer["num_kv_heads"], layer["head_size"]))
+        value, _ = _tensors(batch, "value", (rows, layer["num_kv_heads"], layer["head_size"]))
+        dtype = dtype or key_dtype
+        lists = {c: batch.column(c).to_pylist() for c in _INDEX_COLUMNS if c in names}
+        lengths = batch.column("seq_len").to_pylist() if "seq_len" in names else [None] * rows
+        ends = batch.column("end_of_sequence").to_pylist() if "end_of_sequence" in names else [False] * rows
+        results = []
+        for r in range(rows):
+            q, k, v = query[r], key[r], value[r]
+            if layer.get("rope"):
+                position = np.asarray(lists["position"][r], np.int64)
+                q = quantize(rotate(q, position, layer["rope"]), dtype) if len(q) else q
+                k = quantize(rotate(k, position, layer["rope"]), dtype) if len(k) else k
+            m = lengths[r]
+            if layer.get("attn_type", "decoder") in ("encoder", "encoder_only"):
+                m = len(k)
+            elif "block_table" in lists:
+                self._append(layer, dtype, k, v, lists["slot_mapping"][r] or [])
+                k, v = self.caches[name].gather(lists["block_table"][r] or [], m)
+            else:
+                k, v = self._managed(layer, dtype, ids[r], k, v)
+                m = len(k)
+                if ends[r]:
+                    self.caches[name].sequences.pop(ids[r], None)
+            output, lse = attend(layer, q, k, v, m)
+            results.append(ResultRow(ids[r], name if "layer" in names else "", output, lse, dtype, {}))
+        return results
+
+    def _stored(self, layer, dtype, key, value):
+        """Key and value as the cache gives them back: rounded to its dtype, fp8 with the layer's scales."""
+        cache_dtype = layer.get("kv_cache_dtype", self.kv_cache.get("dtype", "auto"))
+        stored = dtype if cache_dtype == "auto" else _STORED_AS.get(cache_dtype, cache_dtype)
+        pair = []
+        for tensor, scale_name in ((key, "k_scale"), (value, "v_scale")):
+            scale = np.float32(layer.get(scale_name, 1.0)) if stored.startswith("float8") else np.float32(1)
+            pair.append(quantize(tensor.astype(np.float32) / scale, stored) * float(scale))
+        return pair
+
+    def _append(self, layer, dtype, key, value, slots):
+        if len(key) and not layer.get("kv_sharing_target_layer_name"):
+            self.caches[layer["name"]].write(slots, *self._stored(layer, dtype, key, value))
+
+    def _managed(self, layer, dtype, sequence_id, key, value):
+        """Appends to the sequence's own key and value [m, num_kv_heads, head_size] and returns both."""
+        sequences = self.caches[layer["name"]].sequences
+        empty = np.zeros((0, layer["num_kv_heads"], layer["head_size"]))
+        k, v = sequences.get(sequence_id, (empty, empty))
+        if len(key) and not layer.get("kv_sharing_target_layer_name"):
+            new_k, new_v = self._stored(layer, dtype, key, value)
+            k, v = np.concatenate([k, new_k]), np.concatenate([v, new_v])
+            sequences[sequence_id] = (k, v)
+        return k, v
+
+
+def _tensors(batch, name, shape):
+    """A tensor column as float64 arrays [n, heads, head_size]; empty arrays if the column is absent."""
+    if name not in batch.schema.names:
+        return [np.zeros((0, *shape[1:]))] * shape[0], None
+    rows, dtype = tensor_rows(batch, name)
+    return [row.reshape(-1, *shape[1:]).astype(np.float64) for row in rows], dtype
+
+
+def rotate(x, position, rope):
+    """RoPE on x [n, heads, head_size] at position [n]; pairs (j, j + rotary_dim / 2) or (2j, 2j + 1)."""
+    unknown = set(rope) - {"rotary_dim", "max_position", "base", "is_neox"}
+    if unknown:
+        raise ValueError(f"rope: keys this reference does not know: {', '.join(sorted(unknown))}")
+    dim = rope["rotary_dim"]
+    frequency = rope.get("base", 10000.0) ** (-np.arange(0, dim, 2) / dim)
+    angle = position[: len(x), None, None] * frequency
+    rotated = x.copy()
+    if rope.get("is_neox", True):
+        even, odd = slice(0, dim // 2), slice(dim // 2, dim)
+    else:
+        even, odd = slice(0, dim, 2), slice(1, dim, 2)
+    a, b = x[..., even], x[..., odd]
+    rotated[..., even] = a * np.cos(angle) - b * np.sin(angle)
+    rotated[..., odd] = b * np.cos(angle) + a * np.sin(angle)
+    return rotated
+
+
+def attend(layer, query, key, value, length):
+    """One row: query [n_q, h, d], key and value [length, h_kv, d] -> output [n_q, h, d] and lse [n_q, h]."""
+    n, heads, head_size = query.shape
+    group = heads // layer["num_kv_heads"]
+    decoder = layer.get("attn_type", "decoder") == "decoder"
+    where_q = np.arange(n)[:, None] + (length - n if decoder else 0)
+    distance = np.arange(length)[None, :] - where_q
+    visible = distance <= 0 if decoder else np.ones((n, length), bool)
+    if layer.get("sliding_window"):
+        visible &= np.abs(distance) < layer["sliding_window"]
+    grouped = query.reshape(n, -1, group, head_size)
+    scores = np.einsum("nkgd,mkd->kgnm", grouped, key).reshape(heads, n, length)
+    scores = scores * layer.get("scale", head_size**-0.5)
+    cap = layer.get("logits_soft_cap")
+    if cap:
+        scores = cap * np.tanh(scores / cap)
+    if layer.get("alibi_slopes"):
+        scores = scores + np.asarray(layer["alibi_slopes"])[:, None, None] * distance
+    scores = np.where(visible, scores, -np.inf)
+    sink = np.full((heads, n, 1), -np.inf)
+    if layer.get("sinks"):
+        sink[:] = np.asarray(layer["sinks"], np.float64)[:, None, None]
+    peak = np.concatenate([scores, sink], axis=2).max(axis=2, keepdims=True)
+    peak = np.where(np.isfinite(peak), peak, 0.0)
+    weight = np.exp(scores - peak)
+    total = weight.sum(axis=2, keepdims=True) + np.exp(sink - peak)
+    share = np.divide(weight, total, out=np.zeros_like(weight), where=total > 0)
+    output = np.einsum("kgnm,mkd->nkgd", share.reshape(-1, group, n, length), value)
+    with np.errstate(divide="ignore"):
+        lse = np.log(total[..., 0]) + peak[..., 0]
+    return output.reshape(n, heads, head_size), lse.T
+
+
+def reference_rows(job, steps):
+    """Yields the reference's ResultRow for every row of the step batches at path `steps`."""
+    reference = Reference(job)
+    for batch in read_batches(steps):
+        yield from reference.step(batch)
+
+
+def keyed(rows):
+    """(sequence_id, layer, how many rows of this sequence and layer came before) -> ResultRow."""
+    seen, result = {}, {}
+    for row in rows:
+        pair = (row.sequence_id, row.layer)
+        seen[pair] = seen.get(pair, -1) + 1
+        result[(*pair, seen[pair])] = row
+    return result
+
+
+def error_of(expected, result):
+    """Largest error of two arrays of one shape, relative to max(1, max|expected|); NaN counts as infinite."""
+    if not expected.size:
+        return 0.0
+    with np.errstate(invalid="ignore"):
+        difference = np.where(expected == result, 0.0, np.abs(expected - result))
+    finite = np.abs(expected[np.isfinite(expected)])
+    worst = difference.max() if not np.isnan(difference).any() else np.inf
+    return float(worst) / max(1.0, float(finite.max()) if finite.size else 1.0)
+
+
+class Comparison:
+    """Compares result rows with expected rows and counts by layer."""
+
+    def __init__(self, layers=None, tolerance=None):
+        """`layers`: the job's {name: layer}, for output_scale; `tolerance` overrides the dtype's."""
+        self.layers, self.tolerance = layers or {}, tolerance
+        self.by_layer = {}
+        self.problems = []
+
+    def run(self, expected, result):
+        """Compares two dicts as from `keyed`."""
+        for key in expected.keys() - result.keys():
+            self.problems.append(f"{_name(key)}: missing in the result")
+        for key in result.keys() - expected.keys():
+            self.problems.append(f"{_name(key)}: not expected")
+        for key, want in expected.items():
+            if key in result:
+                self._row(key, want, result[key])
+        return self
+
+    def _row(self, key, want, got):
+        expected, output = np.asarray(want.output, np.float64), np.asarray(got.output, np.float64)
+        expected = expected.reshape(len(expected), -1)
+        output = output.reshape(len(output), -1)
+        tolerance = self.tolerance or TOLERANCE[got.dtype]
+        fresh = {"rows": 0, "tokens": 0, "worst": 0.0, "lse": None, "bad": 0}
+        entry = self.by_layer.setdefault(key[1], fresh)
+        entry["rows"], entry["tokens"] = entry["rows"] + 1, entry["tokens"] + len(expected)
+        entry["tolerance"], entry["dtype"] = tolerance, got.dtype
+        if expected.shape != output.shape:
+            entry["bad"] += 1
+            self.problems.append(f"{_name(key)}: expected shape {expected.shape}, got {output.shape}")
+            return
+        if got.dtype == "float8_e4m3fn":
+            scale = self.layers.get(key[1] or next(iter(self.layers), None), {}).get("output_scale", 1.0)
+            expected, output = np.clip(expected, -_FLOAT8_MAX * scale, _FLOAT8_MAX * scale), output * scale
+        error = error_of(expected, output)
+        if want.lse is not None and got.lse is not None:
+            lse_error = error_of(np.asarray(want.lse, np.float64), np.asarray(got.lse, np.float64))
+            entry["lse"] = max(entry["lse"] or 0.0, lse_error)
+            lse_tolerance = self.tolerance or TOLERANCE[want.dtype if want.dtype in TOLERANCE else "float32"]
+            if lse_error > lse_tolerance:
+                entry["bad"] += 1
+                self.problems.append(f"{_name(key)}: lse error {lse_error:.3g} is above {lse_tolerance:g}")
+        entry["worst"] = max(entry["worst"], error)
+        if error > tolerance:
+            entry["bad"] += 1
+            self.problems.append(f"{_name(key)}: error {error:.3g} is above {tolerance:g}")
+
+    def report(self, out=sys.stdout, limit=5):
+        """Prints the table; returns True if everything agreed."""
+        width = max([5, *(len(name) for name in self.by_layer)])
+        title = f"{'layer':<{width}} {'rows':>6} {'tokens':>7} {'worst':>9} {'lse':>9} {'allowed':>8}  dtype"
+        print(title, file=out)
+        for name, e in self.by_layer.items():
+            lse = "-" if e["lse"] is None else f"{e['lse']:.2g}"
+            bad = f"   {e['bad']} BAD" if e["bad"] else ""
+            counts = f"{name:<{width}} {e['rows']:>6} {e['tokens']:>7}"
+            print(f"{counts} {e['worst']:>9.2g} {lse:>9} {e['tolerance']:>8g}  {e['dtype']}{bad}", file=out)
+        for problem in self.problems[:limit]:
+            print(problem, file=out)
+        if len(self.problems) > limit:
+            print(f"... and {len(self.problems) - limit} more", file=out)
+        rows = sum(entry["rows"] for entry in self.by_layer.values())
+        good = bool(rows) and not self.problems
+        print(f"{rows} rows compared: {'all agree' if good else 'FAILED'}", file=out)
+        return good
+
+
+def _name(key):
+    return f"sequence {key[0]}, layer '{key[1]}', its row {key[2]}"
+
+
+def main(argv=None):
+    """Command line entry; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="broadhead-check",
+        description="Compares result batches with the job's float64 reference or with a stored expectation.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("result", help="result batches: Arrow IPC file or stream, or a folder of them")
+    parser.add_argument("--job", help="job file (needed with --steps, and for output_scale)")
+    parser.add_argument("--steps", help="step batches to compute the reference from")
+    parser.add_argument("--expected", help="stored expectation (column 'expected')")
+    parser.add_argument("--tolerance", type=float, help="largest allowed error (default: by dtype)")
+    args = parser.parse_args(argv)
+    if bool(args.steps) == bool(args.expected) or (args.steps and not args.job):
+        parser.error("give either --job and --steps, or --expected")
+    job = jobfile.load_job(args.job) if args.job else None
+    layers = {layer["name"]: layer for layer in job["layers"]} if job else None
+    rows = reference_rows(job, args.steps) if args.steps else read_rows(args.expected, "expected")
+    comparison = Comparison(layers, args.tolerance).run(keyed(rows), keyed(read_rows(args.result)))
+    return 0 if comparison.report() else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds attention step batches from NumPy arrays; as a command, writes a random demo file and its job file.
+
+Example::
+
+    from broadhead_samples.produce import BlockAllocator, StepBatchBuilder, write_ipc
+
+    blocks = BlockAllocator(num_blocks=256, block_size=16, seed=0)
+    step = StepBatchBuilder(dtype="float16", layer="model.layers.0.self_attn")
+    slots = blocks.append("request-1", len(key))
+    step.add("request-1", query=query, key=key, value=value, seq_len=blocks.length("request-1"),
+             slot_mapping=slots, block_table=blocks.table("request-1"))
+    write_ipc("steps.arrow", [step.build()])
+"""
+
+import argparse
+import pathlib
+
+import numpy as np
+import pyarrow as pa
+
+from broadhead_samples import dtypes, jobfile
+
+EXAMPLE = """\
+example:
+  broadhead-produce --dtype bfloat16 --heads 8 --kv-heads 2 --head-size 64 demo
+  java -jar flink-job/target/broadhead.jar attend --job demo/job.yaml \\
+      --input demo/steps.arrow --output out.arrow
+  broadhead-check --job demo/job.yaml --steps demo/steps.arrow out.arrow
+"""
+
+
+def tensor_type(dtype, shape):
+    """The Arrow type of one tensor: arrow.fixed_shape_tensor of `shape` over the storage of `dtype`."""
+    return pa.fixed_shape_tensor(pa.from_numpy_dtype(dtypes.STORAGE[dtype][0]), tuple(shape))
+
+
+def tensor_list(rows, shape, dtype, name, nullable=False):
+    """A column list<tensor[shape]> from one array [n, *shape] a row (None: a null list).
+
+    Values may be floating point (rounded to `dtype`) or already the stored bits. Returns (field, array).
+    """
+    width = int(np.prod(shape))
+    parts = [
+        np.empty((0, width), dtypes.STORAGE[dtype][0])
+        if row is None
+        else dtypes.encode(_of_shape(row, shape, name, i), dtype).reshape(-1, width)
+        for i, row in enumerate(rows)
+    ]
+    offsets = np.cumsum([0] + [len(part) for part in parts]).astype(np.int32)
+    flat = pa.array(np.concatenate([part.reshape(-1) for part in parts]))
+    tensors = pa.ExtensionArray.from_storage(
+        tensor_type(dtype, shape), pa.FixedSizeListArray.from_arrays(flat, width)
+    )
+    list_type = pa.list_(pa.field("item", tensors.type, nullable=False))
+    mask = pa.array([row is None for row in rows]) if any(row is None for row in rows) else None
+    column = pa.ListArray.from_arrays(pa.array(offsets), tensors, type=list_type, mask=mask)
+    logical = dtypes.STORAGE[dtype][1]
+    metadata = {"dtype": logical} if logical else None
+    return pa.field(name, list_type, nullable=nullable or mask is not None, metadata=metadata), column
+
+
+def int_list(rows, item_type, name):
+    """A column list<item_type> from one sequence of integers a row (None: empty). Returns (field, array)."""
+    parts = [np.asarray([] if row is None else row, np.int64) for row in rows]
+    offsets = np.cumsum([0] + [len(part) for part in parts]).astype(np.int32)
+    values = pa.array(np.concatenate(parts), pa.int64()).cast(item_type)
+    list_type = pa.list_(pa.field("item", item_type, nullable=False))
+    return pa.field(name, list_type, nullable=False), pa.ListArray.from_arrays(
+        pa.array(offsets), values, type=list_type
+    )
+
+
+def _of_shape(row, shape, name, index):
+    row = np.asarray(row)
+    if row.shape[1:] != tuple(shape):
+        expected = ", ".join(["n", *map(str, shape)])
+        raise ValueError(f"column {name}, row {index}: expected [{expected}], got {list(row.shape)}")
+    return row
+
+
+class BlockAllocator:
+    """Hands out KV cache blocks in a shuffled order and keeps each sequence's block table.
+
+    One allocator serves all layers whose sequences have the same lengths; every layer has a cache of its own,
+    so block 7 of one layer is not block 7 of another. Not thread-safe.
+    """
+
+    def __init__(self, num_blocks, block_size, seed=None):
+        """Shuffles the `num_blocks` free blocks with `seed`; without a seed they are handed out in order."""
+        self.num_blocks, self.block_size = num_blocks, block_size
+        order = np.arange(num_blocks) if seed is None else np.random.default_rng(seed).permutation(num_blocks)
+        self._free = [int(block) for block in order[::-1]]
+        self._tables = {}
+        self._lengths = {}
+
+    def append(self, sequence_id, n):
+        """Reserves slots for `n` more tokens of a sequence; returns the slots, int64 [n]."""
+        table = self._tables.setdefault(sequence_id, [])
+        start = self._lengths.get(sequence_id, 0)
+        while len(table) * self.block_size < start + n:
+            if not self._free:
+                raise ValueError(f"all {self.num_blocks} blocks of {self.block_size} tokens are in use")
+            table.append(self._free.pop())
+        self._lengths[sequence_id] = start + n
+        positions = np.arange(start, start + n)
+        return np.asarray(table, np.int64)[positions // self.block_size] * self.block_size + (
+            positions % self.block_size
+        )
+
+    def length(self, sequence_id):
+        """Tokens of the sequence so far."""
+        return self._lengths.get(sequence_id, 0)
+
+    def table(self, sequence_id):
+        """The sequence's block table, int32 [ceil(length / block_size)]."""
+        return np.asarray(self._tables.get(sequence_id, []), np.int32)
+
+    def free(self, sequence_id):
+        """Gives the sequence's blocks back."""
+        self._free.extend(reversed(self._tables.pop(sequence_id, [])))
+        self._lengths.pop(sequence_id, None)
+
+
+class StepBatchBuilder:
+    """Collects the rows of one step batch: one step of one layer, one row a sequence.
+
+    Columns that no row gives are left out of the batch. Shapes of one row, with n_q query tokens and n_k new
+    tokens:
+
+    =============== ======================================================================================
+    query           [n_q, num_heads, head_size], floats or stored bits
+    key, value      [n_k, num_kv_heads, head_size], or None: nothing to write
+    seq_len         int, tokens in the cache after this step's update
+    slot_mapping    [n_k] integers, block * block_size + offset, negative: skipped (external block tables)
+    block_table     [>= ceil(seq_len / block_size)] integers (external block tables)
+    position        [n_q] integers, [n_k] in a row without queries (layers with rope)
+    end_of_sequence bool (managed block tables)
+    =============== ======================================================================================
+
+    Every other keyword argument of `add` becomes a column that passes through to the result.
+    """
+
+    def __init__(self, dtype="float32", layer=None):
+        """`dtype` is float32, float16 or bfloat16; `layer` is the layer's name in the job file."""
+        if dtype not in ("float32", "float16", "bfloat16"):
+            raise ValueError(f"dtype: expected float32, float16 or bfloat16, got {dtype}")
+        self.dtype, self.layer = dtype, layer
+        self._rows = []
+
+    def __len__(self):
+        return len(self._rows)
+
+    def add(self, sequence_id, *, query=None, key=None, value=None, seq_len=None, **columns):
+        """Adds one row; see the class for names and shapes. Returns the builder."""
+        if (key is None) != (value is None) or (key is not None and len(key) != len(value)):
+            raise ValueError(f"row {len(self._rows)}: key and value must have the same number of tokens")
+        slots, keys = columns.get("slot_mapping"), 0 if key is None else len(key)
+        if slots is not None and len(slots) != keys:
+            raise ValueError(f"row {len(self._rows)}: slot_mapping has {len(slots)} entries for {keys} keys")
+        named = {"query": query, "key": key, "value": value, "seq_len": seq_len}
+        self._rows.append({"sequence_id": sequence_id, **named, **columns})
+        return self
+
+    def build(self, num_heads=None, num_kv_heads=None, head_size=None):
+        """The rows as a pyarrow.RecordBatch.
+
+        The sizes are taken from the arrays; give them for a batch in which no row has any.
+        """
+        names = list(dict.fromkeys(name for row in self._rows for name in row))
+        fields, arrays = [], []
+
+        def put(field, array):
+            fields.append(field)
+            arrays.append(array)
+
+        ids = [row["sequence_id"] for row in self._rows]
+        id_type = pa.utf8() if ids and isinstance(ids[0], str) else pa.int64()
+        put(pa.field("sequence_id", id_type, nullable=False), pa.array(ids, id_type))
+        if self.layer is not None:
+            put(pa.field("layer", pa.utf8(), nullable=False), pa.array([self.layer] * len(ids), pa.utf8()))
+        for name in names:
+            values = [row.get(name) for row in self._rows]
+            if name == "sequence_id" or all(value is None for value in values):
+                continue
+            if name in ("query", "key", "value"):
+                heads = num_heads if name == "query" else num_kv_heads
+                first = next(value for value in values if value is not None)
+                shape = (heads or first.shape[1], head_size or first.shape[2])
+                put(*tensor_list(values, shape, self.dtype, name))
+            elif name == "seq_len":
+                put(pa.field(name, pa.int32(), nullable=False), pa.array(values, pa.int32()))
+            elif name in ("slot_mapping", "block_table", "position"):
+                put(*int_list(values, pa.int64() if name == "slot_mapping" else pa.int32(), name))
+            elif name == "end_of_sequence":
+                values = [bool(value) for value in values]
+                put(pa.field(name, pa.bool_(), nullable=False), pa.array(values))
+            else:
+                array = pa.array(values)
+                put(pa.field(name, array.type), array)
+        return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def write_ipc(path, batches, kind="file", compression=None):
+    """Writes record batches of one schema as an Arrow IPC file or stream; compression None, lz4 or zstd."""
+    batches = iter(batches)
+    first = next(batches)
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    create = pa.ipc.new_file if kind == "file" else pa.ipc.new_stream
+    with pa.OSFile(str(path), "wb") as sink, create(sink, first.schema, options=options) as writer:
+        writer.write_batch(first)
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def demo_job(args, rng):
+    """The job (dict) that the command line describes."""
+    layers = []
+    for i in range(args.layers):
+        layer = {"name": f"model.layers.{i}.self_attn", "num_heads": args.heads}
+        layer |= {"num_kv_heads": args.kv_heads, "head_size": args.head_size}
+        if args.scale is not None:
+            layer["scale"] = args.scale
+        if args.attn_type != "decoder":
+            layer["attn_type"] = args.attn_type
+        for key in ("sliding_window", "logits_soft_cap", "output_scale", "k_scale", "v_scale"):
+            if getattr(args, key) is not None:
+                layer[key] = getattr(args, key)
+        if args.alibi:
+            layer["alibi_slopes"] = [round(2 ** (-8 * (h + 1) / args.heads), 6) for h in range(args.heads)]
+        if args.sinks:
+            layer["sinks"] = [round(float(x), 4) for x in rng.normal(0, 1.5, args.heads)]
+        if args.kv_cache_dtype != "auto":
+            layer["kv_cache_dtype"] = args.kv_cache_dtype
+        if args.share_kv and i > 0:
+            layer["kv_sharing_target_layer_name"] = layers[0]["name"]
+        if args.rope:
+            rotary_dim = args.rotary_dim or args.head_size
+            layer["rope"] = {"rotary_dim": rotary_dim, "max_position": 4096, "base": 10000.0}
+            layer["rope"]["is_neox"] = args.rope == "neox"
+        if args.return_lse:
+            layer["return_lse"] = True
+        layers.append(layer)
+    kv_cache = {"block_size": args.block_size, "num_blocks": args.num_blocks, "dtype": "auto"}
+    return {"kv_cache": kv_cache, "layers": layers}
+
+
+def demo_batches(args, job, rng):
+    """Yields random step batches: prompts in chunks, then decode steps, mixed, one batch a step and layer.
+
+    Query, key and value are N(0, 1).
+    """
+    kind, h, hkv, d = args.attn_type, args.heads, args.kv_heads, args.head_size
+    external = kind in ("decoder", "encoder_decoder") and not args.managed
+    blocks = BlockAllocator(args.num_blocks, args.block_size, seed=args.seed) if external else None
+    prompts = rng.integers(1, args.max_prompt + 1, args.sequences)
+    starts = rng.integers(0, max(1, args.steps // 2), args.sequences)
+    done = [0] * args.sequences
+    cross = [0] * args.sequences
+    names = [f"seq-{s}" if args.string_ids else 1000 + s for s in range(args.sequences)]
+    for step in range(args.steps):
+        rows = []
+        for s in range(args.sequences):
+            if step < starts[s]:
+                continue
+            n = int(min(args.chunk, prompts[s] - done[s])) if done[s] < prompts[s] else 1
+            n_k = n
+            if kind == "encoder_decoder":
+                n_k = 0 if cross[s] else int(rng.integers(1, args.max_prompt + 1))
+                cross[s] += n_k
+            slots = blocks.append(s, n_k) if external else None
+            rows.append((s, n, n_k, done[s], slots))
+            done[s] += n
+        if not rows:
+            continue
+        for layer in job["layers"]:
+            builder = StepBatchBuilder(dtype=args.dtype, layer=layer["name"])
+            shares = "kv_sharing_target_layer_name" in layer
+            for s, n, n_k, start, slots in rows:
+                columns = {"step": step}
+                write = n_k and not (shares and not args.rope)
+                length = cross[s] if kind == "encoder_decoder" else start + n
+                if kind.startswith("encoder") and kind != "encoder_decoder":
+                    length = n
+                if external:
+                    columns["slot_mapping"] = slots if write else []
+                    columns["block_table"] = blocks.table(s)
+                elif args.managed:
+                    columns["end_of_sequence"] = step == args.steps - 1
+                if "rope" in layer:
+                    columns["position"] = np.arange(start, start + n)
+                builder.add(
+                    names[s],
+                    query=rng.standard_normal((n, h, d), np.float32),
+                    key=rng.standard_normal((n_k, hkv, d), np.float32) if write else None,
+                    value=rng.standard_normal((n_k, hkv, d), np.float32) if write else None,
+                    seq_len=length,
+                    **columns,
+                )
+            yield builder.build(h, hkv, d)
+
+
+def one_schema(batches):
+    """Splits batches into groups of equal schemas, in order of first appearance: [(schema, [batch])]."""
+    groups = []
+    for batch in batches:
+        for schema, group in groups:
+            if schema.equals(batch.schema, check_metadata=True):
+                group.append(batch)
+                break
+        else:
+            groups.append((batch.schema, [batch]))
+    return groups
+
+
+def write_steps(folder, stem, batches, kind="file", compression=None):
+    """Writes `stem`.arrow, or a folder `stem`/ of numbered files if the batches have several schemas.
+
+    The order of the batches is kept within each schema. Returns the path.
+    """
+    groups = one_schema(batches)
+    if len(groups) == 1:
+        path = pathlib.Path(folder) / f"{stem}.arrow"
+        write_ipc(path, groups[0][1], kind, compression)
+        return path
+    path = pathlib.Path(folder) / stem
+    path.mkdir(parents=True, exist_ok=True)
+    for i, (_, group) in enumerate(groups):
+        write_ipc(path / f"{i:02d}.arrow", group, kind, compression)
+    return path
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="broadhead-produce",
+        description="Writes random step batches (prefill chunks and decode steps mixed) and their job file.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("output", help="folder to write job.yaml and steps.arrow to")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float16")
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--kv-heads", type=int, default=2)
+    parser.add_argument("--head-size", type=int, default=64)
+    parser.add_argument("--block-size", type=int, default=16)
+    parser.add_argument("--num-blocks", type=int, default=256)
+    parser.add_argument("--sequences", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--max-prompt", type=int, default=100, help="longest prompt, tokens")
+    parser.add_argument("--chunk", type=int, default=32, help="most prompt tokens of a sequence in one step")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--format", choices=["file", "stream"], default="file")
+    parser.add_argument("--compression", choices=["none", "lz4", "zstd"], default="none")
+    parser.add_argument("--managed", action="store_true", help="leave block_table and slot_mapping out")
+    parser.add_argument("--string-ids", action="store_true", help="utf8 sequence ids instead of int64")
+    layer = parser.add_argument_group("layer options (see the job file reference)")
+    layer.add_argument(
+        "--attn-type", choices=["decoder", "encoder", "encoder_only", "encoder_decoder"], default="decoder"
+    )
+    layer.add_argument("--scale", type=float)
+    layer.add_argument("--sliding-window", type=int)
+    layer.add_argument("--logits-soft-cap", type=float)
+    layer.add_argument("--alibi", action="store_true")
+    layer.add_argument("--sinks", action="store_true")
+    layer.add_argument(
+        "--kv-cache-dtype",
+        choices=["auto", "float16", "bfloat16", "float32", "fp8", "fp8_e4m3", "fp8_e5m2"],
+        default="auto",
+    )
+    layer.add_argument("--k-scale", type=float)
+    layer.add_argument("--v-scale", type=float)
+    layer.add_argument("--output-scale", type=float)
+    layer.add_argument("--rope", choices=["neox", "gptj"])
+    layer.add_argument("--rotary-dim", type=int, help="default: the head size")
+    layer.add_argument("--share-kv", action="store_true", help="later layers read the first one's cache")
+    layer.add_argument("--return-lse", action="store_true")
+    return parser
+
+
+def main(argv=None):
+    """Command line entry; returns the exit code."""
+    args = _parser().parse_args(argv)
+    rng = np.random.default_rng(args.seed)
+    job = demo_job(args, rng)
+    folder = pathlib.Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    compression = None if args.compression == "none" else args.compression
+    batches = list(demo_batches(args, job, rng))
+    (folder / "job.yaml").write_text(jobfile.dump_job(job), encoding="utf-8")
+    path = write_steps(folder, "steps", batches, args.format, compression)
+    rows = sum(batch.num_rows for batch in batches)
+    print(f"{path}: {len(batches)} batches, {rows} rows; {folder / 'job.yaml'}: {len(job['layers'])} layers")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
