@@ -10,8 +10,8 @@ import org.apache.arrow.memory.RootAllocator;
 import org.apache.arrow.memory.util.MemoryUtil;
 
 /**
- * Arrow allocators whose buffers start at a multiple of {@value #ALIGNMENT} bytes, which Arrow's own
- * managers do not promise and wide vector instructions want.
+ * Arrow allocators whose buffers start at a multiple of {@value #ALIGNMENT} bytes, which Arrow's
+ * own managers do not promise and wide vector instructions want.
  *
  * <p>Allocators are safe for use from several threads. Whoever opens one closes it; closing throws
  * if a buffer is still in use, and the message names the allocator.
@@ -46,7 +46,8 @@ public final class Allocators {
     return parent.newChildAllocator(name, 0, parent.getLimit());
   }
 
-  static long roundUp(long size) {
+  /** The smallest multiple of {@link #ALIGNMENT} that is not below {@code size}. */
+  public static long roundUp(long size) {
     return (size + ALIGNMENT - 1) & -ALIGNMENT;
   }
 

@@ -101,8 +101,7 @@ public final class ArrowBatch implements AutoCloseable {
         release(buffers);
       }
     }
-    return new ArrowBatch(
-        schema, (int) rows, lengths, nullCounts, buffers, bytesCopied, received);
+    return new ArrowBatch(schema, (int) rows, lengths, nullCounts, buffers, bytesCopied, received);
   }
 
   /**

@@ -8,7 +8,8 @@ import org.apache.arrow.memory.ArrowBuf;
  * Reads values of one column, or of one of its children, straight from a batch's buffers. Meant for
  * the few values a row that planning needs (layer, sequence ids, lengths), not for tensors.
  *
- * <p>Owns nothing: valid while its batch is. Indexes are not checked beyond the buffers' own bounds.
+ * <p>Owns nothing: valid while its batch is. Indexes are not checked beyond the buffers' own
+ * bounds.
  */
 public final class ArrowColumn {
   private final ArrowBatch batch;

@@ -20,8 +20,8 @@ import org.apache.arrow.vector.types.pojo.Schema;
  * each column's nodes and buffers lie in a record batch.
  *
  * <p>Immutable and interned by its bytes: two equal schemas in one JVM are the same object as long
- * as one of them is in use. Names are unique, and only layouts that {@link BatchRows} can take apart
- * are allowed: no dictionary encoding, no unions, no run-end encoding, no views.
+ * as one of them is in use. Names are unique, and only layouts that {@link BatchRows} can take
+ * apart are allowed: no dictionary encoding, no unions, no run-end encoding, no views.
  */
 public final class BatchSchema {
   private static final Map<BatchSchema, WeakReference<BatchSchema>> INTERNED = new WeakHashMap<>();

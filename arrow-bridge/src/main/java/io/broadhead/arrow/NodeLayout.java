@@ -66,7 +66,15 @@ record NodeLayout(
     return switch (field.getType().getTypeID()) {
       case Null -> Kind.NULL;
       case Bool -> Kind.BIT;
-      case Int, FloatingPoint, Decimal, Date, Time, Timestamp, Interval, Duration, FixedSizeBinary ->
+      case Int,
+          FloatingPoint,
+          Decimal,
+          Date,
+          Time,
+          Timestamp,
+          Interval,
+          Duration,
+          FixedSizeBinary ->
           Kind.FIXED;
       case Utf8, Binary -> Kind.VAR32;
       case LargeUtf8, LargeBinary -> Kind.VAR64;
@@ -89,7 +97,15 @@ record NodeLayout(
       return list.getListSize();
     }
     return switch (type.getTypeID()) {
-      case Int, FloatingPoint, Decimal, Date, Time, Timestamp, Interval, Duration, FixedSizeBinary ->
+      case Int,
+          FloatingPoint,
+          Decimal,
+          Date,
+          Time,
+          Timestamp,
+          Interval,
+          Duration,
+          FixedSizeBinary ->
           org.apache.arrow.vector.TypeLayout.getTypeLayout(type)
                   .getBufferLayouts()
                   .get(1)

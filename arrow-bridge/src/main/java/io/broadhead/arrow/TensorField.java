@@ -81,9 +81,7 @@ public record TensorField(DType dtype, List<Integer> shape, boolean canonical) {
     Map<String, String> columnMetadata =
         dtype.isArrowNative() ? Map.of() : Map.of(DTYPE_KEY, dtype.label());
     return new Field(
-        name,
-        new FieldType(nullable, new ArrowType.List(), null, columnMetadata),
-        List.of(tensor));
+        name, new FieldType(nullable, new ArrowType.List(), null, columnMetadata), List.of(tensor));
   }
 
   /**

@@ -29,10 +29,6 @@ public class broadhead implements InfoMapper {
   public void map(InfoMap infoMap) {
     infoMap
         .put(new Info("BH_API").cppTypes().annotations())
-        .put(
-            new Info("ArrowArray", "ArrowSchema")
-                .cast()
-                .valueTypes("long")
-                .pointerTypes("long"));
+        .put(new Info("ArrowArray", "ArrowSchema").cast().valueTypes("long").pointerTypes("long"));
   }
 }

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.kernel;
+
+import java.util.Objects;
+
+/**
+ * Which backend to open.
+ *
+ * @param backend {@code auto}, or a name that {@link KernelEngine#backends()} lists
+ * @param threads CPU threads of one step, the calling one included; 0: one per core
+ * @param device device index for GPU backends; the CPU ignores it
+ */
+public record EngineConfig(String backend, int threads, int device) {
+  public EngineConfig {
+    Objects.requireNonNull(backend, "backend");
+  }
+
+  /** The best backend that works here, with one thread per core. */
+  public static EngineConfig auto() {
+    return new EngineConfig("auto", 0, 0);
+  }
+}

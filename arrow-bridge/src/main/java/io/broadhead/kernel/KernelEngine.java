@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.kernel;
+
+import static java.nio.charset.StandardCharsets.UTF_8;
+
+import io.broadhead.nativelib.bh_backend_info;
+import io.broadhead.nativelib.bh_engine;
+import io.broadhead.nativelib.bh_engine_info;
+import io.broadhead.nativelib.bh_engine_options;
+import io.broadhead.nativelib.global.broadhead;
+import java.util.ArrayList;
+import java.util.List;
+import org.bytedeco.javacpp.BytePointer;
+
+/**
+ * An opened backend, from which caches and layers are made. Its owner closes it; caches and layers
+ * that are still open keep it alive. Used by one thread at a time.
+ */
+public final class KernelEngine extends NativeHandle {
+  private final bh_engine handle;
+  private final EngineInfo info;
+
+  private KernelEngine(bh_engine handle) {
+    super("engine");
+    this.handle = handle;
+    try (bh_engine_info description = new bh_engine_info()) {
+      broadhead.bh_engine_describe(handle, description);
+      this.info =
+          new EngineInfo(
+              NativeErrors.text(description.backend()),
+              NativeErrors.text(description.tier()),
+              NativeErrors.text(description.device()),
+              NativeErrors.text(description.reason()),
+              description.threads());
+    }
+  }
+
+  /**
+   * Opens a backend.
+   *
+   * @throws KernelException with the reason if it cannot be used here
+   */
+  public static KernelEngine open(EngineConfig config) {
+    NativeLoader.load();
+    bh_engine handle = new bh_engine();
+    try (bh_engine_options options = new bh_engine_options();
+        BytePointer backend = new BytePointer(config.backend(), UTF_8)) {
+      options
+          .struct_size((int) options.sizeof())
+          .backend(backend)
+          .threads(config.threads())
+          .device(config.device());
+      NativeErrors.check(error -> broadhead.bh_engine_create(options, handle, error));
+    }
+    return new KernelEngine(handle);
+  }
+
+  /** Every backend that the library knows, usable here or not. */
+  public static List<BackendInfo> backends() {
+    NativeLoader.load();
+    List<BackendInfo> backends = new ArrayList<>();
+    try (bh_backend_info info = new bh_backend_info()) {
+      for (int i = 0; i < broadhead.bh_backend_count(); i++) {
+        int status = broadhead.bh_backend_describe(i, info);
+        if (status != broadhead.BH_OK) {
+          throw new KernelException(ErrorCode.of(status), -1, "backend " + i + " has no answer");
+        }
+        backends.add(
+            new BackendInfo(
+                NativeErrors.text(info.name()),
+                NativeErrors.text(info.device()),
+                info.usable() != 0,
+                NativeErrors.text(info.reason())));
+      }
+    }
+    return backends;
+  }
+
+  /** Engines, caches, layers and bindings of this JVM that exist and were not yet freed. */
+  public static long liveHandles() {
+    NativeLoader.load();
+    return broadhead.bh_live_handles();
+  }
+
+  /** Which backend, tier and device this is, and why. */
+  public EngineInfo info() {
+    return info;
+  }
+
+  bh_engine handle() {
+    return handle;
+  }
+
+  @Override
+  void destroy() {
+    broadhead.bh_engine_destroy(handle);
+  }
+}

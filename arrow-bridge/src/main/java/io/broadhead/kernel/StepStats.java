@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.kernel;
+
+/**
+ * What a step did. Addresses are those that the kernels read and wrote: equal to the addresses of
+ * the batch's buffers unless bytes were staged.
+ *
+ * @param queryTokens queries attended
+ * @param writtenTokens tokens whose key and value went to the cache
+ * @param bytesInPlace tensor bytes used where they were
+ * @param bytesStaged tensor bytes copied to be used
+ * @param queryAddress first query element, 0 without queries
+ */
+public record StepStats(
+    long queryTokens,
+    long writtenTokens,
+    long bytesInPlace,
+    long bytesStaged,
+    long queryAddress,
+    long keyAddress,
+    long valueAddress,
+    long outputAddress) {}
