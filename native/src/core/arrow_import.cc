@@ -1,0 +1,481 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/arrow_import.h"
+
+#include <algorithm>
+#include <cinttypes>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <string_view>
+
+#include "core/dtype.h"
+#include "core/failure.h"
+
+namespace broadhead {
+namespace {
+
+// ---- schema ----
+
+/// Value of a key in C Data metadata: int32 count, then length-prefixed keys and values.
+std::string_view metadata_value(const char* metadata, std::string_view key) {
+  if (!metadata) return {};
+  auto read_int = [&metadata] {
+    int32_t value;
+    std::memcpy(&value, metadata, sizeof value);
+    metadata += sizeof value;
+    return value;
+  };
+  auto read_text = [&metadata, &read_int] {
+    int32_t length = read_int();
+    std::string_view text(metadata, static_cast<size_t>(length));
+    metadata += length;
+    return text;
+  };
+  for (int32_t left = read_int(); left > 0; --left) {
+    std::string_view name = read_text();
+    std::string_view value = read_text();
+    if (name == key) return value;
+  }
+  return {};
+}
+
+/// The integers of `"key":[...]` in an extension type's JSON; `key` with its quotes.
+std::vector<int64_t> json_integers(std::string_view json, std::string_view key) {
+  std::vector<int64_t> found;
+  size_t at = json.find(key);
+  if (at == std::string_view::npos) return found;
+  size_t open = json.find('[', at);
+  size_t close = json.find(']', at);
+  if (open == std::string_view::npos || close == std::string_view::npos) return found;
+  std::string list(json.substr(open + 1, close - open - 1));
+  for (const char* text = list.c_str(); *text;) {
+    char* end;
+    int64_t value = std::strtoll(text, &end, 10);
+    if (end == text) {
+      ++text;
+    } else {
+      found.push_back(value);
+      text = end;
+    }
+  }
+  return found;
+}
+
+[[noreturn]] void mismatch(const LayerSpec& spec, const char* column, const std::string& expected,
+                           const std::string& got) {
+  throw Failure(BH_SCHEMA_MISMATCH, kNoRow, "layer %s, column %s: expected %s, got %s",
+                spec.name.c_str(), column, expected.c_str(), got.c_str());
+}
+
+std::string tensor_type(int dtype, int heads, int head_size) {
+  std::string element = dtype == BH_BFLOAT16 ? "uint16 with field metadata dtype=bfloat16"
+                                             : std::string(dtype_name(dtype));
+  return "list<tensor[" + std::to_string(heads) + ", " + std::to_string(head_size) + "]> of " +
+         element;
+}
+
+int dtype_of(std::string_view format, bool bfloat16) {
+  if (format == "e") return BH_FLOAT16;
+  if (format == "f") return BH_FLOAT32;
+  if (format == "S" && bfloat16) return BH_BFLOAT16;
+  return 0;
+}
+
+void check_tensor(const LayerSpec& spec, const ArrowSchema& field, int heads) {
+  const int64_t width = int64_t{heads} * spec.head_size;
+  const std::string expected = tensor_type(spec.dtype, heads, spec.head_size);
+  auto bad = [&](const std::string& got) { mismatch(spec, field.name, expected, got); };
+  if (std::strcmp(field.format, "+l") != 0) bad(std::string("format ") + field.format);
+  const ArrowSchema& tensor = *field.children[0];
+  if (std::strncmp(tensor.format, "+w:", 3) != 0) bad(std::string("list of format ") + tensor.format);
+  if (std::strtoll(tensor.format + 3, nullptr, 10) != width) {
+    bad("tensors of " + std::string(tensor.format + 3) + " elements");
+  }
+  std::string_view json = metadata_value(tensor.metadata, "ARROW:extension:metadata");
+  std::vector<int64_t> shape = json_integers(json, "\"shape\"");
+  if (!shape.empty() && shape != std::vector<int64_t>{heads, spec.head_size}) {
+    bad("another shape: " + std::string(json));
+  }
+  std::vector<int64_t> permutation = json_integers(json, "\"permutation\"");
+  if (!std::is_sorted(permutation.begin(), permutation.end())) {
+    bad("permuted tensors: " + std::string(json));
+  }
+  const ArrowSchema& element = *tensor.children[0];
+  bool bfloat16 = false;
+  for (const ArrowSchema* level : {&field, &tensor, &element}) {
+    bfloat16 |= metadata_value(level->metadata, "dtype") == "bfloat16";
+  }
+  int dtype = dtype_of(element.format, bfloat16);
+  if (dtype != spec.dtype) {
+    bad(dtype ? dtype_name(dtype) : std::string("elements of format ") + element.format);
+  }
+}
+
+void check_list(const LayerSpec& spec, const ArrowSchema& field, std::string_view element,
+                const char* expected) {
+  if (std::strcmp(field.format, "+l") != 0) {
+    mismatch(spec, field.name, expected, std::string("format ") + field.format);
+  }
+  if (element.find(field.children[0]->format) == std::string_view::npos) {
+    mismatch(spec, field.name, expected, std::string("list of format ") + field.children[0]->format);
+  }
+}
+
+// ---- arrays ----
+
+bool is_valid(const uint8_t* validity, int64_t bit) {
+  return !validity || (validity[bit >> 3] >> (bit & 7) & 1);
+}
+
+[[noreturn]] void bad_array(const char* column, const char* what, int64_t got, int64_t expected) {
+  throw Failure(BH_INVALID_ARGUMENT, kNoRow, "column %s: %s is %" PRId64 ", expected %" PRId64,
+                column, what, got, expected);
+}
+
+void check_shape(const char* column, const ArrowArray& array, int64_t buffers, int64_t children) {
+  if (array.n_buffers != buffers) bad_array(column, "n_buffers", array.n_buffers, buffers);
+  if (array.n_children != children) bad_array(column, "n_children", array.n_children, children);
+  if (array.length < 0) bad_array(column, "length", array.length, 0);
+  if (array.offset < 0) bad_array(column, "offset", array.offset, 0);
+}
+
+void check_length(const char* column, const char* what, int64_t got, int64_t at_least) {
+  if (got < at_least) {
+    throw Failure(BH_INVALID_ARGUMENT, kNoRow,
+                  "column %s: %s is %" PRId64 ", expected at least %" PRId64, column, what, got,
+                  at_least);
+  }
+}
+
+const void* data_buffer(const char* column, const ArrowArray& array, int64_t length) {
+  if (length > 0 && !array.buffers[1]) {
+    throw Failure(BH_INVALID_ARGUMENT, kNoRow, "column %s: its data buffer is NULL", column);
+  }
+  return array.buffers[1];
+}
+
+ListColumn open_list(const char* name, const ArrowArray& parent, const ArrowArray& list) {
+  check_shape(name, list, 2, 1);
+  check_length(name, "length", list.length, parent.offset + parent.length);
+  ListColumn column;
+  column.name = name;
+  column.first_bit = parent.offset + list.offset;
+  column.validity = list.null_count == 0 ? nullptr : static_cast<const uint8_t*>(list.buffers[0]);
+  auto offsets = static_cast<const int32_t*>(data_buffer(name, list, parent.length));
+  column.offsets = offsets ? offsets + column.first_bit : nullptr;
+  column.child_length = list.children[0]->length;
+  return column;
+}
+
+/// Opens list<T>; `values` gets the address of child element 0.
+template <class T>
+ListColumn open_scalars(const char* name, const ArrowArray& parent, const ArrowArray& list,
+                        const T*& values) {
+  ListColumn column = open_list(name, parent, list);
+  const ArrowArray& child = *list.children[0];
+  check_shape(name, child, 2, 0);
+  if (child.null_count > 0) bad_array(name, "nulls inside lists", child.null_count, 0);
+  auto data = static_cast<const T*>(data_buffer(name, child, child.length));
+  values = data ? data + child.offset : nullptr;
+  return column;
+}
+
+/// Opens list<fixed_size_list<T>[width]>; `values` gets the address of tensor 0.
+ListColumn open_tensors(const char* name, const ArrowArray& parent, const ArrowArray& list,
+                        int64_t width, int dtype, const void*& values) {
+  ListColumn column = open_list(name, parent, list);
+  const ArrowArray& tensors = *list.children[0];
+  check_shape(name, tensors, 1, 1);
+  if (tensors.null_count > 0) bad_array(name, "null tensors", tensors.null_count, 0);
+  const ArrowArray& elements = *tensors.children[0];
+  check_shape(name, elements, 2, 0);
+  if (elements.null_count > 0) bad_array(name, "null elements", elements.null_count, 0);
+  check_length(name, "number of elements", elements.length,
+               (tensors.offset + tensors.length) * width);
+  auto data = static_cast<const char*>(data_buffer(name, elements, elements.length));
+  values = data ? data + (elements.offset + tensors.offset * width) * byte_width(dtype) : nullptr;
+  return column;
+}
+
+}  // namespace
+
+StepColumns find_columns(const LayerSpec& spec, const ArrowSchema& schema) {
+  StepColumns columns;
+  if (std::strcmp(schema.format, "+s") != 0) {
+    mismatch(spec, "(all)", "a struct of columns", std::string("format ") + schema.format);
+  }
+  columns.num_columns = schema.n_children;
+  for (int i = 0; i < schema.n_children; ++i) {
+    const ArrowSchema& field = *schema.children[i];
+    std::string_view name = field.name ? field.name : "";
+    if (name == "query") {
+      check_tensor(spec, field, spec.num_heads);
+      columns.query = i;
+    } else if (name == "key") {
+      check_tensor(spec, field, spec.num_kv_heads);
+      columns.key = i;
+    } else if (name == "value") {
+      check_tensor(spec, field, spec.num_kv_heads);
+      columns.value = i;
+    } else if (name == "seq_len") {
+      if (std::strcmp(field.format, "i") != 0) {
+        mismatch(spec, "seq_len", "int32", std::string("format ") + field.format);
+      }
+      columns.seq_len = i;
+    } else if (name == "slot_mapping") {
+      check_list(spec, field, "l", "list<int64>");
+      columns.slot_mapping = i;
+    } else if (name == "block_table") {
+      check_list(spec, field, "i", "list<int32>");
+      columns.block_table = i;
+    } else if (name == "position") {
+      check_list(spec, field, "il", "list<int32> or list<int64>");
+      columns.position = i;
+      columns.wide_positions = field.children[0]->format[0] == 'l';
+    }
+  }
+  auto need = [&spec](int column, const char* name, const char* type) {
+    if (column == StepColumns::kAbsent) mismatch(spec, name, type, "no such column");
+  };
+  const std::string kv = tensor_type(spec.dtype, spec.num_kv_heads, spec.head_size);
+  const bool has_key = columns.key != StepColumns::kAbsent;
+  const bool has_value = columns.value != StepColumns::kAbsent;
+  if (has_key != has_value || (!spec.uses_cache() && !has_key)) {
+    need(columns.key, "key", kv.c_str());
+    need(columns.value, "value", kv.c_str());
+  }
+  if (spec.uses_cache()) {
+    need(columns.seq_len, "seq_len", "int32");
+    need(columns.block_table, "block_table", "list<int32>");
+    if (has_key && !spec.read_only_cache) need(columns.slot_mapping, "slot_mapping", "list<int64>");
+  }
+  if (spec.rotary_dim > 0) {
+    need(columns.position, "position", "list<int32> or list<int64> (the layer has rope)");
+  }
+  return columns;
+}
+
+ListColumn::Range ListColumn::range(int64_t row) const {
+  if (!is_valid(validity, first_bit + row)) return {0, 0};
+  const int64_t begin = offsets[row];
+  const int64_t end = offsets[row + 1];
+  if (begin < 0 || end < begin || end > child_length) {
+    throw Failure(BH_INVALID_ROW, row,
+                  "column %s, row %" PRId64 ": offsets %" PRId64 " .. %" PRId64
+                  ", expected a rising range within 0 .. %" PRId64,
+                  name, row, begin, end, child_length);
+  }
+  return {begin, end - begin};
+}
+
+StepReader::StepReader(const LayerSpec& spec, const Cache* cache, StepColumns columns)
+    : spec_(spec), cache_(cache), columns_(columns) {}
+
+void StepReader::open(const ArrowArray& batch) {
+  check_shape("(all)", batch, 1, columns_.num_columns);
+  if (batch.null_count > 0) bad_array("(all)", "null rows", batch.null_count, 0);
+  num_rows_ = batch.length;
+  memory_ = Step{};
+  auto child = [&batch](int index) -> const ArrowArray& { return *batch.children[index]; };
+  const int64_t kv_width = int64_t{spec_.num_kv_heads} * spec_.head_size;
+  if (columns_.query != StepColumns::kAbsent) {
+    query_ = open_tensors("query", batch, child(columns_.query),
+                          int64_t{spec_.num_heads} * spec_.head_size, spec_.dtype, memory_.query);
+  }
+  if (columns_.key != StepColumns::kAbsent) {
+    key_ = open_tensors("key", batch, child(columns_.key), kv_width, spec_.dtype, memory_.key);
+    value_ =
+        open_tensors("value", batch, child(columns_.value), kv_width, spec_.dtype, memory_.value);
+  }
+  if (spec_.uses_cache()) {
+    const ArrowArray& seq_len = child(columns_.seq_len);
+    check_shape("seq_len", seq_len, 2, 0);
+    check_length("seq_len", "length", seq_len.length, batch.offset + batch.length);
+    seq_len_first_bit_ = batch.offset + seq_len.offset;
+    seq_len_validity_ =
+        seq_len.null_count == 0 ? nullptr : static_cast<const uint8_t*>(seq_len.buffers[0]);
+    auto lengths = static_cast<const int32_t*>(data_buffer("seq_len", seq_len, batch.length));
+    seq_len_ = lengths ? lengths + seq_len_first_bit_ : nullptr;
+    block_table_ = open_scalars("block_table", batch, child(columns_.block_table), memory_.blocks);
+    if (columns_.slot_mapping != StepColumns::kAbsent) {
+      slot_mapping_ =
+          open_scalars("slot_mapping", batch, child(columns_.slot_mapping), memory_.slots);
+    }
+  }
+  if (spec_.rotary_dim > 0) {
+    const ArrowArray& list = child(columns_.position);
+    position_ = columns_.wide_positions
+                    ? open_scalars("position", batch, list, memory_.positions.wide)
+                    : open_scalars("position", batch, list, memory_.positions.narrow);
+  }
+}
+
+StepRow StepReader::row(int64_t r) const {
+  StepRow row{};
+  auto count_of = [r](const ListColumn& column, int64_t& begin) {
+    if (!column.present()) return int64_t{0};
+    ListColumn::Range range = column.range(r);
+    begin = range.begin;
+    return range.count;
+  };
+  auto bad_count = [r](const char* column, int64_t got, const char* what, int64_t expected) {
+    throw Failure(BH_INVALID_ROW, r,
+                  "column %s, row %" PRId64 ": %" PRId64 " entries, expected %" PRId64 " (%s)",
+                  column, r, got, expected, what);
+  };
+
+  row.num_queries = static_cast<int32_t>(count_of(query_, row.query));
+  row.num_keys = static_cast<int32_t>(count_of(key_, row.key));
+  const int64_t num_values = count_of(value_, row.value);
+  if (num_values != row.num_keys) bad_count("value", num_values, "as many as key", row.num_keys);
+
+  if (spec_.rotary_dim > 0) {
+    const int64_t count = count_of(position_, row.positions);
+    const int64_t expected = row.num_queries > 0 ? row.num_queries : row.num_keys;
+    if (count != expected) bad_count("position", count, "one for each new token", expected);
+    if (row.num_queries > 0 && row.num_keys > 0 && row.num_keys != row.num_queries) {
+      bad_count("key", row.num_keys, "as many as query, since the layer has rope", row.num_queries);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t position = memory_.positions[row.positions + i];
+      if (position < 0 || position >= spec_.max_position) {
+        throw Failure(BH_INVALID_ROW, r,
+                      "column position, row %" PRId64 ": entry %" PRId64 " is %" PRId64
+                      ", expected 0 .. %" PRId64 " (rope.max_position %" PRId64 ")",
+                      r, i, position, spec_.max_position - 1, spec_.max_position);
+      }
+    }
+  }
+  if (!spec_.uses_cache()) {
+    row.seq_len = row.num_keys;
+    return row;
+  }
+
+  if (!is_valid(seq_len_validity_, seq_len_first_bit_ + r)) {
+    throw Failure(BH_INVALID_ROW, r, "column seq_len, row %" PRId64 ": null, expected an int32", r);
+  }
+  row.seq_len = seq_len_[r];
+  const int64_t least = spec_.is_causal() ? row.num_queries : 0;
+  if (row.seq_len < least) {
+    throw Failure(BH_INVALID_ROW, r,
+                  "column seq_len, row %" PRId64 ": %d, expected at least %" PRId64
+                  " (the row's query tokens)",
+                  r, row.seq_len, least);
+  }
+  const int block_size = cache_->options().block_size;
+  const int64_t used = (int64_t{row.seq_len} + block_size - 1) / block_size;
+  const int64_t entries = count_of(block_table_, row.blocks);
+  if (entries < used) {
+    throw Failure(BH_INVALID_ROW, r,
+                  "column block_table, row %" PRId64 ": %" PRId64
+                  " entries, expected at least %" PRId64 " (seq_len %d in blocks of %d)",
+                  r, entries, used, row.seq_len, block_size);
+  }
+  const int64_t num_blocks = cache_->options().num_blocks;
+  const int32_t* blocks = memory_.blocks + row.blocks;
+  uint32_t largest = 0;  // negative ids are large ones
+  for (int64_t i = 0; i < used; ++i) largest = std::max(largest, static_cast<uint32_t>(blocks[i]));
+  if (used > 0 && largest >= static_cast<uint64_t>(num_blocks)) {
+    for (int64_t i = 0; i < used; ++i) {
+      if (blocks[i] >= 0 && blocks[i] < num_blocks) continue;
+      throw Failure(BH_INVALID_ROW, r,
+                    "column block_table, row %" PRId64 ": entry %" PRId64
+                    " is block %d, expected 0 .. %" PRId64 " (num_blocks %" PRId64 ")",
+                    r, i, blocks[i], num_blocks - 1, num_blocks);
+    }
+  }
+  if (row.num_keys > 0 && !spec_.read_only_cache) {
+    const int64_t slots = count_of(slot_mapping_, row.slots);
+    if (slots != row.num_keys) bad_count("slot_mapping", slots, "one for each key", row.num_keys);
+    for (int64_t i = 0; i < slots; ++i) {
+      const int64_t slot = memory_.slots[row.slots + i];
+      if (slot < cache_->num_slots()) continue;
+      throw Failure(BH_INVALID_ROW, r,
+                    "column slot_mapping, row %" PRId64 ": entry %" PRId64 " is slot %" PRId64
+                    ", expected below %" PRId64 " (%" PRId64 " blocks of %d)",
+                    r, i, slot, cache_->num_slots(), num_blocks, block_size);
+    }
+  }
+  return row;
+}
+
+Step StepReader::step() {
+  rows_.resize(static_cast<size_t>(num_rows_));
+  int64_t num_queries = 0;
+  for (int64_t r = 0; r < num_rows_; ++r) {
+    StepRow checked = row(r);
+    checked.output = num_queries;
+    num_queries += checked.num_queries;
+    rows_[static_cast<size_t>(r)] = checked;
+  }
+  Step step = memory_;
+  step.rows = rows_.data();
+  step.num_rows = num_rows_;
+  step.num_queries = num_queries;
+  step.slots_repeat = slots_repeat();
+  return step;
+}
+
+bool StepReader::slots_repeat() {
+  if (!cache_ || spec_.read_only_cache || !memory_.slots) return false;
+  seen_slots_.resize(static_cast<size_t>((cache_->num_slots() + 63) / 64));
+  auto for_each_slot = [this](auto&& visit) {
+    for (const StepRow& row : rows_) {
+      for (int64_t i = 0; i < row.num_keys; ++i) {
+        const int64_t slot = memory_.slots[row.slots + i];
+        if (slot >= 0) visit(seen_slots_[static_cast<size_t>(slot / 64)], uint64_t{1} << slot % 64);
+      }
+    }
+  };
+  bool repeat = false;
+  for_each_slot([&repeat](uint64_t& word, uint64_t bit) {
+    repeat |= (word & bit) != 0;
+    word |= bit;
+  });
+  for_each_slot([](uint64_t& word, uint64_t) { word = 0; });
+  return repeat;
+}
+
+// ---- result ----
+
+namespace {
+
+void* open_result_list(const char* name, const ArrowArray& list, int64_t num_rows, int64_t tensors,
+                       int64_t width) {
+  check_shape(name, list, 2, 1);
+  check_shape(name, *list.children[0], 1, 1);
+  check_shape(name, *list.children[0]->children[0], 2, 0);
+  const ArrowArray& elements = *list.children[0]->children[0];
+  if (list.offset || list.children[0]->offset || elements.offset) {
+    throw Failure(BH_INVALID_ARGUMENT, kNoRow, "result column %s: its arrays must start at offset 0",
+                  name);
+  }
+  check_length(name, "length", list.length, num_rows);
+  check_length(name, "number of tensors", list.children[0]->length, tensors);
+  check_length(name, "number of elements", elements.length, tensors * width);
+  data_buffer(name, list, 1);
+  return const_cast<void*>(data_buffer(name, elements, tensors));
+}
+
+}  // namespace
+
+void open_result(const LayerSpec& spec, const ArrowArray& result, int64_t num_rows, Step& step) {
+  check_shape("(result)", result, 1, spec.return_lse ? 2 : 1);
+  step.output = open_result_list("output", *result.children[0], num_rows, step.num_queries,
+                                 int64_t{spec.num_heads} * spec.head_size);
+  if (spec.return_lse) {
+    step.lse = static_cast<float*>(open_result_list("lse", *result.children[1], num_rows,
+                                                    step.num_queries, spec.num_heads));
+  }
+}
+
+void write_result_offsets(const ArrowArray& result, const Step& step) {
+  for (int64_t c = 0; c < result.n_children; ++c) {
+    auto offsets = static_cast<int32_t*>(const_cast<void*>(result.children[c]->buffers[1]));
+    int32_t end = 0;
+    *offsets++ = end;
+    for (int64_t r = 0; r < step.num_rows; ++r) *offsets++ = end += step.rows[r].num_queries;
+  }
+}
+
+}  // namespace broadhead

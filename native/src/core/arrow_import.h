@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "broadhead/broadhead.h"
+#include "core/backend.h"
+#include "core/layer_spec.h"
+
+namespace broadhead {
+
+/// A C Data structure taken by move: released when it goes out of scope, on every path.
+template <class T>
+class Moved {
+ public:
+  explicit Moved(T* source) : value_(*source) { source->release = nullptr; }
+  ~Moved() {
+    if (value_.release) value_.release(&value_);
+  }
+  Moved(const Moved&) = delete;
+  Moved& operator=(const Moved&) = delete;
+
+  const T& get() const { return value_; }
+
+ private:
+  T value_;
+};
+
+/// Where the columns of a step batch are, found once per schema.
+struct StepColumns {
+  static constexpr int kAbsent = -1;
+  int query = kAbsent;
+  int key = kAbsent;
+  int value = kAbsent;
+  int seq_len = kAbsent;
+  int slot_mapping = kAbsent;
+  int block_table = kAbsent;
+  int position = kAbsent;
+  bool wide_positions = false;
+  int64_t num_columns = 0;
+};
+
+/// Finds and checks the columns that the layer needs. Throws Failure(BH_SCHEMA_MISMATCH) that names
+/// the column, what is expected and what was got.
+StepColumns find_columns(const LayerSpec& spec, const ArrowSchema& schema);
+
+/// A list column: its rows as ranges of its child, each checked as it is read.
+struct ListColumn {
+  const char* name = nullptr;
+  const int32_t* offsets = nullptr;  ///< of row 0
+  const uint8_t* validity = nullptr;
+  int64_t first_bit = 0;
+  int64_t child_length = 0;
+
+  struct Range {
+    int64_t begin;
+    int64_t count;
+  };
+  bool present() const { return name != nullptr; }
+  /// Throws Failure(BH_INVALID_ROW) for offsets that fall or leave the child.
+  Range range(int64_t row) const;
+};
+
+/// Reads the rows of step batches and checks every index in them. One thread at a time; keeps its
+/// buffers between batches, so that steps of one shape allocate nothing.
+class StepReader {
+ public:
+  /// `cache` is NULL for layers without one. Both outlive the reader.
+  StepReader(const LayerSpec& spec, const Cache* cache, StepColumns columns);
+
+  /// Points the reader at a batch. Throws where lengths or buffers do not fit the schema.
+  void open(const ArrowArray& batch);
+
+  int64_t num_rows() const { return num_rows_; }
+
+  /// Checks one row of the open batch; throws Failure(BH_INVALID_ROW).
+  StepRow row(int64_t row) const;
+
+  /// Checks all rows of the open batch and returns the step without its outputs.
+  Step step();
+
+ private:
+  bool slots_repeat();
+
+  const LayerSpec& spec_;
+  const Cache* cache_;
+  StepColumns columns_;
+  int64_t num_rows_ = 0;
+  ListColumn query_, key_, value_, slot_mapping_, block_table_, position_;
+  Step memory_;  ///< buffers of the open batch
+  const int32_t* seq_len_ = nullptr;
+  const uint8_t* seq_len_validity_ = nullptr;
+  int64_t seq_len_first_bit_ = 0;
+  std::vector<StepRow> rows_;
+  std::vector<uint64_t> seen_slots_;  ///< one bit per slot, all zero between steps
+};
+
+/// Points a step at the caller's result array: `output` and, with return_lse, `lse`. Throws
+/// Failure(BH_INVALID_ARGUMENT) where it is too small.
+void open_result(const LayerSpec& spec, const ArrowArray& result, int64_t num_rows, Step& step);
+
+/// Writes the list offsets of the result's columns.
+void write_result_offsets(const ArrowArray& result, const Step& step);
+
+}  // namespace broadhead

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/backend.h"
+
+#include <cstring>
+#include <string>
+
+#include "core/failure.h"
+#include "cpu/cpu_backend.h"
+
+namespace broadhead {
+
+const std::vector<const Backend*>& backends() {
+  static const std::vector<const Backend*> all = {&cpu_backend()};
+  return all;
+}
+
+std::unique_ptr<Engine> open_engine(const bh_engine_options& options) {
+  const char* wanted = options.backend ? options.backend : "auto";
+  bool any = std::strcmp(wanted, "auto") == 0;
+  std::string known = "auto";
+  for (const Backend* backend : backends()) {
+    bh_backend_info info = backend->describe();
+    known += std::string(", ") + info.name;
+    if (any ? info.usable == 0 : std::strcmp(wanted, info.name) != 0) continue;
+    if (!info.usable) {
+      throw Failure(BH_UNSUPPORTED, kNoRow, "backend %s is not usable here: %s", info.name,
+                    info.reason);
+    }
+    return backend->open(options);
+  }
+  throw Failure(BH_INVALID_ARGUMENT, kNoRow, "backend must be one of %s, got '%s'", known.c_str(),
+                wanted);
+}
+
+}  // namespace broadhead

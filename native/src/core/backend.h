@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "broadhead/broadhead.h"
+#include "core/layer_spec.h"
+#include "core/step.h"
+
+namespace broadhead {
+
+/// The pool of blocks of one or more layers, in the backend's own layout.
+class Cache {
+ public:
+  explicit Cache(const bh_cache_options& options) : options_(options) {}
+  virtual ~Cache() = default;
+  Cache(const Cache&) = delete;
+  Cache& operator=(const Cache&) = delete;
+
+  const bh_cache_options& options() const { return options_; }
+  int64_t num_slots() const { return options_.num_blocks * options_.block_size; }
+  virtual int64_t bytes() const = 0;
+  virtual void read_block(int64_t block, void* key, void* value) const = 0;
+  virtual void write_block(int64_t block, const void* key, const void* value) = 0;
+  virtual void copy_block(int64_t source, int64_t target) = 0;
+
+ private:
+  bh_cache_options options_;
+};
+
+/// One layer, ready to run on its backend.
+class Layer {
+ public:
+  virtual ~Layer() = default;
+  /// Updates the cache, then attends. Every index in `step` has been checked.
+  virtual void run(const Step& step, bh_step_stats& stats) = 0;
+};
+
+/// A backend opened on a device with its threads.
+class Engine {
+ public:
+  virtual ~Engine() = default;
+  virtual bh_engine_info info() const = 0;
+  virtual std::unique_ptr<Cache> create_cache(const bh_cache_options& options) = 0;
+  /// Throws Failure(BH_UNSUPPORTED) with the reason where the backend cannot run the layer.
+  virtual void check_supported(const LayerSpec& spec, int cache_dtype, int block_size) const = 0;
+  /// `spec` and `cache` (NULL for encoder types) outlive the layer.
+  virtual std::unique_ptr<Layer> create_layer(const LayerSpec& spec, Cache* cache) = 0;
+};
+
+/// One entry of the registry.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual bh_backend_info describe() const = 0;
+  virtual std::unique_ptr<Engine> open(const bh_engine_options& options) const = 0;
+};
+
+/// Every backend of this library, the preferred one first.
+const std::vector<const Backend*>& backends();
+
+/// Opens the named backend; for "auto" the first one that is usable here.
+std::unique_ptr<Engine> open_engine(const bh_engine_options& options);
+
+}  // namespace broadhead

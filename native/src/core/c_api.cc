@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: Apache-2.0
+// The C ABI: handles, and the guard that turns exceptions into statuses.
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "broadhead/broadhead.h"
+#include "core/arrow_import.h"
+#include "core/backend.h"
+#include "core/dtype.h"
+#include "core/failure.h"
+#include "core/layer_spec.h"
+
+namespace {
+
+std::atomic<int64_t> live_handles{0};
+
+/// Counts a handle for as long as it lives.
+struct Counted {
+  Counted() { live_handles.fetch_add(1, std::memory_order_relaxed); }
+  ~Counted() { live_handles.fetch_sub(1, std::memory_order_relaxed); }
+  Counted(const Counted&) = delete;
+  Counted& operator=(const Counted&) = delete;
+};
+
+}  // namespace
+
+struct bh_engine : Counted {
+  std::unique_ptr<broadhead::Engine> engine;
+};
+
+struct bh_cache : Counted {
+  std::unique_ptr<broadhead::Cache> cache;
+};
+
+struct bh_layer : Counted {
+  broadhead::LayerSpec spec;
+  broadhead::Cache* cache = nullptr;
+  std::unique_ptr<broadhead::Layer> layer;
+};
+
+struct bh_binding : Counted {
+  bh_binding(bh_layer* bound, broadhead::StepColumns columns)
+      : layer(bound), reader(bound->spec, bound->cache, columns) {}
+  bh_layer* layer;
+  broadhead::StepReader reader;
+};
+
+namespace {
+
+using broadhead::Failure;
+using broadhead::kNoRow;
+
+int32_t report(bh_error* error, int32_t code, int64_t row, const char* message) {
+  if (error) {
+    error->code = code;
+    error->row = row;
+    std::strncpy(error->message, message, sizeof error->message - 1);
+    error->message[sizeof error->message - 1] = '\0';
+  }
+  return code;
+}
+
+template <class Body>
+int32_t guarded(bh_error* error, Body&& body) noexcept {
+  try {
+    body();
+    return BH_OK;
+  } catch (const Failure& failure) {
+    return report(error, failure.code(), failure.row(), failure.what());
+  } catch (const std::bad_alloc&) {
+    return report(error, BH_OUT_OF_MEMORY, kNoRow, "out of host memory");
+  } catch (const std::exception& unexpected) {
+    return report(error, BH_INTERNAL, kNoRow, unexpected.what());
+  }
+}
+
+void need(const void* argument, const char* name) {
+  if (!argument) throw Failure(BH_INVALID_ARGUMENT, kNoRow, "%s must not be NULL", name);
+}
+
+void release_borrowed(ArrowArray* array) {
+  for (int64_t i = 0; i < array->n_children; ++i) {
+    ArrowArray* child = array->children[i];
+    if (child->release) child->release(child);
+  }
+  array->release = nullptr;
+}
+
+void check_cache_shape(const broadhead::LayerSpec& spec, const broadhead::Cache* cache) {
+  broadhead::check_layer_cache(spec, cache ? cache->options().dtype : 0,
+                               cache ? cache->options().block_size : 0);
+  if (!cache) return;
+  const bh_cache_options& pool = cache->options();
+  if (pool.num_kv_heads != spec.num_kv_heads || pool.head_size != spec.head_size) {
+    throw Failure(BH_INVALID_ARGUMENT, kNoRow,
+                  "%s: the cache holds %d KV heads of %d, expected %d of %d", spec.name.c_str(),
+                  pool.num_kv_heads, pool.head_size, spec.num_kv_heads, spec.head_size);
+  }
+}
+
+void check_block(const broadhead::Cache& cache, int64_t block) {
+  if (block < 0 || block >= cache.options().num_blocks) {
+    throw Failure(BH_INVALID_ARGUMENT, kNoRow, "block is %lld, expected 0 .. %lld",
+                  static_cast<long long>(block),
+                  static_cast<long long>(cache.options().num_blocks - 1));
+  }
+}
+
+}  // namespace
+
+int32_t bh_abi_version(void) { return BH_ABI_VERSION; }
+
+int32_t bh_backend_count(void) { return static_cast<int32_t>(broadhead::backends().size()); }
+
+int32_t bh_backend_describe(int32_t index, bh_backend_info* info) {
+  return guarded(nullptr, [&] {
+    need(info, "info");
+    if (index < 0 || index >= bh_backend_count()) {
+      throw Failure(BH_INVALID_ARGUMENT, kNoRow, "no backend %d", index);
+    }
+    *info = broadhead::backends()[static_cast<size_t>(index)]->describe();
+  });
+}
+
+int32_t bh_engine_create(const bh_engine_options* options, bh_engine** engine, bh_error* error) {
+  return guarded(error, [&] {
+    need(options, "options");
+    need(engine, "engine");
+    if (options->struct_size != sizeof *options) {
+      throw Failure(BH_INVALID_ARGUMENT, kNoRow, "bh_engine_options.struct_size must be %zu, got %u",
+                    sizeof *options, options->struct_size);
+    }
+    if (options->threads < 0) {
+      throw Failure(BH_INVALID_ARGUMENT, kNoRow,
+                    "threads must be at least 1 (0: one per core), got %d", options->threads);
+    }
+    auto handle = std::make_unique<bh_engine>();
+    handle->engine = broadhead::open_engine(*options);
+    *engine = handle.release();
+  });
+}
+
+int32_t bh_engine_describe(const bh_engine* engine, bh_engine_info* info) {
+  return guarded(nullptr, [&] {
+    need(engine, "engine");
+    need(info, "info");
+    *info = engine->engine->info();
+  });
+}
+
+void bh_engine_destroy(bh_engine* engine) { delete engine; }
+
+int32_t bh_cache_create(bh_engine* engine, const bh_cache_options* options, bh_cache** cache,
+                        bh_error* error) {
+  return guarded(error, [&] {
+    need(engine, "engine");
+    need(options, "options");
+    need(cache, "cache");
+    broadhead::check_cache(*options);
+    auto handle = std::make_unique<bh_cache>();
+    handle->cache = engine->engine->create_cache(*options);
+    *cache = handle.release();
+  });
+}
+
+int64_t bh_cache_bytes(const bh_cache* cache) { return cache ? cache->cache->bytes() : 0; }
+
+int64_t bh_cache_block_bytes(const bh_cache* cache) {
+  if (!cache) return 0;
+  const bh_cache_options& pool = cache->cache->options();
+  return int64_t{pool.block_size} * pool.num_kv_heads * pool.head_size *
+         broadhead::byte_width(pool.dtype);
+}
+
+int32_t bh_cache_read_block(const bh_cache* cache, int64_t block, void* key, void* value,
+                            bh_error* error) {
+  return guarded(error, [&] {
+    need(cache, "cache");
+    need(key, "key");
+    need(value, "value");
+    check_block(*cache->cache, block);
+    cache->cache->read_block(block, key, value);
+  });
+}
+
+int32_t bh_cache_write_block(bh_cache* cache, int64_t block, const void* key, const void* value,
+                             bh_error* error) {
+  return guarded(error, [&] {
+    need(cache, "cache");
+    need(key, "key");
+    need(value, "value");
+    check_block(*cache->cache, block);
+    cache->cache->write_block(block, key, value);
+  });
+}
+
+int32_t bh_cache_copy_blocks(bh_cache* cache, const int64_t* source, const int64_t* target,
+                             int64_t count, bh_error* error) {
+  return guarded(error, [&] {
+    need(cache, "cache");
+    if (count > 0) {
+      need(source, "source");
+      need(target, "target");
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      check_block(*cache->cache, source[i]);
+      check_block(*cache->cache, target[i]);
+    }
+    for (int64_t i = 0; i < count; ++i) cache->cache->copy_block(source[i], target[i]);
+  });
+}
+
+void bh_cache_destroy(bh_cache* cache) { delete cache; }
+
+int32_t bh_layer_supported(const bh_engine* engine, const bh_layer_options* options,
+                           int32_t cache_dtype, int32_t block_size, bh_error* error) {
+  return guarded(error, [&] {
+    need(engine, "engine");
+    need(options, "options");
+    broadhead::LayerSpec spec = broadhead::check_layer(*options);
+    broadhead::check_layer_cache(spec, cache_dtype, block_size);
+    engine->engine->check_supported(spec, cache_dtype, block_size);
+  });
+}
+
+int32_t bh_layer_create(bh_engine* engine, const bh_layer_options* options, bh_cache* cache,
+                        bh_layer** layer, bh_error* error) {
+  return guarded(error, [&] {
+    need(engine, "engine");
+    need(options, "options");
+    need(layer, "layer");
+    auto handle = std::make_unique<bh_layer>();
+    handle->spec = broadhead::check_layer(*options);
+    handle->cache = cache ? cache->cache.get() : nullptr;
+    check_cache_shape(handle->spec, handle->cache);
+    engine->engine->check_supported(handle->spec, cache ? handle->cache->options().dtype : 0,
+                                    cache ? handle->cache->options().block_size : 0);
+    handle->layer = engine->engine->create_layer(handle->spec, handle->cache);
+    *layer = handle.release();
+  });
+}
+
+void bh_layer_destroy(bh_layer* layer) { delete layer; }
+
+int32_t bh_binding_create(bh_layer* layer, ArrowSchema* schema, bh_binding** binding,
+                          bh_error* error) {
+  return guarded(error, [&] {
+    need(schema, "schema");
+    broadhead::Moved<ArrowSchema> taken(schema);
+    need(layer, "layer");
+    need(binding, "binding");
+    *binding = new bh_binding(layer, broadhead::find_columns(layer->spec, taken.get()));
+  });
+}
+
+void bh_binding_destroy(bh_binding* binding) { delete binding; }
+
+int32_t bh_step(bh_binding* binding, ArrowArray* batch, ArrowArray* result, bh_step_stats* stats,
+                bh_error* error) {
+  return guarded(error, [&] {
+    need(batch, "batch");
+    broadhead::Moved<ArrowArray> taken(batch);
+    need(binding, "binding");
+    need(result, "result");
+    broadhead::StepReader& reader = binding->reader;
+    reader.open(taken.get());
+    broadhead::Step step = reader.step();
+    broadhead::open_result(binding->layer->spec, *result, reader.num_rows(), step);
+    bh_step_stats done{};
+    binding->layer->layer->run(step, done);
+    broadhead::write_result_offsets(*result, step);
+    if (stats) *stats = done;
+  });
+}
+
+int32_t bh_check_rows(bh_binding* binding, ArrowArray* batch, int64_t first_row, bh_error* error) {
+  return guarded(error, [&] {
+    need(batch, "batch");
+    broadhead::Moved<ArrowArray> taken(batch);
+    need(binding, "binding");
+    if (first_row < 0) {
+      throw Failure(BH_INVALID_ARGUMENT, kNoRow, "first_row must not be negative, got %lld",
+                    static_cast<long long>(first_row));
+    }
+    binding->reader.open(taken.get());
+    for (int64_t r = first_row; r < binding->reader.num_rows(); ++r) binding->reader.row(r);
+  });
+}
+
+int64_t bh_live_handles(void) { return live_handles.load(); }
+
+int64_t bh_borrowed_release(void) { return reinterpret_cast<int64_t>(&release_borrowed); }
+
+int64_t bh_alloc(int64_t bytes, int64_t alignment) {
+  if (bytes < 0 || alignment < static_cast<int64_t>(sizeof(void*)) ||
+      (alignment & (alignment - 1)) != 0) {
+    return 0;
+  }
+  void* memory = nullptr;
+  const auto size = static_cast<size_t>(bytes > 0 ? bytes : alignment);
+  if (posix_memalign(&memory, static_cast<size_t>(alignment), size) != 0) return 0;
+  return reinterpret_cast<int64_t>(memory);
+}
+
+void bh_free(int64_t address) { std::free(reinterpret_cast<void*>(address)); }

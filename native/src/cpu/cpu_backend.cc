@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/cpu_backend.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <string>
+#include <thread>
+
+#include "core/dtype.h"
+#include "core/failure.h"
+#include "cpu/block_pool.h"
+#include "cpu/plan.h"
+#include "cpu/thread_pool.h"
+#include "cpu/tier.h"
+
+namespace broadhead {
+namespace {
+
+using cpu::AttendContext;
+using cpu::AttendItem;
+using cpu::BlockPool;
+using cpu::CacheView;
+using cpu::Kernels;
+using cpu::LayerView;
+using cpu::Plan;
+using cpu::ThreadPool;
+using cpu::UpdateItem;
+
+template <size_t kSize>
+void copy_text(char (&to)[kSize], const std::string& text) {
+  std::snprintf(to, kSize, "%s", text.c_str());
+}
+
+std::string processor_name() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);) {
+    if (line.rfind("model name", 0) == 0) return line.substr(line.find(':') + 2);
+  }
+  return "unnamed processor";
+}
+
+/// Memory that grows to the largest step seen and is kept: aligned, not initialised.
+class Floats {
+ public:
+  ~Floats() { std::free(data_); }
+  Floats() = default;
+  Floats(const Floats&) = delete;
+  Floats& operator=(const Floats&) = delete;
+
+  float* at_least(int64_t count) {
+    if (count > capacity_) {
+      std::free(data_);
+      capacity_ = 0;
+      const auto bytes = static_cast<size_t>((count * 4 + 63) / 64 * 64);
+      data_ = static_cast<float*>(std::aligned_alloc(64, bytes));
+      if (!data_) throw std::bad_alloc();
+      capacity_ = count;
+    }
+    return data_;
+  }
+
+ private:
+  float* data_ = nullptr;
+  int64_t capacity_ = 0;
+};
+
+class CpuLayer final : public Layer {
+ public:
+  CpuLayer(const LayerSpec& spec, const BlockPool* pool, const Kernels& kernels, int threads,
+           std::shared_ptr<ThreadPool> workers)
+      : spec_(spec),
+        cache_(pool ? &pool->view() : nullptr),
+        kernels_(kernels),
+        threads_(threads),
+        workers_(std::move(workers)) {
+    view_.num_heads = spec.num_heads;
+    view_.num_kv_heads = spec.num_kv_heads;
+    view_.group_size = spec.group_size();
+    view_.head_size = spec.head_size;
+    view_.dtype = spec.dtype;
+    view_.output_dtype = spec.output_dtype();
+    view_.query_scale = spec.scale * spec.k_scale;
+    view_.k_scale = spec.k_scale;
+    view_.v_scale = spec.v_scale;
+    view_.output_scale = spec.output_scale;
+    view_.logits_soft_cap = spec.logits_soft_cap;
+    view_.alibi_slopes = spec.alibi_slopes.empty() ? nullptr : spec.alibi_slopes.data();
+    view_.sinks = spec.sinks.empty() ? nullptr : spec.sinks.data();
+    view_.rotary_dim = spec.rotary_dim;
+    view_.is_neox = spec.is_neox;
+    view_.cos_sin = spec.cos_sin.data();
+  }
+
+  void run(const Step& step, bh_step_stats& stats) override {
+    step_ = &step;
+    const int64_t written = spec_.read_only_cache || !cache_ ? 0 : update();
+    attend();
+    report(step, written, stats);
+  }
+
+ private:
+  int64_t update() {
+    if (!step_->key) return 0;
+    plan_.plan_update(*step_, threads_);
+    // One scratch for each thread: a head, and its rounded copy.
+    reserve_scratch(int64_t{2} * view_.head_size);
+    const int threads = step_->slots_repeat ? 1 : threads_;
+    workers_->run(
+        threads, static_cast<int64_t>(plan_.updates().size()),
+        [](void* self, int64_t i, int thread) {
+          static_cast<CpuLayer*>(self)->update_item(static_cast<size_t>(i), thread);
+        },
+        this);
+    int64_t written = 0;
+    for (int64_t r = 0; r < step_->num_rows; ++r) {
+      const StepRow& row = step_->rows[r];
+      const int64_t* slots = step_->slots + row.slots;
+      written += std::count_if(slots, slots + row.num_keys, [](int64_t slot) { return slot >= 0; });
+    }
+    return written;
+  }
+
+  void update_item(size_t i, int thread) {
+    const UpdateItem& item = plan_.updates()[i];
+    kernels_.update(view_, *step_, *cache_, item.row, item.first, item.end, scratch(thread));
+  }
+
+  void attend() {
+    plan_.plan_attention(spec_, *step_, threads_);
+    int64_t floats = 0;
+    for (const AttendItem& item : plan_.items()) {
+      floats = std::max(floats, kernels_.scratch_floats(view_, cache_, item));
+    }
+    reserve_scratch(floats);
+    const int64_t partial_heads = plan_.num_partials() * view_.num_heads;
+    context_ = {&view_,
+                step_,
+                cache_,
+                plan_.tokens().data(),
+                partial_sums_.at_least(partial_heads * view_.head_size),
+                partial_state_.at_least(partial_heads * 2)};
+    if (static_cast<size_t>(step_->num_rows) > unmerged_capacity_) {
+      unmerged_capacity_ = static_cast<size_t>(step_->num_rows);
+      unmerged_ = std::make_unique<std::atomic<int32_t>[]>(unmerged_capacity_);
+    }
+    for (size_t r = 0; r < plan_.items_of_row().size(); ++r) {
+      unmerged_[r].store(plan_.items_of_row()[r], std::memory_order_relaxed);
+    }
+    workers_->run(
+        threads_, static_cast<int64_t>(plan_.items().size()),
+        [](void* self, int64_t i, int thread) {
+          static_cast<CpuLayer*>(self)->attend_item(static_cast<size_t>(i), thread);
+        },
+        this);
+  }
+
+  void attend_item(size_t i, int thread) {
+    const AttendItem& item = plan_.items()[i];
+    float* floats = scratch(thread);
+    kernels_.attend(context_, item, floats);
+    const auto row = static_cast<size_t>(item.row);
+    if (unmerged_[row].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+    const int64_t end = plan_.first_token_of_row()[row + 1];
+    for (int64_t token = plan_.first_token_of_row()[row]; token < end; ++token) {
+      if (plan_.tokens()[static_cast<size_t>(token)].num_partials > 1) {
+        kernels_.merge(context_, token, floats);
+      }
+    }
+  }
+
+  void reserve_scratch(int64_t floats_per_thread) {
+    scratch_stride_ = (floats_per_thread + 15) / 16 * 16;
+    scratch_.at_least(scratch_stride_ * threads_);
+  }
+
+  float* scratch(int thread) { return scratch_.at_least(0) + thread * scratch_stride_; }
+
+  void report(const Step& step, int64_t written, bh_step_stats& stats) const {
+    const int64_t head_bytes = int64_t{view_.head_size} * byte_width(view_.dtype);
+    const int64_t query_bytes = view_.num_heads * head_bytes;
+    const int64_t key_bytes = view_.num_kv_heads * head_bytes;
+    const int64_t output_bytes =
+        int64_t{view_.num_heads} * view_.head_size * byte_width(view_.output_dtype);
+    int64_t keys = 0;
+    for (int64_t r = 0; r < step.num_rows; ++r) keys += step.rows[r].num_keys;
+    stats.query_tokens = step.num_queries;
+    stats.written_tokens = written;
+    stats.bytes_in_place = step.num_queries * (query_bytes + output_bytes) + 2 * keys * key_bytes;
+    stats.query_address = reinterpret_cast<int64_t>(step.query);
+    stats.key_address = reinterpret_cast<int64_t>(step.key);
+    stats.value_address = reinterpret_cast<int64_t>(step.value);
+    stats.output_address = reinterpret_cast<int64_t>(step.output);
+    if (step.num_rows == 0) return;
+    const StepRow& row = step.rows[0];
+    if (step.query) stats.query_address += row.query * query_bytes;
+    if (step.key) stats.key_address += row.key * key_bytes;
+    if (step.value) stats.value_address += row.value * key_bytes;
+  }
+
+  const LayerSpec& spec_;
+  const CacheView* cache_;
+  const Kernels& kernels_;
+  const int threads_;
+  std::shared_ptr<ThreadPool> workers_;
+  LayerView view_{};
+  Plan plan_;
+  Floats scratch_;
+  int64_t scratch_stride_ = 0;
+  Floats partial_sums_;
+  Floats partial_state_;
+  std::unique_ptr<std::atomic<int32_t>[]> unmerged_;  ///< items of each row still to do
+  size_t unmerged_capacity_ = 0;
+  const Step* step_ = nullptr;
+  AttendContext context_{};
+};
+
+class CpuEngine final : public Engine {
+ public:
+  explicit CpuEngine(int threads)
+      : choice_(cpu::choose_tier()), threads_(threads), workers_(ThreadPool::shared(threads)) {}
+
+  bh_engine_info info() const override {
+    bh_engine_info info{};
+    copy_text(info.backend, "cpu");
+    copy_text(info.tier, choice_.tier->name);
+    copy_text(info.device, processor_name());
+    copy_text(info.reason, choice_.reason);
+    info.threads = threads_;
+    return info;
+  }
+
+  std::unique_ptr<Cache> create_cache(const bh_cache_options& options) override {
+    return std::make_unique<BlockPool>(options);
+  }
+
+  void check_supported(const LayerSpec&, int, int) const override {}
+
+  std::unique_ptr<Layer> create_layer(const LayerSpec& spec, Cache* cache) override {
+    return std::make_unique<CpuLayer>(spec, static_cast<const BlockPool*>(cache),
+                                      *choice_.tier->kernels, threads_, workers_);
+  }
+
+ private:
+  cpu::TierChoice choice_;
+  int threads_;
+  std::shared_ptr<ThreadPool> workers_;
+};
+
+class CpuBackend final : public Backend {
+ public:
+  bh_backend_info describe() const override {
+    bh_backend_info info{};
+    copy_text(info.name, "cpu");
+    copy_text(info.device, processor_name());
+    try {
+      const cpu::TierChoice choice = cpu::choose_tier();
+      info.usable = 1;
+      copy_text(info.reason, std::string("tier ") + choice.tier->name + ", " + choice.reason);
+    } catch (const Failure& failure) {
+      copy_text(info.reason, failure.what());
+    }
+    return info;
+  }
+
+  std::unique_ptr<Engine> open(const bh_engine_options& options) const override {
+    const int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+    return std::make_unique<CpuEngine>(options.threads > 0 ? options.threads : cores);
+  }
+};
+
+}  // namespace
+
+const Backend& cpu_backend() {
+  static const CpuBackend backend;
+  return backend;
+}
+
+}  // namespace broadhead

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+// All kernels of one instruction set tier; compiled once per tier with BH_TIER and its flags.
+#include "cpu/kernels.h"
+
+#include "broadhead/broadhead.h"
+#include "cpu/attend.h"
+#include "cpu/update.h"
+
+namespace broadhead::cpu::BH_TIER {
+
+static int64_t scratch_floats(const LayerView& layer, const CacheView* cache,
+                              const AttendItem& item) {
+  const int64_t attend_floats = carve(layer, cache, item, nullptr, nullptr);
+  const int64_t row_floats = int64_t{2} * layer.head_size;
+  return attend_floats > row_floats ? attend_floats : row_floats;
+}
+
+extern const Kernels kKernels;
+const Kernels kKernels = {update, attend, merge, scratch_floats};
+
+}  // namespace broadhead::cpu::BH_TIER

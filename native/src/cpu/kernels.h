@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+// What an instruction set tier offers: a table of kernels on plain memory. Kernels allocate
+// nothing, check nothing and know no Arrow; what is above them has checked every index.
+#pragma once
+
+#include <cstdint>
+
+#include "core/step.h"
+
+namespace broadhead::cpu {
+
+/// Tokens of a tile. A block is a run of tiles, so that kernels work in tiles whatever the block
+/// size is.
+constexpr int kTile = 16;
+
+/// A layer's parameters.
+struct LayerView {
+  int num_heads;
+  int num_kv_heads;
+  int group_size;  ///< query heads of a KV head
+  int head_size;
+  int dtype;         ///< bh_dtype of query, key, value
+  int output_dtype;  ///< bh_dtype
+  float query_scale;  ///< softmax scale times k_scale
+  float k_scale;
+  float v_scale;
+  float output_scale;         ///< 0: none
+  float logits_soft_cap;      ///< 0: none
+  const float* alibi_slopes;  ///< [num_heads] or NULL
+  const float* sinks;         ///< [num_heads] or NULL
+  int rotary_dim;             ///< 0: none
+  bool is_neox;
+  const float* cos_sin;  ///< [max_position, rotary_dim]
+};
+
+/// The pool's memory: [num_blocks][num_kv_heads][block_size / 16] tiles. A tile of one head is its
+/// keys, transposed, [head_size][16], then its values, [16][head_size]: scores need no horizontal
+/// sums, a value row is contiguous, and both lie side by side.
+struct CacheView {
+  char* memory;
+  int dtype;  ///< bh_dtype
+  int element_bytes;
+  int block_size;
+  int num_kv_heads;
+  int head_size;
+
+  [[gnu::always_inline]] int64_t tile_bytes() const {
+    return int64_t{2} * kTile * head_size * element_bytes;
+  }
+  [[gnu::always_inline]] int64_t head_bytes() const { return tile_bytes() * (block_size / kTile); }
+  [[gnu::always_inline]] int64_t block_bytes() const { return head_bytes() * num_kv_heads; }
+  [[gnu::always_inline]] char* tile(int64_t block, int head, int tile_in_block) const {
+    return memory + block * block_bytes() + head * head_bytes() + tile_in_block * tile_bytes();
+  }
+};
+
+/// A query token and the key positions that it sees, first .. end - 1.
+struct QueryToken {
+  int32_t row;
+  int32_t index;  ///< within its row
+  int32_t position;
+  int32_t first;
+  int32_t end;
+  int32_t num_partials;   ///< pieces that its keys are split into; 1: the result is whole
+  int64_t first_partial;  ///< index of its first partial result
+};
+
+/// A piece of attention: query tokens of one row against a range of its keys, for a range of heads.
+struct AttendItem {
+  int64_t first_token;  ///< index into AttendContext::tokens
+  int32_t num_tokens;
+  int32_t row;
+  int32_t first_head;  ///< KV heads
+  int32_t num_heads;
+  int32_t first_key;  ///< a multiple of kTile
+  int32_t end_key;
+  int32_t piece;  ///< which of its tokens' partial results this is
+};
+
+/// What items read and write.
+struct AttendContext {
+  const LayerView* layer;
+  const Step* step;
+  const CacheView* cache;  ///< NULL: keys and values come from the step itself
+  const QueryToken* tokens;
+  float* partial_sums;   ///< [partial][num_heads][head_size]: sums of weighted values
+  float* partial_state;  ///< [partial][num_heads][2]: maximum and denominator
+};
+
+struct Kernels {
+  /// Writes new tokens first .. end - 1 of a row to the cache.
+  void (*update)(const LayerView& layer, const Step& step, const CacheView& cache, int64_t row,
+                 int first, int end, float* scratch);
+  void (*attend)(const AttendContext& context, const AttendItem& item, float* scratch);
+  /// Joins a token's partial results and writes its output.
+  void (*merge)(const AttendContext& context, int64_t token, float* scratch);
+  /// Floats of scratch that `attend` needs for such an item; enough for the other two as well.
+  int64_t (*scratch_floats)(const LayerView& layer, const CacheView* cache, const AttendItem& item);
+};
+
+namespace baseline {
+extern const Kernels kKernels;
+}
+#if defined(__x86_64__)
+namespace avx2 {
+extern const Kernels kKernels;
+}
+namespace avx512 {
+extern const Kernels kKernels;
+}
+#endif
+
+}  // namespace broadhead::cpu

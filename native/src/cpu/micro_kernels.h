@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+// The two matrix products of attention on tiles. Decode and prefill differ only in how many query
+// rows there are and in whether a tile is read where the cache has it or was widened to float
+// beforehand. Included by kernel sources only (see vec.h).
+#pragma once
+
+#include "cpu/element.h"
+#include "cpu/kernels.h"
+
+namespace broadhead::cpu::BH_TIER {
+
+constexpr int kVecsPerTile = kTile / kWidth;
+
+/// The largest power of two up to `limit` for which kRows * n * vectors registers suffice.
+constexpr int widest(int rows, int vectors, int limit) {
+  int n = limit;
+  while (n > 1 && rows * n * vectors > kAccumulators) n /= 2;
+  return n;
+}
+
+/// scores[r][t] = query[r] . key[t] for the tokens of kTiles tiles.
+template <class E, int kRows, int kTiles>
+BH_INLINE void score_tiles(const float* query, int head_size, const E* const* tiles, float* scores,
+                           int score_stride) {
+  constexpr int kVecs = kTiles * kVecsPerTile;
+  Vec sums[kRows][kVecs];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kVecs; ++v) sums[r][v] = Vec{};
+  }
+  for (int d = 0; d < head_size; ++d) {
+    Vec keys[kVecs];
+#pragma GCC unroll 16
+    for (int v = 0; v < kVecs; ++v) {
+      keys[v] = load(tiles[v / kVecsPerTile] + d * kTile + v % kVecsPerTile * kWidth);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const Vec q = broadcast(query[r * head_size + d]);
+#pragma GCC unroll 16
+      for (int v = 0; v < kVecs; ++v) sums[r][v] += q * keys[v];
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kVecs; ++v) store(scores + r * score_stride + v * kWidth, sums[r][v]);
+  }
+}
+
+/// scores[r][t] for `num_tiles` tiles.
+template <class E, int kRows>
+BH_INLINE void score_rows(const float* query, int head_size, const E* const* tiles, int num_tiles,
+                          float* scores, int score_stride) {
+  constexpr int kWide = widest(kRows, kVecsPerTile, 4);
+  int t = 0;
+  for (; t + kWide <= num_tiles; t += kWide) {
+    score_tiles<E, kRows, kWide>(query, head_size, tiles + t, scores + t * kTile, score_stride);
+  }
+  if constexpr (kWide > 1) {
+    for (; t < num_tiles; ++t) {
+      score_tiles<E, kRows, 1>(query, head_size, tiles + t, scores + t * kTile, score_stride);
+    }
+  }
+}
+
+/// sums[r] = sums[r] * factors[r] + weights[r][t] * value[t] over tokens first .. end - 1 of the
+/// tiles, for kVecs vectors of the head.
+template <class E, int kRows, int kVecs>
+BH_INLINE void accumulate_slice(const float* weights, int weight_stride, const E* const* tiles,
+                                int first, int end, int head_size, int column, const float* factors,
+                                float* sums) {
+  Vec acc[kRows][kVecs];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    const Vec factor = broadcast(factors[r]);
+#pragma GCC unroll 16
+    for (int v = 0; v < kVecs; ++v) {
+      acc[r][v] = load(sums + r * head_size + column + v * kWidth) * factor;
+    }
+  }
+  for (int t = first; t < end;) {
+    const int tile = t / kTile;
+    const int tile_end = (tile + 1) * kTile < end ? (tile + 1) * kTile : end;
+    const E* value = tiles[tile] + (kTile + t % kTile) * head_size + column;
+    for (; t < tile_end; ++t, value += head_size) {
+      Vec v_row[kVecs];
+#pragma GCC unroll 16
+      for (int v = 0; v < kVecs; ++v) v_row[v] = load(value + v * kWidth);
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const Vec weight = broadcast(weights[r * weight_stride + t]);
+#pragma GCC unroll 16
+        for (int v = 0; v < kVecs; ++v) acc[r][v] += weight * v_row[v];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kVecs; ++v) store(sums + r * head_size + column + v * kWidth, acc[r][v]);
+  }
+}
+
+/// accumulate_slice over the whole head.
+template <class E, int kRows>
+BH_INLINE void accumulate_rows(const float* weights, int weight_stride, const E* const* tiles,
+                               int first, int end, int head_size, const float* factors,
+                               float* sums) {
+  constexpr int kWide = widest(kRows, 1, 8);
+  int column = 0;
+  for (; column + kWide * kWidth <= head_size; column += kWide * kWidth) {
+    accumulate_slice<E, kRows, kWide>(weights, weight_stride, tiles, first, end, head_size, column,
+                                      factors, sums);
+  }
+  if constexpr (kWide > 1) {
+    for (; column < head_size; column += kWidth) {
+      accumulate_slice<E, kRows, 1>(weights, weight_stride, tiles, first, end, head_size, column,
+                                    factors, sums);
+    }
+  }
+}
+
+}  // namespace broadhead::cpu::BH_TIER
