@@ -107,6 +107,8 @@ public final class ArrowBatch implements AutoCloseable {
   /**
    * A batch that shares the buffers of {@code root}. The root stays the caller's and may be closed
    * at once, but must not be written to any more.
+   *
+   * @throws IllegalArgumentException naming the column whose vector is not filled as its count says
    */
   public static ArrowBatch of(VectorSchemaRoot root) {
     BatchSchema schema = BatchSchema.of(root.getSchema());
@@ -125,7 +127,9 @@ public final class ArrowBatch implements AutoCloseable {
         buffers[i] = buffer.slice(buffer.readerIndex(), buffer.readableBytes());
         buffers[i].getReferenceManager().retain();
       }
-      return adopt(schema, record.getLength(), lengths, nullCounts, buffers, 0);
+      return adoptChecked(schema, record.getLength(), lengths, nullCounts, buffers, 0, false);
+    } catch (MalformedArrowException e) {
+      throw new IllegalArgumentException(e.getMessage(), e);
     }
   }
 

@@ -201,6 +201,17 @@ public final class BatchSchema {
     return nodes[node].kind().buffers;
   }
 
+  /** Name or path of the field that buffer {@code buffer} belongs to, for messages. */
+  String columnOfBuffer(int buffer) {
+    String path = "?";
+    for (NodeLayout node : nodes) {
+      if (node.kind().buffers > 0 && node.firstBuffer() <= buffer) {
+        path = node.path();
+      }
+    }
+    return path;
+  }
+
   NodeLayout node(int node) {
     return nodes[node];
   }

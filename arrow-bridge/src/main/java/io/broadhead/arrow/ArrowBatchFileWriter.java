@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.arrow;
+
+import com.google.flatbuffers.FlatBufferBuilder;
+import java.io.IOException;
+import java.io.OutputStream;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.channels.Channels;
+import java.nio.channels.FileChannel;
+import java.nio.channels.WritableByteChannel;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.StandardCopyOption;
+import java.nio.file.StandardOpenOption;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.UUID;
+import org.apache.arrow.memory.ArrowBuf;
+import org.apache.arrow.memory.BufferAllocator;
+import org.apache.arrow.vector.compression.CompressionCodec;
+import org.apache.arrow.vector.ipc.message.ArrowBlock;
+import org.apache.arrow.vector.ipc.message.ArrowFooter;
+
+/**
+ * Writes an Arrow IPC file whose message bodies and buffers lie at multiples of 64 bytes, so that a
+ * reader that maps it gets aligned memory.
+ *
+ * <p>A file at a path is written under the name {@code <name>.tmp-...} beside it and renamed by
+ * {@link #finish()}: a file with the right name is complete. Closing without finishing removes what
+ * was written. Used by one thread.
+ */
+public final class ArrowBatchFileWriter implements AutoCloseable {
+  /** What the names of unfinished files contain. */
+  public static final String UNFINISHED = ".tmp-";
+
+  private static final int ALIGNMENT = (int) Allocators.ALIGNMENT;
+  private static final int WRITE = 1 << 30;
+
+  private final WritableByteChannel out;
+  private final Path target;
+  private final Path unfinished;
+  private final Compression compression;
+  private final BufferAllocator allocator;
+  private final List<ArrowBlock> blocks = new ArrayList<>();
+  private BatchSchema schema;
+  private long position;
+  private boolean finished;
+  private boolean closed;
+
+  private ArrowBatchFileWriter(
+      WritableByteChannel out,
+      Path target,
+      Path unfinished,
+      Compression compression,
+      BufferAllocator allocator) {
+    this.out = out;
+    this.target = target;
+    this.unfinished = unfinished;
+    this.compression = compression;
+    this.allocator = allocator;
+  }
+
+  /** Writes the file {@code target}; compressed buffers are made with {@code allocator}. */
+  public static ArrowBatchFileWriter create(
+      Path target, Compression compression, BufferAllocator allocator) throws IOException {
+    Path unfinished =
+        target.resolveSibling(
+            target.getFileName() + UNFINISHED + UUID.randomUUID().toString().substring(0, 8));
+    WritableByteChannel out =
+        FileChannel.open(unfinished, StandardOpenOption.CREATE_NEW, StandardOpenOption.WRITE);
+    return new ArrowBatchFileWriter(out, target, unfinished, compression, allocator);
+  }
+
+  /** Writes to {@code out}, which stays the caller's and is not closed. */
+  public static ArrowBatchFileWriter to(
+      OutputStream out, Compression compression, BufferAllocator allocator) {
+    return new ArrowBatchFileWriter(Channels.newChannel(out), null, null, compression, allocator);
+  }
+
+  /** Sets the schema of a file that may get no batch; the first batch sets it otherwise. */
+  public void start(BatchSchema fileSchema) throws IOException {
+    if (schema != null) {
+      throw new IllegalStateException("the schema of this file is already written");
+    }
+    schema = fileSchema;
+    ByteBuffer head = ByteBuffer.allocate(8);
+    head.put(ArrowFile.MAGIC).rewind();
+    write(head);
+    // The message bytes come framed: continuation, length, metadata.
+    byte[] message = fileSchema.sharedBytes();
+    ByteBuffer framed = ByteBuffer.wrap(message).order(ByteOrder.LITTLE_ENDIAN);
+    boolean continued = framed.getInt(0) == IpcMessages.CONTINUATION;
+    writeMetadata(framed.position(continued ? 8 : 4).slice());
+  }
+
+  /**
+   * Appends {@code batch}, which stays the caller's.
+   *
+   * @throws IllegalArgumentException if its schema is not that of the file
+   */
+  public void write(ArrowBatch batch) throws IOException {
+    if (finished) {
+      throw new IllegalStateException("this file is finished");
+    }
+    if (schema == null) {
+      start(batch.schema());
+    }
+    if (!batch.schema().equals(schema)) {
+      throw new IllegalArgumentException(
+          "batch " + blocks.size() + ": expected the schema " + schema + ", got " + batch.schema());
+    }
+    int count = schema.bufferCount();
+    ArrowBuf[] buffers = new ArrowBuf[count];
+    try {
+      for (int i = 0; i < count; i++) {
+        buffers[i] = encoded(batch, i);
+      }
+      writeRecord(batch, buffers);
+    } finally {
+      ArrowBatch.release(buffers);
+    }
+  }
+
+  /** The bytes of buffer {@code i} in the file, retained. */
+  private ArrowBuf encoded(ArrowBatch batch, int i) {
+    ArrowBuf buffer = batch.buffer(i);
+    buffer.getReferenceManager().retain();
+    if (compression == Compression.NONE || buffer.readableBytes() == 0) {
+      return buffer;
+    }
+    CompressionCodec codec = compression.codec();
+    // The codec releases what it is given.
+    return codec.compress(allocator, buffer);
+  }
+
+  private void writeRecord(ArrowBatch batch, ArrowBuf[] buffers) throws IOException {
+    long[] offsets = new long[buffers.length];
+    long[] sizes = new long[buffers.length];
+    long bodyLength = 0;
+    for (int i = 0; i < buffers.length; i++) {
+      offsets[i] = bodyLength;
+      sizes[i] = buffers[i].readableBytes();
+      bodyLength += Allocators.roundUp(sizes[i]);
+    }
+    long start = position;
+    writeMetadata(IpcMessages.metadata(batch, offsets, sizes, bodyLength, compression));
+    int metadataLength = (int) (position - start);
+    for (int i = 0; i < buffers.length; i++) {
+      for (long at = 0; at < sizes[i]; at += WRITE) {
+        write(buffers[i].nioBuffer(at, (int) Math.min(WRITE, sizes[i] - at)));
+      }
+      pad();
+    }
+    blocks.add(new ArrowBlock(start, metadataLength, bodyLength));
+  }
+
+  /** Writes a message's frame and metadata, filled up so that what follows is aligned. */
+  private void writeMetadata(ByteBuffer metadata) throws IOException {
+    long end = Allocators.roundUp(position + 8 + metadata.remaining());
+    ByteBuffer prefix = ByteBuffer.allocate(8).order(ByteOrder.LITTLE_ENDIAN);
+    prefix.putInt(IpcMessages.CONTINUATION).putInt((int) (end - position - 8)).flip();
+    write(prefix);
+    write(metadata);
+    pad();
+  }
+
+  private void pad() throws IOException {
+    int missing = (int) (Allocators.roundUp(position) - position);
+    if (missing > 0) {
+      write(ByteBuffer.allocate(ALIGNMENT).limit(missing));
+    }
+  }
+
+  private void write(ByteBuffer bytes) throws IOException {
+    while (bytes.hasRemaining()) {
+      position += out.write(bytes);
+    }
+  }
+
+  /** Batches written so far. */
+  public int batchCount() {
+    return blocks.size();
+  }
+
+  /** Bytes written so far. */
+  public long position() {
+    return position;
+  }
+
+  /**
+   * Writes the footer and gives the file its name. Without a schema, that is without a batch and
+   * without {@link #start}, there is nothing to write and no file appears.
+   */
+  public void finish() throws IOException {
+    if (finished || schema == null) {
+      return;
+    }
+    FlatBufferBuilder builder = new FlatBufferBuilder(1024);
+    builder.finish(new ArrowFooter(schema.arrow(), List.of(), blocks).writeTo(builder));
+    ByteBuffer footer = builder.dataBuffer();
+    int footerLength = footer.remaining();
+    ByteBuffer end = ByteBuffer.allocate(8).order(ByteOrder.LITTLE_ENDIAN);
+    write(end.putInt(IpcMessages.CONTINUATION).putInt(0).flip());
+    write(footer);
+    ByteBuffer tail =
+        ByteBuffer.allocate(4 + ArrowFile.MAGIC.length).order(ByteOrder.LITTLE_ENDIAN);
+    write(tail.putInt(footerLength).put(ArrowFile.MAGIC).flip());
+    finished = true;
+    if (target != null) {
+      out.close();
+      Files.move(unfinished, target, StandardCopyOption.ATOMIC_MOVE);
+    }
+  }
+
+  @Override
+  public void close() throws IOException {
+    if (closed) {
+      return;
+    }
+    closed = true;
+    if (target != null) {
+      out.close();
+      Files.deleteIfExists(unfinished);
+    }
+  }
+}
