@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.attention;
+
+import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.arrow.ArrowColumn;
+import io.broadhead.arrow.BatchSchema;
+import io.broadhead.arrow.DType;
+import io.broadhead.arrow.StepColumns;
+import io.broadhead.arrow.TensorField;
+import io.broadhead.kernel.ErrorCode;
+import org.apache.arrow.memory.ArrowBuf;
+import org.apache.arrow.memory.util.ByteFunctionHelpers;
+import org.apache.arrow.vector.types.pojo.ArrowType;
+import org.apache.arrow.vector.types.pojo.Field;
+
+/**
+ * What choosing the layer of a batch needs to know of its schema, worked out once: where the layer
+ * and sequence columns are, and the element type. The native side checks everything else when the
+ * schema is bound.
+ */
+final class StepBatchSchema {
+  /** Stands for rows whose layer is null. */
+  private static final String NO_LAYER = "";
+
+  private final BatchSchema schema;
+  private final int layerColumn;
+  private final boolean idsAreText;
+  private final DType dtype;
+
+  StepBatchSchema(BatchSchema schema) {
+    this.schema = schema;
+    this.layerColumn = schema.index(StepColumns.LAYER);
+    if (layerColumn >= 0 && !(schema.field(layerColumn).getType() instanceof ArrowType.Utf8)) {
+      throw mismatch(StepColumns.LAYER, "utf8", schema.field(layerColumn));
+    }
+    int ids = schema.index(StepColumns.SEQUENCE_ID);
+    if (ids < 0) {
+      throw mismatch(StepColumns.SEQUENCE_ID, "int64 or utf8", null);
+    }
+    ArrowType idType = schema.field(ids).getType();
+    this.idsAreText = idType instanceof ArrowType.Utf8;
+    if (!idsAreText && !idType.equals(new ArrowType.Int(64, true))) {
+      throw mismatch(StepColumns.SEQUENCE_ID, "int64 or utf8", schema.field(ids));
+    }
+    this.dtype = elementType();
+  }
+
+  private DType elementType() {
+    for (String name : new String[] {StepColumns.QUERY, StepColumns.KEY}) {
+      int column = schema.index(name);
+      if (column >= 0) {
+        return TensorField.of(schema.field(column))
+            .map(TensorField::dtype)
+            .orElseThrow(
+                () ->
+                    mismatch(
+                        name,
+                        "list<tensor[heads, head_size]> of float16, bfloat16 or float32",
+                        schema.field(column)));
+      }
+    }
+    throw new InvalidBatchException(
+        ErrorCode.SCHEMA_MISMATCH,
+        -1,
+        "column query: expected it, or key and value, got neither",
+        null);
+  }
+
+  private static InvalidBatchException mismatch(String column, String expected, Field got) {
+    return new InvalidBatchException(
+        ErrorCode.SCHEMA_MISMATCH,
+        -1,
+        "column "
+            + column
+            + ": expected "
+            + expected
+            + ", got "
+            + (got == null ? "no such column" : got.toString()),
+        null);
+  }
+
+  /** Element type of query, key and value. */
+  DType dtype() {
+    return dtype;
+  }
+
+  boolean hasLayer() {
+    return layerColumn >= 0;
+  }
+
+  /** What the layer column says in {@code row}; empty text for null. */
+  String layer(ArrowBatch batch, long row) {
+    ArrowColumn column = batch.column(StepColumns.LAYER);
+    return column.isNull(row) ? NO_LAYER : column.getString(row);
+  }
+
+  /** The first row whose layer differs from that of row 0, or -1. Compares bytes, makes no text. */
+  long firstOtherLayer(ArrowBatch batch) {
+    ArrowColumn column = batch.column(StepColumns.LAYER);
+    if (column.nullCount() > 0) {
+      for (long row = 0; row < column.length(); row++) {
+        if (column.isNull(row)) {
+          return row;
+        }
+      }
+    }
+    ArrowBuf bytes = batch.buffer(schema.firstBuffer(layerColumn) + 2);
+    long start = column.offset(0);
+    long end = column.offset(1);
+    for (long row = 1, from = end; row < column.length(); row++) {
+      long to = column.offset(row + 1);
+      if (to - from != end - start
+          || ByteFunctionHelpers.equal(bytes, start, end, bytes, from, to) == 0) {
+        return row;
+      }
+      from = to;
+    }
+    return -1;
+  }
+
+  /** The sequence id of {@code row} as text; empty for null. */
+  String sequenceId(ArrowBatch batch, long row) {
+    ArrowColumn ids = batch.column(StepColumns.SEQUENCE_ID);
+    if (row < 0 || row >= ids.length() || ids.isNull(row)) {
+      return "";
+    }
+    return idsAreText ? ids.getString(row) : Long.toString(ids.getLong(row));
+  }
+}

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.flink;
+
+import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.attention.AttentionConfig;
+import io.broadhead.attention.Job;
+import org.apache.flink.configuration.ReadableConfig;
+import org.apache.flink.streaming.api.operators.AbstractStreamOperatorFactory;
+import org.apache.flink.streaming.api.operators.OneInputStreamOperatorFactory;
+import org.apache.flink.streaming.api.operators.StreamOperator;
+import org.apache.flink.streaming.api.operators.StreamOperatorParameters;
+
+/**
+ * Makes {@link PagedAttentionOperator}s. Holds the job and the options, checked at submission;
+ * {@link PagedAttentionStream} puts it into a job graph.
+ */
+public final class PagedAttentionOperatorFactory extends AbstractStreamOperatorFactory<ArrowBatch>
+    implements OneInputStreamOperatorFactory<ArrowBatch, ArrowBatch> {
+  private static final long serialVersionUID = 1;
+
+  private final Job job;
+  private final AttentionConfig config;
+  private final OnBadRow onBadRow;
+
+  /**
+   * @param options {@link PagedAttentionOptions}
+   * @throws IllegalArgumentException naming a key whose value is not accepted
+   */
+  public PagedAttentionOperatorFactory(Job job, ReadableConfig options) {
+    this.job = job;
+    this.config = PagedAttentionOptions.attentionConfig(options);
+    this.onBadRow = options.get(PagedAttentionOptions.ON_BAD_ROW);
+  }
+
+  @Override
+  public <T extends StreamOperator<ArrowBatch>> T createStreamOperator(
+      StreamOperatorParameters<ArrowBatch> parameters) {
+    @SuppressWarnings("unchecked")
+    T operator = (T) new PagedAttentionOperator(parameters, job, config, onBadRow);
+    return operator;
+  }
+
+  @Override
+  @SuppressWarnings("rawtypes")
+  public Class<? extends StreamOperator> getStreamOperatorClass(ClassLoader classLoader) {
+    return PagedAttentionOperator.class;
+  }
+}

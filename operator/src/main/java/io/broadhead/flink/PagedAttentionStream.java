@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.flink;
+
+import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.attention.Job;
+import org.apache.flink.api.common.typeinfo.Types;
+import org.apache.flink.configuration.ReadableConfig;
+import org.apache.flink.core.memory.ManagedMemoryUseCase;
+import org.apache.flink.runtime.state.KeyGroupRangeAssignment;
+import org.apache.flink.streaming.api.datastream.DataStream;
+import org.apache.flink.streaming.api.datastream.SingleOutputStreamOperator;
+
+/** Puts paged attention into a Flink job graph. */
+public final class PagedAttentionStream {
+  /** Name and uid of the operator. */
+  public static final String OPERATOR = "paged-attention";
+
+  /** Name and uid of the splitter. */
+  public static final String SPLITTER = "shard-splitter";
+
+  private PagedAttentionStream() {}
+
+  /**
+   * Attends to a stream of step batches.
+   *
+   * <p>With one shard the operator has one subtask, and is chained to an upstream operator that has
+   * one too: batches are passed by reference. With more, batches are split by shard where they are
+   * and keyed by it, so that a sequence always meets the same subtask. Steps of a sequence keep
+   * their order if the upstream operator has one subtask, or if each sequence comes from one.
+   *
+   * @param options {@link PagedAttentionOptions}
+   * @param parallelism subtasks, at most the number of shards
+   * @return the results; {@link PagedAttentionOperator#REFUSED_ROWS} is their side output
+   * @throws IllegalArgumentException naming a key whose value is not accepted
+   */
+  public static SingleOutputStreamOperator<ArrowBatch> attend(
+      DataStream<ArrowBatch> steps, Job job, ReadableConfig options, int parallelism) {
+    PagedAttentionOperatorFactory factory = new PagedAttentionOperatorFactory(job, options);
+    int shards =
+        options.getOptional(PagedAttentionOptions.SHARDS).isPresent()
+            ? PagedAttentionOptions.atLeast(PagedAttentionOptions.SHARDS, options, 1)
+            : parallelism;
+    if (parallelism > shards) {
+      throw new IllegalArgumentException(
+          PagedAttentionOptions.SHARDS.key()
+              + ": expected at least the parallelism "
+              + parallelism
+              + ", got "
+              + shards);
+    }
+    SingleOutputStreamOperator<ArrowBatch> results =
+        shards == 1
+            ? steps.transform(OPERATOR, ArrowBatchTypeInfo.INSTANCE, factory).setParallelism(1)
+            : attendByShard(steps, factory, shards, parallelism);
+    results.uid(OPERATOR);
+    // Unknown with kv_cache_dtype auto, which the first batch settles: then nothing is declared.
+    long cacheMebibytes = (job.cacheBytes().orElse(0) + (1 << 20) - 1) >> 20;
+    if (cacheMebibytes > 0) {
+      results
+          .getTransformation()
+          .declareManagedMemoryUseCaseAtOperatorScope(
+              ManagedMemoryUseCase.OPERATOR, (int) Math.min(cacheMebibytes, Integer.MAX_VALUE));
+    }
+    return results;
+  }
+
+  private static SingleOutputStreamOperator<ArrowBatch> attendByShard(
+      DataStream<ArrowBatch> steps,
+      PagedAttentionOperatorFactory factory,
+      int shards,
+      int parallelism) {
+    int configured = steps.getExecutionEnvironment().getMaxParallelism();
+    int maxParallelism =
+        configured > 0
+            ? configured
+            : Math.max(
+                KeyGroupRangeAssignment.computeDefaultMaxParallelism(parallelism),
+                Integer.highestOneBit(2 * shards - 1));
+    return steps
+        .flatMap(new ShardSplitter(shards), ArrowBatchTypeInfo.INSTANCE)
+        .name(SPLITTER)
+        .uid(SPLITTER)
+        .setParallelism(steps.getParallelism())
+        .keyBy(new ShardKey(shards, maxParallelism), Types.INT)
+        .transform(OPERATOR, ArrowBatchTypeInfo.INSTANCE, factory)
+        .setParallelism(parallelism)
+        .setMaxParallelism(maxParallelism);
+  }
+}

@@ -1,0 +1,497 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.attention;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.arrow.BatchSchema;
+import io.broadhead.arrow.DType;
+import io.broadhead.arrow.TensorField;
+import io.broadhead.kernel.ErrorCode;
+import io.broadhead.kernel.KernelEngine;
+import io.broadhead.kernel.KernelException;
+import io.broadhead.testing.NoLeaks;
+import io.broadhead.testing.ReferenceAttention;
+import io.broadhead.testing.Scenario;
+import io.broadhead.testing.StepBatches;
+import io.broadhead.testing.StepRow;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.extension.RegisterExtension;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.Arguments;
+import org.junit.jupiter.params.provider.EnumSource;
+import org.junit.jupiter.params.provider.MethodSource;
+
+class PagedAttentionTest {
+  private static final AttentionConfig TWO_THREADS = new AttentionConfig("auto", 2, 0);
+
+  @RegisterExtension private final NoLeaks noLeaks = new NoLeaks();
+
+  private static Job job(int blockSize, int numBlocks, LayerSpec... layers) {
+    return new Job(new KvCacheSpec(blockSize, numBlocks, null), List.of(layers));
+  }
+
+  private static double tolerance(DType dtype) {
+    return switch (dtype) {
+      case FLOAT32 -> 1e-5;
+      case FLOAT16 -> 2e-3;
+      default -> 1.6e-2;
+    };
+  }
+
+  static Stream<Arguments> shapes() {
+    List<Arguments> shapes = new ArrayList<>();
+    for (DType dtype : new DType[] {DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16}) {
+      shapes.add(Arguments.of(dtype, 16, 64, 4, 4));
+      shapes.add(Arguments.of(dtype, 32, 80, 8, 2));
+      shapes.add(Arguments.of(dtype, 544, 128, 8, 1));
+    }
+    return shapes.stream();
+  }
+
+  @ParameterizedTest
+  @MethodSource("shapes")
+  void prefillChunksAndDecodeInOneBatchAgreeWithTheReference(
+      DType dtype, int blockSize, int headSize, int numHeads, int numKvHeads) {
+    LayerSpec layer =
+        LayerSpec.builder("model.layers.0", numHeads, headSize).numKvHeads(numKvHeads).build();
+    agrees(job(blockSize, 64, layer), dtype, 1);
+  }
+
+  /** Runs steps of mixed lengths through every layer of {@code job}, and compares all of them. */
+  private void agrees(Job job, DType dtype, long seed) {
+    Scenario scenario = new Scenario(job, dtype, seed);
+    ReferenceAttention reference = new ReferenceAttention(job, dtype);
+    int[][] tokens = {{17, 1, 33, 5}, {1, 40, 1, 1}, {1, 1, 7, 0}, {1, 1, 1, 1}};
+    try (PagedAttention attention =
+        PagedAttention.open(job, TWO_THREADS, noLeaks.allocator())) {
+      for (int[] step : tokens) {
+        for (LayerSpec layer : job.layers()) {
+          List<StepRow> rows = new ArrayList<>();
+          for (int s = 0; s < step.length; s++) {
+            rows.add(scenario.next((long) s, layer, step[s]));
+          }
+          ReferenceAttention.Result expected = reference.step(layer, rows);
+          try (ArrowBatch batch = StepBatches.of(noLeaks.allocator(), layer, dtype, rows);
+              ArrowBatch result = attention.step(batch)) {
+            double limit = layer.outputScale() > 0 ? 0.08 : tolerance(dtype);
+            assertThat(StepBatches.error(expected.output(), StepBatches.read(result, "output")))
+                .as("error of %s", layer.name())
+                .isLessThanOrEqualTo(limit);
+            if (layer.returnLse()) {
+              assertThat(StepBatches.error(expected.lse(), StepBatches.read(result, "lse")))
+                  .as("lse error of %s", layer.name())
+                  .isLessThanOrEqualTo(tolerance(dtype));
+            }
+          }
+        }
+      }
+    }
+  }
+
+  private static LayerSpec.Builder small(String name) {
+    return LayerSpec.builder(name, 4, 64).numKvHeads(2);
+  }
+
+  static Stream<Arguments> features() {
+    List<Float> perHead = List.of(0.5f, -0.25f, 1f, 0f);
+    return Stream.of(
+            small("window").slidingWindow(9),
+            small("window of one").slidingWindow(1),
+            small("soft cap").logitsSoftCap(2),
+            small("alibi").alibiSlopes(perHead),
+            small("sinks").sinks(perHead).slidingWindow(4),
+            small("fp8_e4m3").kvCacheDtype(KvCacheDtype.FP8_E4M3).kScale(0.5f).vScale(2),
+            small("fp8_e5m2").kvCacheDtype(KvCacheDtype.FP8_E5M2),
+            small("float32 cache").kvCacheDtype(KvCacheDtype.FLOAT32),
+            small("bfloat16 cache").kvCacheDtype(KvCacheDtype.BFLOAT16),
+            small("scale").scale(0.3f),
+            small("lse").returnLse(true).sinks(perHead),
+            small("neox").rope(new RopeSpec(32, 128, 10000, true)),
+            small("gpt-j").rope(new RopeSpec(64, 128, 500, false)),
+            small("output scale").outputScale(0.02f),
+            small("encoder").attnType(AttnType.ENCODER).returnLse(true),
+            small("encoder window").attnType(AttnType.ENCODER_ONLY).slidingWindow(3).sinks(perHead),
+            small("cross").attnType(AttnType.ENCODER_DECODER).returnLse(true))
+        .map(builder -> Arguments.of(builder.build().name(), builder.build()));
+  }
+
+  @ParameterizedTest(name = "{0}")
+  @MethodSource("features")
+  void everyKeyOfALayerReachesTheKernels(String name, LayerSpec layer) {
+    agrees(job(16, 64, layer), DType.FLOAT16, 7);
+  }
+
+  @Test
+  void layersHaveTheirOwnCachesUnlessTheyShareOne() {
+    LayerSpec a = small("a").build();
+    LayerSpec b = small("b").build();
+    LayerSpec shared = small("c").kvSharingTargetLayerName("a").build();
+    Job job = job(16, 64, a, b, shared);
+
+    agrees(job, DType.FLOAT32, 3);
+  }
+
+  @Test
+  void cachesAreReservedAtTheFirstBatchOfTheirLayer() {
+    LayerSpec a = small("a").build();
+    LayerSpec b = small("b").kvCacheDtype(KvCacheDtype.FP8_E4M3).build();
+    Job job = job(16, 8, a, b);
+    Scenario scenario = new Scenario(job, DType.FLOAT16, 1);
+    try (PagedAttention attention =
+        PagedAttention.open(job, TWO_THREADS, noLeaks.allocator())) {
+      assertThat(attention.cacheBytes()).isZero();
+      stepOnce(attention, a, List.of(scenario.next("s", a, 3)), DType.FLOAT16);
+      assertThat(attention.cacheBytes()).isEqualTo(2L * 8 * 16 * 2 * 64 * 2);
+      stepOnce(attention, b, List.of(scenario.next("s", b, 3)), DType.FLOAT16);
+      assertThat(attention.cacheBytes()).isEqualTo(2L * 8 * 16 * 2 * 64 * 3);
+    }
+  }
+
+  private void stepOnce(
+      PagedAttention attention, LayerSpec layer, List<StepRow> rows, DType dtype) {
+    try (ArrowBatch batch = StepBatches.of(noLeaks.allocator(), layer, dtype, rows)) {
+      attention.step(batch).close();
+    }
+  }
+
+  @Test
+  void kernelsReadAndWriteTheBuffersOfTheBatches() {
+    LayerSpec layer = small("a").build();
+    Job job = job(16, 8, layer);
+    StepRow row = new Scenario(job, DType.FLOAT16, 1).next("s", layer, 3);
+    try (PagedAttention attention =
+            PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
+        ArrowBatch batch =
+            StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT16, List.of(row));
+        ArrowBatch result = attention.step(batch)) {
+      assertThat(attention.lastStep().queryAddress()).isEqualTo(tensorAddress(batch, "query"));
+      assertThat(attention.lastStep().keyAddress()).isEqualTo(tensorAddress(batch, "key"));
+      assertThat(attention.lastStep().valueAddress()).isEqualTo(tensorAddress(batch, "value"));
+      assertThat(attention.lastStep().outputAddress()).isEqualTo(tensorAddress(result, "output"));
+      assertThat(attention.lastStep().bytesStaged()).isZero();
+      assertThat(attention.lastStep().queryTokens()).isEqualTo(3);
+      assertThat(attention.lastStep().writtenTokens()).isEqualTo(3);
+      assertThat(result.column("request").getString(0)).isEqualTo("for s");
+    }
+  }
+
+  private static long tensorAddress(ArrowBatch batch, String column) {
+    return batch.column(column).child().child().values().memoryAddress();
+  }
+
+  @Test
+  void resultsOutliveTheirBatchAndTheAttention() {
+    LayerSpec layer = small("a").build();
+    Job job = job(16, 8, layer);
+    StepRow row = new Scenario(job, DType.FLOAT32, 1).next("s", layer, 3);
+    double[][][] expected =
+        new ReferenceAttention(job, DType.FLOAT32).step(layer, List.of(row)).output();
+    ArrowBatch result;
+    try (PagedAttention attention =
+            PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
+        ArrowBatch batch =
+            StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, List.of(row))) {
+      result = attention.step(batch);
+    }
+    assertThat(StepBatches.error(expected, StepBatches.read(result, "output"))).isLessThan(1e-5);
+    assertThat(result.column("sequence_id").getString(0)).isEqualTo("s");
+    result.close();
+  }
+
+  @Test
+  void oneLayerNeedsNoLayerColumn() {
+    LayerSpec layer = small("a").build();
+    Job job = job(16, 8, layer);
+    StepRow row = new Scenario(job, DType.FLOAT32, 1).next("s", layer, 2).withLayer(null);
+    try (PagedAttention attention =
+        PagedAttention.open(job, TWO_THREADS, noLeaks.allocator())) {
+      stepOnce(attention, layer, List.of(row), DType.FLOAT32);
+    }
+  }
+
+  @Test
+  void severalLayersNeedALayerColumn() {
+    LayerSpec layer = small("a").build();
+    Job job = job(16, 8, layer, small("b").build());
+    StepRow row = new Scenario(job, DType.FLOAT32, 1).next("s", layer, 2).withLayer(null);
+
+    refused(job, DType.FLOAT32, List.of(row), ErrorCode.SCHEMA_MISMATCH, -1, "column layer",
+        "the job has 2 layers", "got no such column");
+  }
+
+  private void refused(
+      Job job, DType dtype, List<StepRow> rows, ErrorCode code, long row, String... parts) {
+    try (PagedAttention attention =
+            PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
+        ArrowBatch batch =
+            StepBatches.of(noLeaks.allocator(), job.layers().get(0), dtype, rows)) {
+      assertThatThrownBy(() -> attention.step(batch))
+          .isInstanceOfSatisfying(
+              InvalidBatchException.class,
+              e -> {
+                assertThat(e.code()).isEqualTo(code);
+                assertThat(e.row()).isEqualTo(row);
+              })
+          .hasMessageContainingAll(parts);
+    }
+  }
+
+  @Test
+  void rowsOfTwoLayersInOneBatchAreRefused() {
+    LayerSpec layer = small("a").build();
+    Job job = job(16, 8, layer, small("b").build());
+    Scenario scenario = new Scenario(job, DType.FLOAT32, 1);
+    List<StepRow> rows =
+        List.of(
+            scenario.next("s", layer, 2),
+            scenario.next("t", layer, 2),
+            scenario.next("u", layer, 2).withLayer("b"));
+
+    refused(job, DType.FLOAT32, rows, ErrorCode.INVALID_ROW, 2, "sequence u, row 2",
+        "column layer: expected the same layer in every row, 'a', got 'b'");
+  }
+
+  @Test
+  void unknownLayersAreRefusedAndTheKnownOnesNamed() {
+    LayerSpec layer = small("a").build();
+    Job job = job(16, 8, layer, small("b").build());
+    StepRow row = new Scenario(job, DType.FLOAT32, 1).next("s", layer, 2).withLayer("x");
+
+    refused(job, DType.FLOAT32, List.of(row), ErrorCode.INVALID_ROW, 0, "sequence s, row 0",
+        "column layer: expected 'a', 'b', got 'x'");
+  }
+
+  @Test
+  void badValuesNameLayerSequenceRowAndColumn() {
+    LayerSpec layer = small("a").build();
+    Job job = job(16, 8, layer);
+    Scenario scenario = new Scenario(job, DType.FLOAT32, 1);
+    List<StepRow> rows =
+        List.of(scenario.next(41L, layer, 2), scenario.next(42L, layer, 1).withSlots(8 * 16));
+
+    refused(job, DType.FLOAT32, rows, ErrorCode.INVALID_ROW, 1, "layer 'a', sequence 42, row 1",
+        "slot_mapping", "128");
+  }
+
+  @Test
+  void badRowsLeaveAndTheOthersGoOn() {
+    LayerSpec layer = small("a").build();
+    Job job = job(16, 16, layer, small("b").build());
+    Scenario scenario = new Scenario(job, DType.FLOAT32, 1);
+    StepRow good = scenario.next("good", layer, 5);
+    StepRow alsoGood = scenario.next("also good", layer, 1);
+    List<StepRow> rows =
+        List.of(
+            scenario.next("lost", layer, 2).withLayer("b"),
+            good,
+            scenario.next("block", layer, 2).withBlocks(99),
+            scenario.next("slot", layer, 1).withSlots(1 << 20),
+            alsoGood,
+            scenario.next("negative", layer, 1).withSeqLen(-1));
+    double[][][] expected =
+        new ReferenceAttention(job, DType.FLOAT32).step(layer, List.of(good, alsoGood)).output();
+    List<RefusedRow> refused = new ArrayList<>();
+    // Row 0 decides the layer, so it comes second here.
+    List<StepRow> ordered = new ArrayList<>(rows);
+    ordered.set(0, rows.get(1));
+    ordered.set(1, rows.get(0));
+    try (PagedAttention attention =
+            PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
+        ArrowBatch batch =
+            StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, ordered);
+        ArrowBatch result = attention.step(batch, refused::add)) {
+      assertThat(StepBatches.error(expected, StepBatches.read(result, "output"))).isLessThan(1e-5);
+      assertThat(result.column("sequence_id").getString(1)).isEqualTo("also good");
+      assertThat(attention.check(batch)).isEqualTo(refused);
+    }
+    assertThat(refused)
+        .extracting(RefusedRow::sequenceId)
+        .containsExactly("lost", "block", "slot", "negative");
+    assertThat(refused).extracting(RefusedRow::row).containsExactly(1L, 2L, 3L, 5L);
+    assertThat(refused).extracting(RefusedRow::code).containsOnly(ErrorCode.INVALID_ROW);
+    assertThat(refused.get(0).layer()).isEqualTo("b");
+    assertThat(refused.get(1).message()).contains("block_table", "99");
+  }
+
+  @Test
+  void aBatchOfBadRowsGivesAnEmptyResult() {
+    LayerSpec layer = small("a").build();
+    Job job = job(16, 8, layer, small("b").build());
+    StepRow row = new Scenario(job, DType.FLOAT32, 1).next("s", layer, 2).withLayer("x");
+    List<RefusedRow> refused = new ArrayList<>();
+    try (PagedAttention attention =
+            PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
+        ArrowBatch batch =
+            StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, List.of(row, row));
+        ArrowBatch result = attention.step(batch, refused::add)) {
+      assertThat(result.numRows()).isZero();
+      assertThat(refused).hasSize(2);
+    }
+  }
+
+  @Test
+  void batchesWithoutRowsGiveResultsWithoutRows() {
+    LayerSpec layer = small("a").build();
+    Job job = job(16, 8, layer, small("b").build());
+    try (PagedAttention attention =
+            PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
+        ArrowBatch batch = StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, List.of());
+        ArrowBatch result = attention.step(batch)) {
+      assertThat(result.numRows()).isZero();
+    }
+  }
+
+  @Test
+  void anAutoCacheKeepsTheTypeOfItsFirstBatch() {
+    LayerSpec layer = small("a").build();
+    Job job = job(16, 8, layer);
+    StepRow row = new Scenario(job, DType.BFLOAT16, 1).next("s", layer, 2);
+    try (PagedAttention attention =
+            PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
+        ArrowBatch other =
+            StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, List.of(row))) {
+      stepOnce(attention, layer, List.of(row), DType.BFLOAT16);
+      assertThatThrownBy(() -> attention.step(other))
+          .isInstanceOf(InvalidBatchException.class)
+          .hasMessageContainingAll(
+              "layer 'a'", "expected bfloat16", "got float32", "set kv_cache_dtype");
+      stepOnce(attention, layer, List.of(row), DType.BFLOAT16);
+    }
+  }
+
+  @Test
+  void anExplicitCacheTakesBatchesOfSeveralTypes() {
+    LayerSpec layer = small("a").kvCacheDtype(KvCacheDtype.FLOAT32).build();
+    Job job = job(16, 8, layer);
+    StepRow row = new Scenario(job, DType.BFLOAT16, 1).next("s", layer, 2);
+    try (PagedAttention attention =
+        PagedAttention.open(job, TWO_THREADS, noLeaks.allocator())) {
+      stepOnce(attention, layer, List.of(row), DType.BFLOAT16);
+      stepOnce(attention, layer, List.of(row), DType.FLOAT32);
+    }
+  }
+
+  @Test
+  void wrongSchemasNameTheColumn() {
+    LayerSpec wide = LayerSpec.builder("a", 8, 64).numKvHeads(2).build();
+    Job job = job(16, 8, small("a").build());
+    StepRow row = new Scenario(job, DType.FLOAT32, 1).next("s", wide, 2);
+    try (PagedAttention attention =
+            PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
+        ArrowBatch batch =
+            StepBatches.of(noLeaks.allocator(), wide, DType.FLOAT32, List.of(row))) {
+      for (int again = 0; again < 2; again++) {
+        assertThatThrownBy(() -> attention.step(batch))
+            .isInstanceOfSatisfying(
+                InvalidBatchException.class,
+                e -> assertThat(e.code()).isEqualTo(ErrorCode.SCHEMA_MISMATCH))
+            .hasMessageContainingAll("layer 'a'", "query");
+      }
+    }
+  }
+
+  @Test
+  void columnsThatChooseTheLayerAreCheckedFirst() {
+    BatchSchema noIds = BatchSchema.of(TensorField.list("query", DType.FLOAT32, 4, 64));
+    assertThatThrownBy(() -> new StepBatchSchema(noIds))
+        .hasMessage("column sequence_id: expected int64 or utf8, got no such column");
+    BatchSchema idsAsTensors =
+        BatchSchema.of(TensorField.list("sequence_id", DType.FLOAT32, 4, 64));
+    assertThatThrownBy(() -> new StepBatchSchema(idsAsTensors))
+        .hasMessageStartingWith("column sequence_id: expected int64 or utf8, got sequence_id: List");
+  }
+
+  @Test
+  void manySchemasDoNotPileUpBindings() {
+    LayerSpec layer = small("a").build();
+    Job job = job(16, 8, layer);
+    StepRow row = new Scenario(job, DType.FLOAT32, 1).next("s", layer, 2);
+    try (PagedAttention attention =
+            PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
+        ArrowBatch batch =
+            StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, List.of(row))) {
+      long handles = 0;
+      for (int i = 0; i < 200; i++) {
+        try (ArrowBatch renamed = renamed(batch, i)) {
+          attention.step(renamed).close();
+        }
+        handles = KernelEngine.liveHandles();
+      }
+      assertThat(handles).isLessThanOrEqualTo(64 + 3);
+    }
+  }
+
+  private static ArrowBatch renamed(ArrowBatch batch, int version) {
+    BatchSchema schema =
+        BatchSchema.of(
+            new org.apache.arrow.vector.types.pojo.Schema(
+                batch.schema().arrow().getFields(),
+                java.util.Map.of("version", Integer.toString(version))));
+    org.apache.arrow.memory.ArrowBuf[] buffers =
+        new org.apache.arrow.memory.ArrowBuf[schema.bufferCount()];
+    for (int i = 0; i < buffers.length; i++) {
+      buffers[i] = batch.buffer(i);
+      buffers[i].getReferenceManager().retain();
+    }
+    long[] lengths = new long[schema.nodeCount()];
+    for (int i = 0; i < lengths.length; i++) {
+      lengths[i] = batch.nodeLength(i);
+    }
+    return ArrowBatch.adopt(
+        schema, batch.numRows(), lengths, new long[lengths.length], buffers, 0);
+  }
+
+  @Test
+  void unknownBackendsFailAtOpen() {
+    Job job = job(16, 8, small("a").build());
+
+    assertThatThrownBy(
+            () ->
+                PagedAttention.open(
+                    job, new AttentionConfig("abacus", 0, 0), noLeaks.allocator()))
+        .isInstanceOf(KernelException.class)
+        .hasMessageContaining("abacus");
+  }
+
+  @Test
+  void cachesTooLargeNameTheKeyToChange() {
+    LayerSpec layer = LayerSpec.builder("a", 64, 256).build();
+    Job job = job(16, Integer.MAX_VALUE, layer);
+    StepRow row = new Scenario(job(16, 8, layer), DType.FLOAT32, 1).next("s", layer, 1);
+    try (PagedAttention attention =
+            PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
+        ArrowBatch batch =
+            StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, List.of(row))) {
+      assertThatThrownBy(() -> attention.step(batch))
+          .isInstanceOfSatisfying(
+              KernelException.class,
+              e -> assertThat(e.code()).isEqualTo(ErrorCode.OUT_OF_MEMORY))
+          .hasMessageContainingAll("layer 'a'", "kv_cache.num_blocks", "2147483647 blocks");
+    }
+  }
+
+  @Test
+  void closingTwiceIsHarmless() {
+    PagedAttention attention =
+        PagedAttention.open(
+            job(16, 8, small("a").build()), TWO_THREADS, noLeaks.allocator());
+    assertThat(attention.describe()).contains("backend", "tier", "2 threads", "1 layers");
+    attention.close();
+    attention.close();
+  }
+
+  @ParameterizedTest
+  @EnumSource(AttnType.class)
+  void describesWhatCachesTake(AttnType type) {
+    Job job =
+        job(16, 8, small("a").attnType(type).kvCacheDtype(
+            type.cached() ? KvCacheDtype.FLOAT16 : null).build());
+
+    assertThat(job.cacheBytes()).hasValue(type.cached() ? 2L * 8 * 16 * 2 * 64 * 2 : 0);
+  }
+}

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.testing;
+
+import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.arrow.ArrowColumn;
+import io.broadhead.arrow.BatchSchema;
+import io.broadhead.arrow.DType;
+import io.broadhead.arrow.StepColumns;
+import io.broadhead.arrow.TensorField;
+import io.broadhead.attention.LayerSpec;
+import java.nio.charset.StandardCharsets;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.function.Function;
+import java.util.function.ToIntFunction;
+import org.apache.arrow.memory.ArrowBuf;
+import org.apache.arrow.memory.BufferAllocator;
+import org.apache.arrow.vector.types.pojo.ArrowType;
+import org.apache.arrow.vector.types.pojo.Field;
+import org.apache.arrow.vector.types.pojo.FieldType;
+import org.apache.arrow.vector.types.pojo.Schema;
+
+/** Builds step batches from {@link StepRow}s and reads result batches; used by one thread. */
+public final class StepBatches {
+  private static final String PASSED = "request";
+
+  private final BufferAllocator allocator;
+  private final DType dtype;
+  private final List<Field> fields = new ArrayList<>();
+  private final List<Long> lengths = new ArrayList<>();
+  private final List<ArrowBuf> buffers = new ArrayList<>();
+
+  private StepBatches(BufferAllocator allocator, DType dtype) {
+    this.allocator = allocator;
+    this.dtype = dtype;
+  }
+
+  /**
+   * A batch with the columns that the layer's type needs, and one more, {@code request}, that
+   * passes through. The layer column is left out if the rows have none.
+   */
+  public static ArrowBatch of(
+      BufferAllocator allocator, LayerSpec layer, DType dtype, List<StepRow> rows) {
+    return new StepBatches(allocator, dtype).build(layer, rows);
+  }
+
+  private ArrowBatch build(LayerSpec layer, List<StepRow> rows) {
+    if (rows.isEmpty() || rows.get(0).sequenceId() instanceof String) {
+      text(StepColumns.SEQUENCE_ID, rows, r -> (String) r.sequenceId());
+    } else {
+      column(StepColumns.SEQUENCE_ID, new ArrowType.Int(64, true), rows.size());
+      ArrowBuf ids = add(8L * rows.size());
+      for (int i = 0; i < rows.size(); i++) {
+        ids.setLong(8L * i, (Long) rows.get(i).sequenceId());
+      }
+    }
+    if (rows.isEmpty() || rows.get(0).layer() != null) {
+      text(StepColumns.LAYER, rows, StepRow::layer);
+    }
+    text(PASSED, rows, r -> "for " + r.sequenceId());
+    tensors(StepColumns.QUERY, layer.numHeads(), layer.headSize(), rows, StepRow::query);
+    tensors(StepColumns.KEY, layer.numKvHeads(), layer.headSize(), rows, StepRow::key);
+    tensors(StepColumns.VALUE, layer.numKvHeads(), layer.headSize(), rows, StepRow::value);
+    if (layer.attnType().cached()) {
+      column(StepColumns.SEQ_LEN, new ArrowType.Int(32, true), rows.size());
+      ArrowBuf lens = add(4L * rows.size());
+      for (int i = 0; i < rows.size(); i++) {
+        lens.setInt(4L * i, rows.get(i).seqLen());
+      }
+      longs(StepColumns.SLOT_MAPPING, rows);
+      ints(StepColumns.BLOCK_TABLE, rows, StepRow::blocks);
+    }
+    if (layer.rope() != null) {
+      ints(StepColumns.POSITION, rows, StepRow::positions);
+    }
+    return ArrowBatch.adopt(
+        BatchSchema.of(new Schema(fields)),
+        rows.size(),
+        lengths.stream().mapToLong(Long::longValue).toArray(),
+        new long[lengths.size()],
+        buffers.toArray(new ArrowBuf[0]),
+        0);
+  }
+
+  private ArrowBuf add(long bytes) {
+    ArrowBuf buffer = bytes == 0 ? allocator.getEmpty() : allocator.buffer(bytes);
+    buffer.writerIndex(bytes);
+    buffers.add(buffer);
+    return buffer;
+  }
+
+  private void column(String name, ArrowType type, long length, Field... children) {
+    fields.add(new Field(name, FieldType.notNullable(type), List.of(children)));
+    lengths.add(length);
+    add(0);
+  }
+
+  private void text(String name, List<StepRow> rows, Function<StepRow, String> text) {
+    column(name, new ArrowType.Utf8(), rows.size());
+    List<byte[]> values =
+        rows.stream().map(r -> text.apply(r).getBytes(StandardCharsets.UTF_8)).toList();
+    offsets(rows.size(), i -> values.get(i).length);
+    ArrowBuf data = add(values.stream().mapToInt(v -> v.length).sum());
+    long at = 0;
+    for (byte[] value : values) {
+      data.setBytes(at, value);
+      at += value.length;
+    }
+  }
+
+  private int offsets(int rows, ToIntFunction<Integer> size) {
+    ArrowBuf offsets = add(4L * (rows + 1));
+    int at = 0;
+    for (int i = 0; i < rows; i++) {
+      offsets.setInt(4L * i, at);
+      at += size.applyAsInt(i);
+    }
+    offsets.setInt(4L * rows, at);
+    return at;
+  }
+
+  private void tensors(
+      String name, int heads, int size, List<StepRow> rows, Function<StepRow, double[][]> values) {
+    fields.add(TensorField.list(name, dtype, heads, size));
+    lengths.add((long) rows.size());
+    add(0);
+    int tokens = offsets(rows.size(), i -> values.apply(rows.get(i)).length);
+    lengths.add((long) tokens);
+    add(0);
+    long elements = (long) tokens * heads * size;
+    lengths.add(elements);
+    add(0);
+    ArrowBuf data = add(elements * dtype.byteWidth());
+    long at = 0;
+    for (StepRow row : rows) {
+      for (double[] token : values.apply(row)) {
+        for (double x : token) {
+          Numbers.write(data, at++, x, dtype);
+        }
+      }
+    }
+  }
+
+  private void longs(String name, List<StepRow> rows) {
+    column(
+        name,
+        new ArrowType.List(),
+        rows.size(),
+        new Field("item", FieldType.notNullable(new ArrowType.Int(64, true)), null));
+    long count = offsets(rows.size(), i -> rows.get(i).slots().length);
+    lengths.add(count);
+    add(0);
+    ArrowBuf data = add(8 * count);
+    long at = 0;
+    for (StepRow row : rows) {
+      for (long slot : row.slots()) {
+        data.setLong(8 * at++, slot);
+      }
+    }
+  }
+
+  private void ints(String name, List<StepRow> rows, Function<StepRow, int[]> values) {
+    column(
+        name,
+        new ArrowType.List(),
+        rows.size(),
+        new Field("item", FieldType.notNullable(new ArrowType.Int(32, true)), null));
+    long count = offsets(rows.size(), i -> values.apply(rows.get(i)).length);
+    lengths.add(count);
+    add(0);
+    ArrowBuf data = add(4 * count);
+    long at = 0;
+    for (StepRow row : rows) {
+      for (int value : values.apply(row)) {
+        data.setInt(4 * at++, value);
+      }
+    }
+  }
+
+  /** A column of lists of tensors as [row][token][elements]. */
+  public static double[][][] read(ArrowBatch batch, String column) {
+    TensorField field =
+        TensorField.of(batch.schema().field(batch.schema().index(column))).orElseThrow();
+    ArrowColumn lists = batch.column(column);
+    ArrowBuf data = lists.child().child().values();
+    double[][][] rows = new double[batch.numRows()][][];
+    for (int row = 0; row < rows.length; row++) {
+      long first = lists.offset(row);
+      rows[row] = new double[(int) (lists.offset(row + 1) - first)][field.elements()];
+      for (int token = 0; token < rows[row].length; token++) {
+        for (int i = 0; i < field.elements(); i++) {
+          rows[row][token][i] =
+              Numbers.read(data, (first + token) * field.elements() + i, field.dtype());
+        }
+      }
+    }
+    return rows;
+  }
+
+  /** Largest error over the batch, relative to the largest expected magnitude if that is above 1. */
+  public static double error(double[][][] expected, double[][][] got) {
+    double error = expected.length == got.length ? 0 : Double.POSITIVE_INFINITY;
+    double largest = 1;
+    for (int row = 0; row < expected.length && Double.isFinite(error); row++) {
+      if (expected[row].length != got[row].length) {
+        return Double.POSITIVE_INFINITY;
+      }
+      for (int token = 0; token < expected[row].length; token++) {
+        for (int i = 0; i < expected[row][token].length; i++) {
+          double e = expected[row][token][i];
+          double g = got[row][token][i];
+          largest = Math.max(largest, Double.isInfinite(e) ? 1 : Math.abs(e));
+          if (e != g) {
+            error = Math.max(error, Double.isNaN(g) ? Double.POSITIVE_INFINITY : Math.abs(e - g));
+          }
+        }
+      }
+    }
+    return error / largest;
+  }
+}
