@@ -225,6 +225,10 @@ typedef struct bh_step_stats {
   int64_t key_address;
   int64_t value_address;
   int64_t output_address;
+  int64_t keys_seen; /**< keys that query tokens see, summed over the tokens */
+  int64_t keys_read; /**< keys that were read from memory for them: fewer than keys_seen where
+                          several tokens or rows share one read, and never outside a window but
+                          for the rest of a tile of 16 */
 } bh_step_stats;
 
 /**
@@ -247,6 +251,24 @@ BH_API int32_t bh_step(bh_binding* binding, struct ArrowArray* batch, struct Arr
  */
 BH_API int32_t bh_check_rows(bh_binding* binding, struct ArrowArray* batch, int64_t first_row,
                              bh_error* error);
+
+/* ---- merge of partial results ---------------------------------------------------------------- */
+
+/** One partial result: attention over some of the keys, normalised over those. */
+typedef struct bh_partial {
+  const void* output; /**< [tokens, num_heads, head_size] */
+  const float* lse;   /**< [tokens, num_heads]; -inf or +inf where no key was seen */
+} bh_partial;
+
+/**
+ * Joins `count` results over disjoint sets of keys by their log-sum-exp:
+ * out = sum_i e^(lse_i - lse) out_i with lse = log sum_i e^lse_i, in float32, rounded once; zeros
+ * and -inf where no part saw a key. `dtype` is FLOAT32, FLOAT16 or BFLOAT16, of the parts and of
+ * `output`; `lse` may be NULL.
+ */
+BH_API int32_t bh_merge(bh_engine* engine, const bh_partial* parts, int32_t count, int32_t dtype,
+                        int64_t tokens, int32_t num_heads, int32_t head_size, void* output,
+                        float* lse, bh_error* error);
 
 /* ---- handles and memory ---------------------------------------------------------------------- */
 

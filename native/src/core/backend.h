@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "broadhead/broadhead.h"
@@ -46,6 +47,9 @@ class Engine {
   virtual std::unique_ptr<Cache> create_cache(const bh_cache_options& options) = 0;
   /// Throws Failure(BH_UNSUPPORTED) with the reason where the backend cannot run the layer.
   virtual void check_supported(const LayerSpec& spec, int cache_dtype, int block_size) const = 0;
+  /// Joins partial results: see bh_merge. Arguments have been checked.
+  virtual void merge(std::span<const bh_partial> parts, int dtype, int64_t tokens, int num_heads,
+                     int head_size, void* output, float* lse) = 0;
   /// `spec` and `cache` (NULL for encoder types) outlive the layer.
   virtual std::unique_ptr<Layer> create_layer(const LayerSpec& spec, Cache* cache) = 0;
 };

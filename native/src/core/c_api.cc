@@ -290,6 +290,35 @@ int32_t bh_check_rows(bh_binding* binding, ArrowArray* batch, int64_t first_row,
   });
 }
 
+int32_t bh_merge(bh_engine* engine, const bh_partial* parts, int32_t count, int32_t dtype,
+                 int64_t tokens, int32_t num_heads, int32_t head_size, void* output, float* lse,
+                 bh_error* error) {
+  return guarded(error, [&] {
+    need(engine, "engine");
+    need(parts, "parts");
+    if (count < 1) {
+      throw Failure(BH_INVALID_ARGUMENT, kNoRow, "count must be at least 1, got %d", count);
+    }
+    if (dtype != BH_FLOAT32 && dtype != BH_FLOAT16 && dtype != BH_BFLOAT16) {
+      throw Failure(BH_INVALID_ARGUMENT, kNoRow, "dtype must be float32, float16 or bfloat16, got %s",
+                    broadhead::dtype_name(dtype));
+    }
+    broadhead::check_heads("merge", num_heads, head_size);
+    if (tokens < 0) {
+      throw Failure(BH_INVALID_ARGUMENT, kNoRow, "tokens must not be negative, got %lld",
+                    static_cast<long long>(tokens));
+    }
+    if (tokens == 0) return;
+    need(output, "output");
+    for (int32_t i = 0; i < count; ++i) {
+      need(parts[i].output, "parts.output");
+      need(parts[i].lse, "parts.lse");
+    }
+    engine->engine->merge({parts, static_cast<size_t>(count)}, dtype, tokens, num_heads, head_size,
+                          output, lse);
+  });
+}
+
 int64_t bh_live_handles(void) { return live_handles.load(); }
 
 int64_t bh_borrowed_release(void) { return reinterpret_cast<int64_t>(&release_borrowed); }

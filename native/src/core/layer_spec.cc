@@ -16,13 +16,13 @@ void require(bool holds, const char* format, Args... args) {
   if (!holds) throw Failure(BH_INVALID_ARGUMENT, kNoRow, format, args...);
 }
 
+}  // namespace
+
 void check_heads(const char* what, int num_kv_heads, int head_size) {
   require(num_kv_heads >= 1, "%s: num_kv_heads must be at least 1, got %d", what, num_kv_heads);
   require(std::count(std::begin(kHeadSizes), std::end(kHeadSizes), head_size) == 1,
           "%s: head_size must be one of 32 64 80 96 128 160 192 224 256, got %d", what, head_size);
 }
-
-}  // namespace
 
 LayerSpec check_layer(const bh_layer_options& o) {
   require(o.struct_size == sizeof o, "bh_layer_options.struct_size must be %zu, got %u", sizeof o,

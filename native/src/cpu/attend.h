@@ -99,10 +99,10 @@ BH_INLINE void attend_rows(const AttendContext& context, const AttendItem& item,
   const LayerView& layer = *context.layer;
   const int size = layer.head_size;
   const int group = layer.group_size;
-  const QueryToken* tokens = context.tokens + item.first_token;
-  // Tokens of a row ascend in position, and so do both ends of what they see.
-  const int first = max_int(tokens[first_row / group].first, span);
-  const int end = min_int(tokens[(first_row + kRows - 1) / group].end, span_end);
+  // Tokens of a row ascend in position, and so do both ends of what they see; tokens of several
+  // rows see all of the span.
+  const int first = max_int(context.token(item, first_row / group).first, span);
+  const int end = min_int(context.token(item, (first_row + kRows - 1) / group).end, span_end);
   if (first >= end) return;
 
   const int first_tile = (first - span) / kTile;
@@ -117,7 +117,7 @@ BH_INLINE void attend_rows(const AttendContext& context, const AttendItem& item,
     const int head = (item.first_head + head_in_item) * group + (first_row + r) % group;
     const ScoreTransform transform = {layer.logits_soft_cap,
                                       layer.alibi_slopes ? layer.alibi_slopes[head] : 0};
-    factors[r] = softmax_update(transform, tokens[(first_row + r) / group], base, num_tiles * kTile,
+    factors[r] = softmax_update(transform, context.token(item, (first_row + r) / group), base, num_tiles * kTile,
                                 scratch.scores + r * kStride, scratch.states[row + r]);
   }
   accumulate_rows<E, kRows>(scratch.scores, kStride, tiles + first_tile, first - base, end - base,
@@ -197,7 +197,7 @@ static void load_queries(const AttendContext& context, const AttendItem& item,
   float* to = scratch.query;
   for (int h = 0; h < item.num_heads; ++h) {
     for (int t = 0; t < item.num_tokens; ++t) {
-      const QueryToken& token = context.tokens[item.first_token + t];
+      const QueryToken& token = context.token(item, t);
       const StepRow& row = context.step->rows[token.row];
       for (int g = 0; g < layer.group_size; ++g, to += size) {
         const int64_t head = (item.first_head + h) * layer.group_size + g;
@@ -275,7 +275,7 @@ static void attend(const AttendContext& context, const AttendItem& item, float* 
 
   for (int h = 0; h < item.num_heads; ++h) {
     for (int r = 0; r < scratch.rows; ++r) {
-      const QueryToken& token = context.tokens[item.first_token + r / layer.group_size];
+      const QueryToken& token = context.token(item, r / layer.group_size);
       const int head = (item.first_head + h) * layer.group_size + r % layer.group_size;
       const int64_t i = int64_t{h} * scratch.rows + r;
       float* sums = scratch.sums + i * layer.head_size;
@@ -289,35 +289,6 @@ static void attend(const AttendContext& context, const AttendItem& item, float* 
         context.partial_state[partial * 2 + 1] = scratch.states[i].denominator;
       }
     }
-  }
-}
-
-static void merge(const AttendContext& context, int64_t index, float* scratch) {
-  const LayerView& layer = *context.layer;
-  const QueryToken& token = context.tokens[index];
-  for (int head = 0; head < layer.num_heads; ++head) {
-    SoftmaxState whole = {-kInfinity, 0};
-    auto partial = [&](int piece) {
-      return (token.first_partial + piece) * layer.num_heads + head;
-    };
-    for (int p = 0; p < token.num_partials; ++p) {
-      const float maximum = context.partial_state[partial(p) * 2];
-      if (maximum > whole.maximum) whole.maximum = maximum;
-    }
-    for (int d = 0; d < layer.head_size; ++d) scratch[d] = 0;
-    for (int p = 0; p < token.num_partials; ++p) {
-      const float maximum = context.partial_state[partial(p) * 2];
-      const float denominator = context.partial_state[partial(p) * 2 + 1];
-      if (denominator == 0) continue;
-      const float factor =
-          maximum == whole.maximum ? 1 : __builtin_expf(maximum - whole.maximum);
-      whole.denominator += factor * denominator;
-      const float* sums = context.partial_sums + partial(p) * layer.head_size;
-      for (int d = 0; d < layer.head_size; d += kWidth) {
-        store(scratch + d, load(scratch + d) + load(sums + d) * broadcast(factor));
-      }
-    }
-    write_output(context, token, head, whole, scratch);
   }
 }
 

@@ -130,7 +130,7 @@ class CpuLayer final : public Layer {
   }
 
   void attend() {
-    plan_.plan_attention(spec_, *step_, threads_);
+    plan_.plan_attention(spec_, *step_, cache_ ? cache_->block_size : 0, threads_);
     int64_t floats = 0;
     for (const AttendItem& item : plan_.items()) {
       floats = std::max(floats, kernels_.scratch_floats(view_, cache_, item));
@@ -141,6 +141,7 @@ class CpuLayer final : public Layer {
                 step_,
                 cache_,
                 plan_.tokens().data(),
+                plan_.order().data(),
                 partial_sums_.at_least(partial_heads * view_.head_size),
                 partial_state_.at_least(partial_heads * 2)};
     if (static_cast<size_t>(step_->num_rows) > unmerged_capacity_) {
@@ -162,7 +163,16 @@ class CpuLayer final : public Layer {
     const AttendItem& item = plan_.items()[i];
     float* floats = scratch(thread);
     kernels_.attend(context_, item, floats);
-    const auto row = static_cast<size_t>(item.row);
+    int32_t last_row = -1;
+    for (int t = 0; t < item.num_tokens; ++t) {
+      const int32_t row = context_.token(item, t).row;
+      if (row != last_row) finish_item_of(static_cast<size_t>(row), floats);
+      last_row = row;
+    }
+  }
+
+  /// Whoever ends the last item of a row joins its partial results, while they are in the cache.
+  void finish_item_of(size_t row, float* floats) {
     if (unmerged_[row].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
     const int64_t end = plan_.first_token_of_row()[row + 1];
     for (int64_t token = plan_.first_token_of_row()[row]; token < end; ++token) {
@@ -190,6 +200,8 @@ class CpuLayer final : public Layer {
     stats.query_tokens = step.num_queries;
     stats.written_tokens = written;
     stats.bytes_in_place = step.num_queries * (query_bytes + output_bytes) + 2 * keys * key_bytes;
+    stats.keys_seen = plan_.keys_seen();
+    stats.keys_read = plan_.keys_read();
     stats.query_address = reinterpret_cast<int64_t>(step.query);
     stats.key_address = reinterpret_cast<int64_t>(step.key);
     stats.value_address = reinterpret_cast<int64_t>(step.value);
@@ -238,6 +250,22 @@ class CpuEngine final : public Engine {
   }
 
   void check_supported(const LayerSpec&, int, int) const override {}
+
+  void merge(std::span<const bh_partial> parts, int dtype, int64_t tokens, int num_heads,
+             int head_size, void* output, float* lse) override {
+    struct Run {
+      const Kernels* kernels;
+      cpu::MergeContext context;
+    } run{choice_.tier->kernels,
+          {parts.data(), static_cast<int>(parts.size()), dtype, num_heads, head_size, output, lse}};
+    workers_->run(
+        threads_, tokens,
+        [](void* argument, int64_t token, int) {
+          const auto& [kernels, context] = *static_cast<const Run*>(argument);
+          kernels->merge_results(context, token);
+        },
+        &run);
+  }
 
   std::unique_ptr<Layer> create_layer(const LayerSpec& spec, Cache* cache) override {
     return std::make_unique<CpuLayer>(spec, static_cast<const BlockPool*>(cache),

@@ -2,8 +2,8 @@
 // All kernels of one instruction set tier; compiled once per tier with BH_TIER and its flags.
 #include "cpu/kernels.h"
 
-#include "broadhead/broadhead.h"
 #include "cpu/attend.h"
+#include "cpu/merge.h"
 #include "cpu/update.h"
 
 namespace broadhead::cpu::BH_TIER {
@@ -16,6 +16,6 @@ static int64_t scratch_floats(const LayerView& layer, const CacheView* cache,
 }
 
 extern const Kernels kKernels;
-const Kernels kKernels = {update, attend, merge, scratch_floats};
+const Kernels kKernels = {update, attend, merge, merge_results, scratch_floats};
 
 }  // namespace broadhead::cpu::BH_TIER

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "broadhead/broadhead.h"
 #include "core/step.h"
 
 namespace broadhead::cpu {
@@ -65,9 +66,10 @@ struct QueryToken {
   int64_t first_partial;  ///< index of its first partial result
 };
 
-/// A piece of attention: query tokens of one row against a range of its keys, for a range of heads.
+/// A piece of attention: query tokens against a range of the keys of one row, for a range of heads.
+/// The tokens are of that row, ascending in position, or of several rows that share those keys.
 struct AttendItem {
-  int64_t first_token;  ///< index into AttendContext::tokens
+  int64_t first_token;  ///< index into AttendContext::order
   int32_t num_tokens;
   int32_t row;
   int32_t first_head;  ///< KV heads
@@ -83,8 +85,24 @@ struct AttendContext {
   const Step* step;
   const CacheView* cache;  ///< NULL: keys and values come from the step itself
   const QueryToken* tokens;
+  const int32_t* order;  ///< indices into tokens
   float* partial_sums;   ///< [partial][num_heads][head_size]: sums of weighted values
   float* partial_state;  ///< [partial][num_heads][2]: maximum and denominator
+
+  [[gnu::always_inline]] const QueryToken& token(const AttendItem& item, int i) const {
+    return tokens[order[item.first_token + i]];
+  }
+};
+
+/// Results to join, of one dtype: see bh_merge.
+struct MergeContext {
+  const bh_partial* parts;
+  int count;
+  int dtype;
+  int num_heads;
+  int head_size;
+  void* output;
+  float* lse;
 };
 
 struct Kernels {
@@ -94,7 +112,9 @@ struct Kernels {
   void (*attend)(const AttendContext& context, const AttendItem& item, float* scratch);
   /// Joins a token's partial results and writes its output.
   void (*merge)(const AttendContext& context, int64_t token, float* scratch);
-  /// Floats of scratch that `attend` needs for such an item; enough for the other two as well.
+  /// Joins finished results of a token.
+  void (*merge_results)(const MergeContext& context, int64_t token);
+  /// Floats of scratch that `attend` needs for such an item; enough for `update` and `merge` as well.
   int64_t (*scratch_floats)(const LayerView& layer, const CacheView* cache, const AttendItem& item);
 };
 

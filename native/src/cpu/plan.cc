@@ -27,6 +27,9 @@ constexpr int kLeastUpdate = 16;
 /// What reading a key costs, in query rows that use it.
 constexpr double kReadCost = 4;
 
+/// A common prefix shorter than this is not worth a merge of its partial results.
+constexpr int kLeastSharedKeys = 128;
+
 int round_down(int x) { return x / kTile * kTile; }
 
 QueryToken visible_keys(const LayerSpec& spec, const StepRow& row, int64_t row_index, int index) {
@@ -41,18 +44,23 @@ QueryToken visible_keys(const LayerSpec& spec, const StepRow& row, int64_t row_i
   token.first = static_cast<int32_t>(std::max<int64_t>(first, 0));
   token.end = static_cast<int32_t>(std::min<int64_t>(end, row.seq_len));
   token.first = std::min(token.first, token.end);
-  token.num_partials = 1;
   return token;
 }
 
-/// Tokens of a row that one item takes.
-int tokens_per_item(const LayerSpec& spec, const StepRow& row) {
-  if (row.num_queries * spec.group_size() <= kDecodeRows) return row.num_queries;
-  return std::max(1, kPrefillRows / spec.group_size());
+bool is_decode(const LayerSpec& spec, int num_tokens) {
+  return num_tokens * spec.group_size() <= kDecodeRows;
 }
 
-double cost(const LayerSpec& spec, int tokens, int keys) {
-  return (tokens * spec.group_size() + kReadCost) * keys;
+/// Calls visit(begin, count) for the runs of `num_tokens` tokens that items take, the last first:
+/// later tokens see more keys, so that the last items are small ones.
+template <class Visit>
+void for_each_run(const LayerSpec& spec, int num_tokens, Visit&& visit) {
+  const int run = is_decode(spec, num_tokens) ? num_tokens
+                                              : std::max(1, kPrefillRows / spec.group_size());
+  for (int end = num_tokens; end > 0; end -= run) {
+    const int begin = std::max(0, end - run);
+    visit(begin, end - begin);
+  }
 }
 
 }  // namespace
@@ -72,65 +80,159 @@ void Plan::plan_update(const Step& step, int threads) {
   }
 }
 
-void Plan::plan_attention(const LayerSpec& spec, const Step& step, int threads) {
-  tokens_.clear();
-  items_.clear();
+void Plan::plan_attention(const LayerSpec& spec, const Step& step, int block_size, int threads) {
   items_of_row_.assign(static_cast<size_t>(step.num_rows), 0);
+  shared_keys_.assign(static_cast<size_t>(step.num_rows), 0);
+  units_.clear();
+  find_tokens(spec, step);
+  if (spec.uses_cache()) share_prefixes(spec, step, block_size);
+  add_rows(spec, step);
+  divide(spec, threads);
+}
+
+void Plan::find_tokens(const LayerSpec& spec, const Step& step) {
+  tokens_.clear();
+  order_.clear();
   first_token_of_row_.clear();
-  num_partials_ = 0;
-  double total = 0;
+  keys_seen_ = 0;
   for (int64_t r = 0; r < step.num_rows; ++r) {
     const StepRow& row = step.rows[r];
     first_token_of_row_.push_back(static_cast<int64_t>(tokens_.size()));
     for (int i = 0; i < row.num_queries; ++i) {
+      order_.push_back(static_cast<int32_t>(tokens_.size()));
       tokens_.push_back(visible_keys(spec, row, r, i));
-      total += cost(spec, 1, tokens_.back().end - tokens_.back().first) * spec.num_kv_heads;
+      keys_seen_ += tokens_.back().end - tokens_.back().first;
     }
   }
   first_token_of_row_.push_back(static_cast<int64_t>(tokens_.size()));
-  const double budget = threads > 1 ? total / (threads * kItemsPerThread)
-                                    : std::numeric_limits<double>::infinity();
-  for (int64_t r = 0; r < step.num_rows; ++r) divide_row(spec, step, r, budget);
 }
 
-void Plan::divide_row(const LayerSpec& spec, const Step& step, int64_t r, double budget) {
-  const StepRow& row = step.rows[r];
-  if (row.num_queries == 0) return;
-  const int run = tokens_per_item(spec, row);
-  const bool decode = run == row.num_queries && run * spec.group_size() <= kDecodeRows;
-  const int heads_per_item = decode ? spec.num_kv_heads : 1;
-  const int64_t first_token = first_token_of_row_[static_cast<size_t>(r)];
-  // Later tokens see more keys: they go first, so that the last items are small ones.
-  for (int end = row.num_queries; end > 0; end -= run) {
-    const int begin = std::max(0, end - run);
-    QueryToken* tokens = tokens_.data() + first_token + begin;
-    const int count = end - begin;
-    const int first_key = round_down(tokens[0].first);
-    const int end_key = std::max(tokens[count - 1].end, first_key);
-    const int keys = end_key - first_key;
-    const double pieces_wanted = cost(spec, count, keys) * heads_per_item / budget;
-    const int pieces = std::max(
-        1, std::min(static_cast<int>(std::min(pieces_wanted + 0.5, 1e6)), keys / kLeastKeys));
-    const int keys_per_piece = round_down((keys + pieces - 1) / pieces + kTile - 1);
-    for (int t = 0; t < count; ++t) {
-      tokens[t].num_partials = pieces;
-      tokens[t].first_partial = num_partials_ + int64_t{t} * pieces;
+/// Finds decode rows whose block tables begin alike and makes one unit of what they share.
+void Plan::share_prefixes(const LayerSpec& spec, const Step& step, int block_size) {
+  auto first_block = [&step](int64_t r) { return step.blocks[step.rows[r].blocks]; };
+  by_first_block_.clear();
+  for (int64_t r = 0; r < step.num_rows; ++r) {
+    const StepRow& row = step.rows[r];
+    if (row.num_queries == 0 || !is_decode(spec, row.num_queries)) continue;
+    // Every token of the row must see the whole prefix.
+    const auto end = static_cast<size_t>(first_token_of_row_[static_cast<size_t>(r) + 1]);
+    const QueryToken& last = tokens_[end - 1];
+    if (last.first == 0 && last.end >= kLeastSharedKeys) by_first_block_.push_back(r);
+  }
+  std::sort(by_first_block_.begin(), by_first_block_.end(), [&](int64_t a, int64_t b) {
+    return first_block(a) != first_block(b) ? first_block(a) < first_block(b) : a < b;
+  });
+  const auto count = static_cast<int64_t>(by_first_block_.size());
+  for (int64_t begin = 0, end; begin < count; begin = end) {
+    const int64_t* rows = by_first_block_.data();
+    for (end = begin + 1; end < count && first_block(rows[end]) == first_block(rows[begin]);) ++end;
+    if (end - begin > 1) share_prefix(spec, step, block_size, rows + begin, end - begin);
+  }
+}
+
+void Plan::share_prefix(const LayerSpec& spec, const Step& step, int block_size,
+                        const int64_t* rows, int64_t count) {
+  const int32_t* blocks = step.blocks + step.rows[rows[0]].blocks;
+  int64_t shared = std::numeric_limits<int64_t>::max();
+  for (int64_t i = 0; i < count; ++i) {
+    const auto first_token = static_cast<size_t>(first_token_of_row_[static_cast<size_t>(rows[i])]);
+    shared = std::min<int64_t>(shared, tokens_[first_token].end / block_size);
+    const int32_t* others = step.blocks + step.rows[rows[i]].blocks;
+    shared = std::mismatch(blocks, blocks + shared, others).first - blocks;
+  }
+  const auto keys = static_cast<int>(shared * block_size);
+  if (keys < kLeastSharedKeys) return;
+  const auto first = static_cast<int64_t>(order_.size());
+  for (int64_t i = 0; i < count; ++i) {
+    const auto row = static_cast<size_t>(rows[i]);
+    shared_keys_[row] = keys;
+    for (int64_t t = first_token_of_row_[row]; t < first_token_of_row_[row + 1]; ++t) {
+      order_.push_back(static_cast<int32_t>(t));
     }
-    if (pieces > 1) num_partials_ += int64_t{count} * pieces;
+  }
+  const auto num_tokens = static_cast<int>(static_cast<int64_t>(order_.size()) - first);
+  for_each_run(spec, num_tokens, [&](int begin, int run) {
+    units_.push_back({first + begin, run, static_cast<int32_t>(rows[0]), 0, keys,
+                      is_decode(spec, num_tokens) ? spec.num_kv_heads : 1, true});
+  });
+}
+
+/// Adds what each row's tokens see beyond a shared prefix.
+void Plan::add_rows(const LayerSpec& spec, const Step& step) {
+  for (int64_t r = 0; r < step.num_rows; ++r) {
+    const int num_queries = step.rows[r].num_queries;
+    const int64_t first_token = first_token_of_row_[static_cast<size_t>(r)];
+    for_each_run(spec, num_queries, [&](int begin, int run) {
+      const QueryToken* tokens = tokens_.data() + first_token + begin;
+      const int first_key =
+          std::max(round_down(tokens[0].first), shared_keys_[static_cast<size_t>(r)]);
+      units_.push_back({first_token + begin, run, static_cast<int32_t>(r), first_key,
+                        std::max(tokens[run - 1].end, first_key),
+                        is_decode(spec, num_queries) ? spec.num_kv_heads : 1, false});
+    });
+  }
+}
+
+QueryToken& Plan::token_of(const Unit& unit, int i) {
+  return tokens_[static_cast<size_t>(order_[static_cast<size_t>(unit.first_token + i)])];
+}
+
+/// Divides the keys of units so that every item costs about the same. Heads are divided already
+/// where there are many query rows.
+void Plan::divide(const LayerSpec& spec, int threads) {
+  auto cost = [&spec](const Unit& unit) {
+    return (unit.num_tokens * spec.group_size() + kReadCost) * (unit.end_key - unit.first_key) *
+           unit.heads_per_item;
+  };
+  double total = 0;
+  keys_read_ = 0;
+  for (const Unit& unit : units_) {
+    total += cost(unit) * spec.num_kv_heads / unit.heads_per_item;
+    keys_read_ += unit.end_key - unit.first_key;
+  }
+  const double budget = threads > 1 ? total / (threads * kItemsPerThread)
+                                    : std::numeric_limits<double>::infinity();
+  auto pieces_of = [&](const Unit& unit) {
+    const double wanted = std::min(cost(unit) / budget + 0.5, 1e6);
+    return std::max(1, std::min(static_cast<int>(wanted),
+                                (unit.end_key - unit.first_key) / kLeastKeys));
+  };
+  // A token's partial results lie side by side, those of a shared prefix first.
+  for (const Unit& unit : units_) {
+    for (int t = 0; t < unit.num_tokens; ++t) {
+      token_of(unit, t).num_partials += pieces_of(unit);
+    }
+  }
+  num_partials_ = 0;
+  for (QueryToken& token : tokens_) {
+    token.first_partial = num_partials_;
+    if (token.num_partials > 1) num_partials_ += token.num_partials;
+  }
+  items_.clear();
+  for (const Unit& unit : units_) {
+    const int keys = unit.end_key - unit.first_key;
+    const int pieces = pieces_of(unit);
+    const int keys_per_piece = round_down((keys + pieces - 1) / pieces + kTile - 1);
+    const int first_piece = unit.shared ? 0 : token_of(unit, 0).num_partials - pieces;
+    AttendItem item{};
+    item.first_token = unit.first_token;
+    item.num_tokens = unit.num_tokens;
+    item.row = unit.row;
+    item.num_heads = unit.heads_per_item;
     for (int piece = 0; piece < pieces; ++piece) {
-      AttendItem item{};
-      item.first_token = first_token + begin;
-      item.num_tokens = count;
-      item.row = static_cast<int32_t>(r);
-      item.first_key = std::min(first_key + piece * keys_per_piece, round_down(end_key));
-      item.end_key = piece + 1 == pieces ? end_key
-                                         : std::min(item.first_key + keys_per_piece, end_key);
-      item.num_heads = heads_per_item;
-      item.piece = piece;
-      for (int head = 0; head < spec.num_kv_heads; head += heads_per_item) {
-        item.first_head = head;
+      item.piece = first_piece + piece;
+      item.first_key = std::min(unit.first_key + piece * keys_per_piece, round_down(unit.end_key));
+      item.end_key = piece + 1 == pieces ? unit.end_key
+                                         : std::min(item.first_key + keys_per_piece, unit.end_key);
+      for (item.first_head = 0; item.first_head < spec.num_kv_heads;
+           item.first_head += unit.heads_per_item) {
         items_.push_back(item);
-        ++items_of_row_[static_cast<size_t>(r)];
+        int32_t last_row = -1;
+        for (int t = 0; t < unit.num_tokens; ++t) {
+          const int32_t row = token_of(unit, t).row;
+          if (row != last_row) ++items_of_row_[static_cast<size_t>(row)];
+          last_row = row;
+        }
       }
     }
   }

@@ -24,11 +24,13 @@ class Plan {
   /// Plans the writes of the step's new keys and values.
   void plan_update(const Step& step, int threads);
 
-  /// Plans its attention.
-  void plan_attention(const LayerSpec& spec, const Step& step, int threads);
+  /// Plans its attention. `block_size` is 0 without a cache.
+  void plan_attention(const LayerSpec& spec, const Step& step, int block_size, int threads);
 
   const std::vector<UpdateItem>& updates() const { return updates_; }
   const std::vector<QueryToken>& tokens() const { return tokens_; }
+  /// What AttendItem::first_token counts: indices into tokens().
+  const std::vector<int32_t>& order() const { return order_; }
   const std::vector<AttendItem>& items() const { return items_; }
   int64_t num_partials() const { return num_partials_; }
 
@@ -36,15 +38,41 @@ class Plan {
   const std::vector<int32_t>& items_of_row() const { return items_of_row_; }
   const std::vector<int64_t>& first_token_of_row() const { return first_token_of_row_; }
 
+  int64_t keys_seen() const { return keys_seen_; }
+  int64_t keys_read() const { return keys_read_; }
+
  private:
-  void divide_row(const LayerSpec& spec, const Step& step, int64_t row, double budget);
+  /// A run of tokens in order() against a range of the keys of a row, not yet divided.
+  struct Unit {
+    int64_t first_token;
+    int num_tokens;
+    int32_t row;
+    int first_key;
+    int end_key;
+    int heads_per_item;
+    bool shared;  ///< its tokens are of several rows
+  };
+
+  void find_tokens(const LayerSpec& spec, const Step& step);
+  void share_prefixes(const LayerSpec& spec, const Step& step, int block_size);
+  void share_prefix(const LayerSpec& spec, const Step& step, int block_size, const int64_t* rows,
+                    int64_t count);
+  void add_rows(const LayerSpec& spec, const Step& step);
+  void divide(const LayerSpec& spec, int threads);
+  QueryToken& token_of(const Unit& unit, int i);
 
   std::vector<UpdateItem> updates_;
   std::vector<QueryToken> tokens_;
+  std::vector<int32_t> order_;
+  std::vector<int32_t> shared_keys_;  ///< of each row: leading keys that a shared unit attends to
+  std::vector<int64_t> by_first_block_;
+  std::vector<Unit> units_;
   std::vector<AttendItem> items_;
   std::vector<int32_t> items_of_row_;
   std::vector<int64_t> first_token_of_row_;
   int64_t num_partials_ = 0;
+  int64_t keys_seen_ = 0;
+  int64_t keys_read_ = 0;
 };
 
 }  // namespace broadhead::cpu

@@ -17,8 +17,7 @@ class ConformanceTest {
   @Test
   void cppSuitePasses() throws IOException, InterruptedException {
     Path suite = BUILD.resolve("broadhead_conformance");
-    assumeTrue(
-        Files.isExecutable(suite), "GoogleTest not found by CMake (Debian: libgtest-dev)");
+    assumeTrue(Files.isExecutable(suite), "GoogleTest not found by CMake (Debian: libgtest-dev)");
     Path log = BUILD.resolve("broadhead_conformance.log");
     Process process =
         new ProcessBuilder(suite.toAbsolutePath().toString(), "--gtest_brief=1")
