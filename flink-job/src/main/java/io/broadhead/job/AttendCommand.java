@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.job;
+
+import io.broadhead.arrow.Allocators;
+import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.arrow.Compression;
+import io.broadhead.arrow.StepInput;
+import io.broadhead.attention.AttentionConfig;
+import io.broadhead.attention.InvalidBatchException;
+import io.broadhead.attention.Job;
+import io.broadhead.attention.JobFile;
+import io.broadhead.attention.PagedAttention;
+import io.broadhead.attention.RefusedRow;
+import io.broadhead.kernel.EngineInfo;
+import java.nio.file.Path;
+import org.apache.arrow.memory.BufferAllocator;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Option;
+
+/** {@code broadhead attend}: step batches in, result batches out, in one thread and without Flink. */
+@Command(
+    name = "attend",
+    mixinStandardHelpOptions = true,
+    sortOptions = false,
+    description = {
+      "Attend to step batches, without Flink. Result batches come in the order of the input. An"
+          + " output with its final name is complete."
+    },
+    footerHeading = "%nExamples:%n",
+    footer = {
+      "  broadhead attend --job job.yaml --input steps.arrow --output out.arrow",
+      "  broadhead attend --job job.yaml --input steps/ --output results/",
+      "  broadhead attend --job job.yaml --input steps.arrow --output out.arrow --on-bad-row"
+          + " side-output",
+    })
+final class AttendCommand extends EngineCommand {
+  @Option(
+      names = "--job",
+      required = true,
+      paramLabel = "FILE",
+      description = "Job file: the layers and their KV cache.")
+  Path job;
+
+  @Option(
+      names = "--input",
+      required = true,
+      paramLabel = "PATH",
+      description =
+          "Step batches: an Arrow IPC file, an IPC stream, or a folder of them, read in the order"
+              + " of their names.")
+  Path input;
+
+  @Option(
+      names = "--output",
+      required = true,
+      paramLabel = "PATH",
+      description =
+          "Where results go. A name with an extension (out.arrow) is one IPC file, which has one"
+              + " schema; any other is a folder, with a file for each layer where the layers'"
+              + " results have different shapes.")
+  Path output;
+
+  @Option(
+      names = "--overwrite",
+      description = "Remove the results that are in the output folder first.")
+  boolean overwrite;
+
+  @Option(
+      names = "--on-bad-row",
+      paramLabel = "POLICY",
+      defaultValue = "fail",
+      description =
+          "fail: a row that is wrong ends the work; side-output: it is left out and written to"
+              + " --refused. Default: ${DEFAULT-VALUE}.")
+  BadRows onBadRow;
+
+  @Option(
+      names = "--refused",
+      paramLabel = "FILE",
+      description =
+          "File for rows that were left out, as JSON lines. Default: the output's name with"
+              + " .refused.jsonl added.")
+  Path refused;
+
+  @Option(
+      names = "--compression",
+      paramLabel = "CODEC",
+      defaultValue = "none",
+      description = "Body compression of the results: none, lz4 or zstd. Default: none.")
+  Compression compression;
+
+  @Option(
+      names = {"-q", "--quiet"},
+      description = "Print nothing but errors.")
+  boolean quiet;
+
+  @Override
+  int execute() throws Exception {
+    requireKnownBackend();
+    Failure.requireReadable(job, "--job");
+    Failure.requireReadable(input, "--input");
+    Job loaded = JobFile.load(job);
+    long start = System.nanoTime();
+    try (BufferAllocator allocator = Allocators.root();
+        PagedAttention attention =
+            PagedAttention.open(loaded, new AttentionConfig(backend, threads, device), allocator);
+        ResultFiles results = ResultFiles.create(output, overwrite, loaded, compression, allocator);
+        RefusedFile refusedRows = new RefusedFile(refusedFile())) {
+      EngineInfo engine = attention.engine();
+      if (!quiet) {
+        err().println(EngineLine.start(spec.name(), engine, loaded, 1));
+      }
+      StepCounts counts = new StepCounts(true);
+      long bytesCopied = attendAll(attention, allocator, results, refusedRows, counts);
+      results.finish();
+      refusedRows.finish();
+      if (!quiet) {
+        out()
+            .println(
+                new RunSummary(
+                        counts.batches(),
+                        counts.rows(),
+                        counts.sequences(),
+                        counts.tokens(),
+                        refusedRows.count(),
+                        bytesCopied,
+                        (System.nanoTime() - start) / 1e9,
+                        engine.backend(),
+                        engine.tier(),
+                        engine.threads(),
+                        output.toString())
+                    .line());
+      }
+      return 0;
+    }
+  }
+
+  /** Answers how many payload bytes were copied. */
+  private long attendAll(
+      PagedAttention attention,
+      BufferAllocator allocator,
+      ResultFiles results,
+      RefusedFile refusedRows,
+      StepCounts counts)
+      throws Exception {
+    long bytesCopied = 0;
+    try (StepInput steps = StepInput.open(input, allocator);
+        Progress progress = progress(allocator)) {
+      for (ArrowBatch batch = steps.next(); batch != null; batch = steps.next()) {
+        try (ArrowBatch open = batch;
+            ArrowBatch result = step(attention, open, steps.origin(), refusedRows)) {
+          results.write(result, steps.origin());
+          counts.add(result);
+          bytesCopied += open.bytesCopied() + attention.lastStep().bytesStaged();
+        }
+        progress.update(counts.batches(), counts.tokens());
+      }
+    }
+    if (counts.batches() == 0) {
+      throw new WorkFailedException(input + ": expected at least one record batch, got none");
+    }
+    return bytesCopied;
+  }
+
+  private ArrowBatch step(
+      PagedAttention attention, ArrowBatch batch, StepInput.Origin origin, RefusedFile refusedRows)
+      throws WorkFailedException {
+    try {
+      return onBadRow == BadRows.FAIL
+          ? attention.step(batch)
+          : attention.step(batch, row -> refusedRows.add(origin, row));
+    } catch (InvalidBatchException e) {
+      throw new WorkFailedException(origin + ": " + e.getMessage(), e);
+    }
+  }
+
+  private Progress progress(BufferAllocator allocator) {
+    boolean shown = !quiet && Progress.onTerminal();
+    return new Progress(
+        err(), shown, shown ? InputSize.batches(input, allocator) : InputSize.UNKNOWN);
+  }
+
+  private Path refusedFile() {
+    return refused != null
+        ? refused
+        : output.resolveSibling(output.getFileName() + ".refused.jsonl");
+  }
+}

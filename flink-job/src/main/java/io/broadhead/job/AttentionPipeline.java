@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.job;
+
+import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.arrow.Compression;
+import io.broadhead.attention.Job;
+import io.broadhead.flink.ArrowBatchTypeInfo;
+import io.broadhead.flink.PagedAttentionOperator;
+import io.broadhead.flink.PagedAttentionStream;
+import io.broadhead.job.sink.ResultFileSink;
+import io.broadhead.job.sink.ResultLayout;
+import io.broadhead.job.source.StepFileSource;
+import org.apache.flink.api.common.eventtime.WatermarkStrategy;
+import org.apache.flink.configuration.ReadableConfig;
+import org.apache.flink.core.fs.Path;
+import org.apache.flink.streaming.api.datastream.DataStream;
+import org.apache.flink.streaming.api.datastream.SingleOutputStreamOperator;
+import org.apache.flink.streaming.api.environment.StreamExecutionEnvironment;
+
+/**
+ * The job graph: step files, attention, result files, and a file sink for refused rows. The source
+ * has one subtask, so that the steps of a sequence keep their order; with one shard all of it is one
+ * chain and batches go by reference.
+ *
+ * @param refused folder for refused rows, or null if there can be none
+ * @param countSequences whether the different sequences are counted, as only a bounded job can
+ */
+record AttentionPipeline(
+    Job job,
+    StepFileSource source,
+    Path output,
+    Path refused,
+    Compression compression,
+    int parallelism,
+    boolean countSequences) {
+  private static final String SOURCE = "step-files";
+  private static final String COUNTER = "result-counter";
+  private static final String RESULTS = "result-files";
+  private static final String REFUSED = "refused-files";
+
+  /** Adds the job to {@code env}; {@code options} are the {@code broadhead.*} ones. */
+  void addTo(StreamExecutionEnvironment env, ReadableConfig options) {
+    SingleOutputStreamOperator<ArrowBatch> steps =
+        env.fromSource(source, WatermarkStrategy.noWatermarks(), SOURCE)
+            .setParallelism(1)
+            .uid(SOURCE);
+    SingleOutputStreamOperator<ArrowBatch> attended =
+        PagedAttentionStream.attend(steps, job, options, parallelism);
+    DataStream<ArrowBatch> results =
+        countSequences
+            ? attended
+                .map(new ResultCounter())
+                .returns(ArrowBatchTypeInfo.INSTANCE)
+                .name(COUNTER)
+                .uid(COUNTER)
+                .setParallelism(parallelism)
+            : attended;
+    results
+        .sinkTo(ResultFileSink.results(output, ResultLayout.of(job), compression))
+        .name(RESULTS)
+        .uid(RESULTS)
+        .setParallelism(parallelism);
+    if (refused != null) {
+      attended
+          .getSideOutput(PagedAttentionOperator.REFUSED_ROWS)
+          .sinkTo(ResultFileSink.refused(refused))
+          .name(REFUSED)
+          .uid(REFUSED)
+          .setParallelism(parallelism);
+    }
+  }
+}

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.job;
+
+import io.broadhead.attention.Job;
+import io.broadhead.job.text.Units;
+import io.broadhead.kernel.EngineInfo;
+import java.util.OptionalLong;
+
+/** What was chosen and why, in one line. */
+final class EngineLine {
+  private EngineLine() {}
+
+  static String of(EngineInfo engine) {
+    return "backend "
+        + engine.backend()
+        + ", tier "
+        + engine.tier()
+        + ", "
+        + engine.threads()
+        + (engine.threads() == 1 ? " thread" : " threads")
+        + (engine.device().isEmpty() ? "" : ", " + engine.device())
+        + " ("
+        + engine.reason()
+        + ")";
+  }
+
+  /** What {@code command} starts with. */
+  static String start(String command, EngineInfo engine, Job job, int instances) {
+    return "broadhead " + command + ": " + of(engine) + "; " + memory(job, instances);
+  }
+
+  /** The memory of {@code instances} parallel instances of the job. */
+  private static String memory(Job job, int instances) {
+    OptionalLong cache = job.cacheBytes();
+    String blocks =
+        job.kvCache().numBlocks()
+            + " blocks of "
+            + job.kvCache().blockSize()
+            + " tokens for each of "
+            + job.layers().size()
+            + (job.layers().size() == 1 ? " layer" : " layers")
+            + (instances == 1 ? "" : " in each of " + instances + " instances");
+    return "KV cache "
+        + (cache.isPresent()
+            ? Units.bytes(Math.multiplyExact(cache.getAsLong(), (long) instances)) + ", " + blocks
+            : blocks + ", of the first batch's dtype")
+        + "; Java heap up to "
+        + Units.bytes(Runtime.getRuntime().maxMemory());
+  }
+}

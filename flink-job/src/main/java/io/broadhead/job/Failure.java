@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.job;
+
+import io.broadhead.arrow.MalformedArrowException;
+import io.broadhead.attention.InvalidBatchException;
+import io.broadhead.attention.InvalidJobException;
+import io.broadhead.kernel.KernelException;
+import java.nio.file.AccessDeniedException;
+import java.nio.file.FileSystemException;
+import java.nio.file.Files;
+import java.nio.file.NoSuchFileException;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.Optional;
+
+/** Turns what was thrown into the one line that a user reads. */
+final class Failure {
+  /** Exceptions whose message is written for the user, the one that says most first. */
+  private static final List<Class<? extends Throwable>> WRITTEN_FOR_USERS =
+      List.of(
+          WorkFailedException.class,
+          InvalidJobException.class,
+          InvalidBatchException.class,
+          MalformedArrowException.class,
+          KernelException.class);
+
+  private Failure() {}
+
+  /** The line, without the command's name. */
+  static String describe(Throwable failure) {
+    Optional<Throwable> told = find(failure);
+    if (told.isPresent()) {
+      return oneLine(told.get().getMessage());
+    }
+    Throwable root = failure;
+    while (root.getCause() != null) {
+      root = root.getCause();
+    }
+    if (root instanceof NoSuchFileException e) {
+      return e.getFile() + ": no such file or folder";
+    }
+    if (root instanceof AccessDeniedException e) {
+      return e.getFile() + ": permission denied";
+    }
+    if (root instanceof FileSystemException e) {
+      return e.getFile() + ": " + (e.getReason() == null ? "cannot be used" : e.getReason());
+    }
+    if (root instanceof OutOfMemoryError) {
+      return "out of memory: "
+          + root.getMessage()
+          + " (java -Xmx... raises the limit of the Java heap; the KV cache lies outside it)";
+    }
+    String message = root.getMessage();
+    return root.getClass().getSimpleName()
+        + (message == null || message.isBlank() ? "" : ": " + oneLine(message));
+  }
+
+  /** Whether nobody expected this failure, so that a stack trace may help. */
+  static boolean isUnexpected(Throwable failure) {
+    if (find(failure).isPresent()) {
+      return false;
+    }
+    Throwable root = failure;
+    while (root.getCause() != null) {
+      root = root.getCause();
+    }
+    return !(root instanceof FileSystemException);
+  }
+
+  private static Optional<Throwable> find(Throwable failure) {
+    for (Class<? extends Throwable> type : WRITTEN_FOR_USERS) {
+      for (Throwable t = failure; t != null; t = t.getCause()) {
+        if (type.isInstance(t)) {
+          return Optional.of(t);
+        }
+      }
+    }
+    return Optional.empty();
+  }
+
+  private static String oneLine(String message) {
+    return message == null ? "" : message.strip().replaceAll("\\s*\\R\\s*", "; ");
+  }
+
+  /** Refuses a path that is not there or cannot be read. */
+  static void requireReadable(Path path, String option) throws WorkFailedException {
+    if (!Files.exists(path)) {
+      throw new WorkFailedException(option + " " + path + ": no such file or folder");
+    }
+    if (!Files.isReadable(path)) {
+      throw new WorkFailedException(option + " " + path + ": permission denied");
+    }
+  }
+}

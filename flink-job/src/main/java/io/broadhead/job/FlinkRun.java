@@ -1,0 +1,322 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.job;
+
+import io.broadhead.arrow.Allocators;
+import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.arrow.StepInput;
+import io.broadhead.attention.AttentionConfig;
+import io.broadhead.attention.InvalidBatchException;
+import io.broadhead.attention.Job;
+import io.broadhead.attention.PagedAttention;
+import io.broadhead.flink.OnBadRow;
+import io.broadhead.flink.PagedAttentionMetrics;
+import io.broadhead.flink.PagedAttentionOptions;
+import io.broadhead.job.sink.ResultFileSink;
+import io.broadhead.job.source.StepFileSource;
+import io.broadhead.kernel.EngineConfig;
+import io.broadhead.kernel.EngineInfo;
+import io.broadhead.kernel.KernelEngine;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.time.Duration;
+import java.util.Optional;
+import org.apache.arrow.memory.BufferAllocator;
+import org.apache.flink.api.common.RuntimeExecutionMode;
+import org.apache.flink.configuration.CheckpointingOptions;
+import org.apache.flink.configuration.Configuration;
+import org.apache.flink.configuration.ExecutionOptions;
+import org.apache.flink.configuration.MemorySize;
+import org.apache.flink.configuration.PipelineOptions;
+import org.apache.flink.configuration.TaskManagerOptions;
+import org.apache.flink.runtime.client.JobExecutionException;
+import org.apache.flink.runtime.jobmaster.JobResult;
+import org.apache.flink.streaming.api.environment.LocalStreamEnvironment;
+import org.apache.flink.streaming.api.environment.StreamExecutionEnvironment;
+import org.apache.flink.streaming.api.graph.StreamGraph;
+
+/**
+ * Carries out {@link RunCommand}. Apart from the command, so that looking at the command's options
+ * loads no class of Flink.
+ */
+final class FlinkRun {
+  private static final long POLL_MILLIS = 200;
+  private static final int SHARDS_PER_SUBTASK = 4;
+  private static final Duration WATCH_CHECKPOINTS = Duration.ofSeconds(10);
+  private static final MemorySize SPARE_MANAGED_MEMORY = MemorySize.ofMebiBytes(16);
+
+  private final RunCommand options;
+  private final Job job;
+
+  FlinkRun(RunCommand options, Job job) {
+    this.options = options;
+    this.job = job;
+  }
+
+  int execute() throws Exception {
+    StreamExecutionEnvironment given = StreamExecutionEnvironment.getExecutionEnvironment();
+    return given instanceof LocalStreamEnvironment ? executeHere() : executeThere(given);
+  }
+
+  // ---- on a cluster that exists --------------------------------------------------------------
+
+  private int executeThere(StreamExecutionEnvironment env) throws Exception {
+    Configuration configuration = jobConfiguration();
+    configuration.set(PagedAttentionOptions.THREADS, options.threads);
+    env.configure(configuration);
+    int parallelism = options.parallelism == null ? env.getParallelism() : options.parallelism;
+    configuration.set(PagedAttentionOptions.SHARDS, shards(parallelism));
+    pipeline(
+            new org.apache.flink.core.fs.Path(options.input),
+            new org.apache.flink.core.fs.Path(options.output),
+            new org.apache.flink.core.fs.Path(refusedFolder()),
+            parallelism)
+        .addTo(env, configuration);
+    env.execute();
+    return 0;
+  }
+
+  // ---- on a cluster of its own ---------------------------------------------------------------
+
+  private int executeHere() throws Exception {
+    options.requireKnownBackend();
+    Path input = Path.of(options.input);
+    Path output = Path.of(options.output);
+    Failure.requireReadable(input, "--input");
+    if (options.watch && !Files.isDirectory(input)) {
+      throw options.usage("--watch: expected --input to be a folder, got the file " + input);
+    }
+    if (!options.watch && StepInput.files(input).isEmpty()) {
+      throw new WorkFailedException(input + ": expected step files, got an empty folder");
+    }
+    boolean madeOutput = OutputFolder.prepare(output, options.overwrite);
+    long begun = System.nanoTime();
+    try {
+      runHere(input, output, begun);
+      return 0;
+    } catch (JobExecutionException e) {
+      throw explained(e, input);
+    } finally {
+      OutputFolder.removeUnfinished(output, ResultFileSink.RESULTS, madeOutput);
+      removeUnfinishedRefused();
+    }
+  }
+
+  private void runHere(Path input, Path output, long begun) throws Exception {
+    int parallelism = options.parallelism == null ? 1 : options.parallelism;
+    int threads = threadsOf(parallelism);
+    Configuration configuration = EmbeddedCluster.defaults();
+    configuration.set(TaskManagerOptions.MANAGED_MEMORY_SIZE, managedMemory(parallelism));
+    configuration.addAll(jobConfiguration());
+    configuration.set(PagedAttentionOptions.THREADS, threads);
+    configuration.set(PagedAttentionOptions.SHARDS, shards(parallelism));
+    EngineInfo engine = engineInfo(threads);
+    if (!options.quiet) {
+      options
+          .err()
+          .println(EngineLine.start(options.spec.name(), engine, job, parallelism));
+    }
+    try (RunMetrics metrics = RunMetrics.attachTo(configuration)) {
+      StreamExecutionEnvironment env =
+          StreamExecutionEnvironment.createLocalEnvironment(parallelism, configuration);
+      pipeline(
+              flinkPath(input),
+              flinkPath(output),
+              flinkPath(Path.of(refusedFolder())),
+              parallelism)
+          .addTo(env, configuration);
+      StreamGraph graph = env.getStreamGraph();
+      try (EmbeddedCluster cluster = new EmbeddedCluster(configuration, parallelism)) {
+        await(cluster, graph, metrics, input);
+      }
+      if (metrics.sum(PagedAttentionMetrics.STEPS) == 0) {
+        throw new WorkFailedException(input + ": expected at least one record batch, got none");
+      }
+      if (!options.quiet) {
+        options.out().println(summary(metrics, engine, begun).line());
+      }
+    }
+  }
+
+  private void await(EmbeddedCluster cluster, StreamGraph graph, RunMetrics metrics, Path input)
+      throws Exception {
+    cluster.submit(graph);
+    Thread onInterrupt = new Thread(() -> end(cluster), "broadhead-interrupt");
+    Runtime.getRuntime().addShutdownHook(onInterrupt);
+    try (Progress progress = progress(input)) {
+      Optional<JobResult> result = cluster.await(POLL_MILLIS);
+      while (result.isEmpty()) {
+        progress.update(
+            metrics.sum(PagedAttentionMetrics.STEPS),
+            metrics.sum(PagedAttentionMetrics.QUERY_TOKENS));
+        result = cluster.await(POLL_MILLIS);
+      }
+      result.get().toJobExecutionResult(FlinkRun.class.getClassLoader());
+    } finally {
+      removeHook(onInterrupt);
+    }
+  }
+
+  /** Ends the job on Ctrl-C; what no checkpoint covers is removed. */
+  private void end(EmbeddedCluster cluster) {
+    try (cluster) {
+      cluster.cancel();
+      cluster.await(Duration.ofSeconds(10).toMillis());
+      OutputFolder.removeUnfinished(Path.of(options.output), ResultFileSink.RESULTS, false);
+      removeUnfinishedRefused();
+    } catch (Exception e) {
+      options.err().println("broadhead run: " + Failure.describe(e));
+    }
+  }
+
+  private static void removeHook(Thread hook) {
+    try {
+      Runtime.getRuntime().removeShutdownHook(hook);
+    } catch (IllegalStateException e) {
+      // The JVM is ending, and the hook with it.
+      Thread.currentThread().interrupt();
+    }
+  }
+
+  private Progress progress(Path input) {
+    boolean shown = !options.quiet && Progress.onTerminal();
+    if (!shown || options.watch) {
+      return new Progress(options.err(), shown, InputSize.UNKNOWN);
+    }
+    try (BufferAllocator allocator = Allocators.root()) {
+      return new Progress(options.err(), true, InputSize.batches(input, allocator));
+    }
+  }
+
+  private RunSummary summary(RunMetrics metrics, EngineInfo engine, long begun) {
+    return new RunSummary(
+        metrics.sum(PagedAttentionMetrics.STEPS),
+        metrics.sum(PagedAttentionMetrics.SEQUENCES),
+        metrics.sum(ResultCounter.DISTINCT_SEQUENCES),
+        metrics.sum(PagedAttentionMetrics.QUERY_TOKENS),
+        metrics.sum(PagedAttentionMetrics.REFUSED_ROWS),
+        metrics.sum(PagedAttentionMetrics.BYTES_COPIED),
+        (System.nanoTime() - begun) / 1e9,
+        engine.backend(),
+        engine.tier(),
+        engine.threads(),
+        options.output);
+  }
+
+  private EngineInfo engineInfo(int threads) {
+    try (KernelEngine engine =
+        KernelEngine.open(new EngineConfig(options.backend, threads, options.device))) {
+      return engine.info();
+    }
+  }
+
+  /** The cores are divided among the operators unless the user says otherwise. */
+  private int threadsOf(int parallelism) {
+    return options.threads > 0
+        ? options.threads
+        : Math.max(1, Runtime.getRuntime().availableProcessors() / parallelism);
+  }
+
+  /** What the operators declare for their KV caches, and a little for Flink. */
+  private MemorySize managedMemory(int parallelism) {
+    long mebibyte = 1 << 20;
+    long cache = (job.cacheBytes().orElse(0) / mebibyte + 1) * mebibyte;
+    return new MemorySize(Math.multiplyExact(cache, (long) parallelism)).add(SPARE_MANAGED_MEMORY);
+  }
+
+  private static org.apache.flink.core.fs.Path flinkPath(Path path) {
+    return new org.apache.flink.core.fs.Path(path.toAbsolutePath().normalize().toUri());
+  }
+
+  // ---- both ----------------------------------------------------------------------------------
+
+  private Configuration jobConfiguration() {
+    Configuration configuration = new Configuration();
+    configuration.set(PipelineOptions.NAME, "broadhead");
+    configuration.set(PipelineOptions.GENERIC_TYPES, false);
+    configuration.set(PipelineOptions.OBJECT_REUSE, true);
+    configuration.set(ExecutionOptions.RUNTIME_MODE, RuntimeExecutionMode.STREAMING);
+    if (options.checkpointInterval != null || options.watch) {
+      configuration.set(
+          CheckpointingOptions.CHECKPOINTING_INTERVAL,
+          options.checkpointInterval == null
+              ? WATCH_CHECKPOINTS
+              : RunCommand.seconds(options.checkpointInterval));
+    }
+    configuration.set(PagedAttentionOptions.BACKEND, options.backend);
+    configuration.set(PagedAttentionOptions.DEVICE, options.device);
+    configuration.set(
+        PagedAttentionOptions.ON_BAD_ROW,
+        options.onBadRow == BadRows.FAIL ? OnBadRow.FAIL : OnBadRow.SIDE_OUTPUT);
+    options.configuration.forEach(configuration::setString);
+    return configuration;
+  }
+
+  private AttentionPipeline pipeline(
+      org.apache.flink.core.fs.Path input,
+      org.apache.flink.core.fs.Path output,
+      org.apache.flink.core.fs.Path refused,
+      int parallelism) {
+    return new AttentionPipeline(
+        job,
+        options.watch
+            ? StepFileSource.watching(input, RunCommand.seconds(options.watchInterval))
+            : StepFileSource.bounded(input),
+        output,
+        options.onBadRow == BadRows.FAIL ? null : refused,
+        options.compression,
+        parallelism,
+        !options.watch);
+  }
+
+  private int shards(int parallelism) {
+    if (options.shards != null) {
+      return options.shards;
+    }
+    return parallelism == 1 ? 1 : SHARDS_PER_SUBTASK * parallelism;
+  }
+
+  private String refusedFolder() {
+    return options.refused != null
+        ? options.refused
+        : options.output.replaceAll("/+$", "") + "-refused";
+  }
+
+  private void removeUnfinishedRefused() throws IOException {
+    OutputFolder.removeUnfinished(Path.of(refusedFolder()), "refused", false);
+  }
+
+  /**
+   * Tells where in the input the batch is that the job stumbled over: an operator knows it only by
+   * its rows, and those of one shard. Checking the input again costs nothing but the failure's time.
+   */
+  private Exception explained(JobExecutionException failure, Path input) {
+    Throwable cause = failure;
+    while (cause != null && !(cause instanceof InvalidBatchException)) {
+      cause = cause.getCause();
+    }
+    if (cause == null || options.watch) {
+      return failure;
+    }
+    try (BufferAllocator allocator = Allocators.root();
+        PagedAttention attention =
+            PagedAttention.open(
+                job, new AttentionConfig(options.backend, 1, options.device), allocator);
+        StepInput steps = StepInput.open(input, allocator)) {
+      Problems problems = new Problems(attention);
+      for (ArrowBatch batch = steps.next();
+          batch != null && problems.all().isEmpty();
+          batch = steps.next()) {
+        try (ArrowBatch open = batch) {
+          problems.check(steps.origin(), open);
+        }
+      }
+      if (!problems.all().isEmpty()) {
+        return new WorkFailedException(problems.all().get(0), failure);
+      }
+    } catch (IOException | RuntimeException e) {
+      failure.addSuppressed(e);
+    }
+    return failure;
+  }
+}

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.job;
+
+import java.io.PrintWriter;
+import java.util.Arrays;
+import java.util.List;
+import picocli.CommandLine;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.IVersionProvider;
+
+/**
+ * The command line: {@code attend}, {@code run}, {@code inspect} and {@code doctor}. Exit codes: 0
+ * everything was done, 1 the work failed, 2 the command line is wrong.
+ *
+ * <p>It is also the main class of the cluster's job jar. Inside a Flink client or job manager it
+ * never ends the JVM: it returns, or throws what went wrong.
+ */
+@Command(
+    name = "broadhead",
+    description = "Paged attention over Arrow step batches.",
+    synopsisSubcommandLabel = "COMMAND",
+    mixinStandardHelpOptions = true,
+    versionProvider = Main.Version.class,
+    subcommands = {
+      AttendCommand.class,
+      RunCommand.class,
+      InspectCommand.class,
+      DoctorCommand.class,
+    },
+    exitCodeListHeading = "%nExit codes:%n",
+    exitCodeList = {
+      "0:everything was done",
+      "1:the work failed; one line on stderr says where and why",
+      "2:the command line is wrong",
+    })
+public final class Main {
+  /** Exit code of work that failed. */
+  static final int FAILED = 1;
+
+  private static final String LOG_CONFIGURATION = "log4j2.configurationFile";
+
+  private Main() {}
+
+  /** Runs one command; see {@code --help}. */
+  public static void main(String[] args) throws Exception {
+    if (ownsJvm()) {
+      // Before the first logger and the first JavaCPP class.
+      if (System.getProperty(LOG_CONFIGURATION) == null) {
+        System.setProperty(LOG_CONFIGURATION, "io/broadhead/job/log4j2.properties");
+      }
+      if (Arrays.asList(args).contains("--verbose")) {
+        Logging.verbose();
+      }
+      System.exit(execute(args));
+    }
+    int code = execute(args);
+    if (code != 0) {
+      throw new IllegalStateException(
+          "broadhead " + String.join(" ", List.of(args)) + ": exit code " + code);
+    }
+  }
+
+  /** Runs one command without ending the JVM and answers its exit code. */
+  static int execute(String... args) {
+    return execute(new PrintWriter(System.out, true), new PrintWriter(System.err, true), args);
+  }
+
+  /** Like {@link #execute(String...)}, printing to {@code out} and {@code err}. */
+  static int execute(PrintWriter out, PrintWriter err, String... args) {
+    CommandLine line = new CommandLine(new Main()).setOut(out).setErr(err);
+    line.setCaseInsensitiveEnumValuesAllowed(true);
+    line.setUsageHelpAutoWidth(true);
+    line.setParameterExceptionHandler(EngineCommand::onUsageError);
+    if (args.length == 0) {
+      line.usage(err);
+      return CommandLine.ExitCode.USAGE;
+    }
+    return line.execute(args);
+  }
+
+  /** Whether the JVM was started for this class, rather than for Flink. */
+  private static boolean ownsJvm() {
+    return StackWalker.getInstance()
+        .walk(frames -> frames.reduce((first, second) -> second))
+        .map(frame -> frame.getClassName().equals(Main.class.getName()))
+        .orElse(false);
+  }
+
+  /** {@code --version}. */
+  static final class Version implements IVersionProvider {
+    @Override
+    public String[] getVersion() {
+      return new String[] {"broadhead " + Versions.load().get("broadhead")};
+    }
+  }
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.job;
+
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.stream.Stream;
+
+/** A folder for results: never a mixture of two runs. */
+final class OutputFolder {
+  private static final int DEPTH = 2;
+
+  private OutputFolder() {}
+
+  /**
+   * Makes {@code folder}, and refuses it if it holds results, or removes them.
+   *
+   * @return whether the folder was made here
+   */
+  static boolean prepare(Path folder, boolean overwrite) throws IOException, WorkFailedException {
+    if (Files.exists(folder) && !Files.isDirectory(folder)) {
+      throw new WorkFailedException("--output " + folder + ": expected a folder, got a file");
+    }
+    if (!Files.exists(folder)) {
+      Files.createDirectories(folder);
+      return true;
+    }
+    List<Path> results = find(folder, name -> name.endsWith(".arrow") && !name.startsWith("."));
+    if (!results.isEmpty() && !overwrite) {
+      throw new WorkFailedException(
+          "--output "
+              + folder
+              + ": expected a folder without results, got "
+              + results.size()
+              + (results.size() == 1 ? " file" : " files")
+              + ", such as "
+              + folder.relativize(results.get(0))
+              + "; choose another folder, or --overwrite to remove them");
+    }
+    for (Path result : results) {
+      Files.delete(result);
+    }
+    return false;
+  }
+
+  /**
+   * Removes the files of a run that failed whose hidden names say that they were begun, and folders
+   * that are empty then.
+   *
+   * @param own whether the folder itself was made by that run
+   */
+  static void removeUnfinished(Path folder, String prefix, boolean own) throws IOException {
+    if (!Files.isDirectory(folder)) {
+      return;
+    }
+    for (Path file : find(folder, name -> name.startsWith("." + prefix) && isUnfinished(name))) {
+      Files.delete(file);
+      Path parent = file.getParent();
+      if (!parent.equals(folder) && isEmpty(parent)) {
+        Files.delete(parent);
+      }
+    }
+    if (own && isEmpty(folder)) {
+      Files.delete(folder);
+    }
+  }
+
+  private static boolean isUnfinished(String name) {
+    return name.contains(".inprogress.");
+  }
+
+  private static boolean isEmpty(Path folder) throws IOException {
+    try (Stream<Path> entries = Files.list(folder)) {
+      return entries.findAny().isEmpty();
+    }
+  }
+
+  private static List<Path> find(Path folder, java.util.function.Predicate<String> name)
+      throws IOException {
+    try (Stream<Path> entries = Files.walk(folder, DEPTH)) {
+      return entries
+          .filter(Files::isRegularFile)
+          .filter(file -> name.test(file.getFileName().toString()))
+          .sorted()
+          .toList();
+    }
+  }
+}

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.job;
+
+import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.arrow.StepInput;
+import io.broadhead.attention.InvalidBatchException;
+import io.broadhead.attention.PagedAttention;
+import io.broadhead.attention.RefusedRow;
+import io.broadhead.kernel.KernelException;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Collections;
+import java.util.List;
+
+/** Everything that is wrong with some step batches. Used by one thread. */
+final class Problems {
+  private final PagedAttention attention;
+  private final List<String> found = new ArrayList<>();
+
+  /**
+   * @param attention what the batches are checked against, or null for their form alone
+   */
+  Problems(PagedAttention attention) {
+    this.attention = attention;
+  }
+
+  /** Adds what is wrong with {@code batch}. */
+  void check(StepInput.Origin origin, ArrowBatch batch) {
+    if (attention == null) {
+      return;
+    }
+    try {
+      for (RefusedRow row : attention.check(batch)) {
+        found.add(origin + ", " + row);
+      }
+    } catch (InvalidBatchException | KernelException e) {
+      found.add(origin + ", " + e.getMessage());
+    }
+  }
+
+  /** Adds that {@code file} could not be read to its end. */
+  void add(Path file, Exception failure) {
+    String text = Failure.describe(failure);
+    found.add(text.startsWith(file.toString()) ? text : file + ": " + text);
+  }
+
+  /** The problems in the order in which they were found. */
+  List<String> all() {
+    return Collections.unmodifiableList(found);
+  }
+}

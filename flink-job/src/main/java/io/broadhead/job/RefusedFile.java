@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.job;
+
+import io.broadhead.arrow.StepInput;
+import io.broadhead.attention.RefusedRow;
+import io.broadhead.job.sink.RefusedRows;
+import java.io.BufferedWriter;
+import java.io.IOException;
+import java.io.UncheckedIOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.StandardCopyOption;
+
+/**
+ * The rows that {@code attend} left out, as JSON lines. The file appears in {@link #finish}, and
+ * only if there is a row. Used by one thread.
+ */
+final class RefusedFile implements AutoCloseable {
+  private final Path file;
+  private final Path unfinished;
+  private BufferedWriter writer;
+  private long count;
+
+  RefusedFile(Path file) {
+    this.file = file;
+    this.unfinished = file.resolveSibling(file.getFileName() + ".tmp");
+  }
+
+  void add(StepInput.Origin origin, RefusedRow row) {
+    try {
+      if (writer == null) {
+        writer = Files.newBufferedWriter(unfinished);
+      }
+      writer.write(RefusedRows.json(origin.file().toString(), origin.batch(), row));
+      writer.newLine();
+      count++;
+    } catch (IOException e) {
+      throw new UncheckedIOException(e);
+    }
+  }
+
+  long count() {
+    return count;
+  }
+
+  /** Gives the file its name. */
+  void finish() throws IOException {
+    if (writer != null) {
+      writer.close();
+      writer = null;
+      Files.move(unfinished, file, StandardCopyOption.REPLACE_EXISTING);
+    }
+  }
+
+  @Override
+  public void close() throws IOException {
+    if (writer != null) {
+      writer.close();
+      Files.deleteIfExists(unfinished);
+    }
+  }
+}

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.job;
+
+import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.arrow.ArrowBatchFileWriter;
+import io.broadhead.arrow.Compression;
+import io.broadhead.arrow.StepInput;
+import io.broadhead.attention.Job;
+import io.broadhead.job.sink.ResultLayout;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.LinkedHashMap;
+import java.util.Map;
+import org.apache.arrow.memory.BufferAllocator;
+
+/**
+ * Where {@code attend} writes: one IPC file, or a folder with one file for each group of results
+ * that can share one. Files get their names in {@link #finish}; closing without it removes what was
+ * written. Used by one thread.
+ */
+final class ResultFiles implements AutoCloseable {
+  private static final String SUFFIX = ".arrow";
+  private static final String ONLY_GROUP = "results";
+
+  private final Path output;
+  private final boolean folder;
+  private final ResultLayout layout;
+  private final Compression compression;
+  private final BufferAllocator allocator;
+  private final Map<String, ArrowBatchFileWriter> writers = new LinkedHashMap<>();
+
+  private ResultFiles(
+      Path output,
+      boolean folder,
+      ResultLayout layout,
+      Compression compression,
+      BufferAllocator allocator) {
+    this.output = output;
+    this.folder = folder;
+    this.layout = layout;
+    this.compression = compression;
+    this.allocator = allocator;
+  }
+
+  /** Prepares {@code output} for the results of {@code job}; nothing is written yet. */
+  static ResultFiles create(
+      Path output, boolean overwrite, Job job, Compression compression, BufferAllocator allocator)
+      throws IOException, WorkFailedException {
+    boolean folder = isFolder(output);
+    if (folder) {
+      OutputFolder.prepare(output, overwrite);
+    } else {
+      Path parent = output.toAbsolutePath().getParent();
+      if (!Files.isDirectory(parent)) {
+        throw new WorkFailedException("--output " + output + ": there is no folder " + parent);
+      }
+    }
+    return new ResultFiles(output, folder, ResultLayout.of(job), compression, allocator);
+  }
+
+  /** A name with an extension is a file, unless there is a folder of that name. */
+  static boolean isFolder(Path output) {
+    Path name = output.getFileName();
+    return Files.isDirectory(output) || name == null || name.toString().lastIndexOf('.') <= 0;
+  }
+
+  /** Appends {@code result} of the batch at {@code origin}; it stays the caller's. */
+  void write(ArrowBatch result, StepInput.Origin origin) throws IOException, WorkFailedException {
+    String group = layout.groupOf(result);
+    ArrowBatchFileWriter writer = writers.get(group);
+    if (writer == null) {
+      if (!folder && !writers.isEmpty()) {
+        throw new WorkFailedException(
+            origin
+                + ": expected a result of the same schema as before, got another ("
+                + group
+                + "); an Arrow IPC file has one schema: give --output as a folder, such as "
+                + withoutSuffix(output)
+                + "/, to get a file for each");
+      }
+      writer = ArrowBatchFileWriter.create(path(group), compression, allocator);
+      writers.put(group, writer);
+    }
+    writer.write(result);
+  }
+
+  private Path path(String group) {
+    return folder ? output.resolve((group.isEmpty() ? ONLY_GROUP : group) + SUFFIX) : output;
+  }
+
+  private static String withoutSuffix(Path file) {
+    String path = file.toString();
+    return path.substring(0, path.lastIndexOf('.'));
+  }
+
+  /** Gives every file its name. */
+  void finish() throws IOException {
+    for (ArrowBatchFileWriter writer : writers.values()) {
+      writer.finish();
+    }
+  }
+
+  @Override
+  public void close() throws IOException {
+    IOException failure = null;
+    for (ArrowBatchFileWriter writer : writers.values()) {
+      try {
+        writer.close();
+      } catch (IOException e) {
+        failure = e;
+      }
+    }
+    if (failure != null) {
+      throw failure;
+    }
+  }
+}

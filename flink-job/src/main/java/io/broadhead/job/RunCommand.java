@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.job;
+
+import io.broadhead.arrow.Compression;
+import io.broadhead.attention.Job;
+import io.broadhead.attention.JobFile;
+import java.nio.file.Path;
+import java.time.Duration;
+import java.util.LinkedHashMap;
+import java.util.Map;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Option;
+
+/** {@code broadhead run}: the Flink job, on an embedded cluster or on the one it is given. */
+@Command(
+    name = "run",
+    mixinStandardHelpOptions = true,
+    sortOptions = false,
+    description = {
+      "Attend to step batches in a Flink job. Started with java -jar it brings its own cluster;"
+          + " started by Flink (flink run broadhead-job.jar run ...) it uses that one.",
+      "Steps of one sequence keep their order: one reader reads the files by name and batch, and"
+          + " all steps of a sequence go through the same operator."
+    },
+    footerHeading = "%nExamples:%n",
+    footer = {
+      "  broadhead run --job job.yaml --input steps.arrow --output results/",
+      "  broadhead run --job job.yaml --input steps/ --output results/ --parallelism 2 --shards 4",
+      "  broadhead run --job job.yaml --input incoming/ --output results/ --watch",
+      "  broadhead run --job job.yaml --input steps/ --output results/ -D pipeline.name=nightly",
+    })
+final class RunCommand extends EngineCommand {
+  @Option(
+      names = "--job",
+      required = true,
+      paramLabel = "FILE",
+      description = "Job file: the layers and their KV cache.")
+  Path job;
+
+  @Option(
+      names = "--input",
+      required = true,
+      paramLabel = "PATH",
+      description =
+          "Step batches: an Arrow IPC file, an IPC stream, or a folder of them, read in the order"
+              + " of their names. On a cluster any path that its file systems know.")
+  String input;
+
+  @Option(
+      names = "--output",
+      required = true,
+      paramLabel = "DIR",
+      description =
+          "Folder for the results: complete Arrow IPC files, in one sub-folder for each layer where"
+              + " the layers' results have different shapes.")
+  String output;
+
+  @Option(
+      names = "--overwrite",
+      description = "Remove the results that are in the output folder first.")
+  boolean overwrite;
+
+  @Option(
+      names = "--parallelism",
+      paramLabel = "N",
+      description =
+          "Parallel attention operators. Default: 1 here, the cluster's own default there.")
+  Integer parallelism;
+
+  @Option(
+      names = "--shards",
+      paramLabel = "N",
+      description =
+          "Parts into which sequences are divided by their id, at least one for each operator. Each"
+              + " operator has its own block pool, so sequences that share blocks need one shard."
+              + " Default: 1 with parallelism 1, else 4 for each operator.")
+  Integer shards;
+
+  @Option(
+      names = "--watch",
+      description = "Keep looking for new files in the input folder; never end by itself.")
+  boolean watch;
+
+  @Option(
+      names = "--watch-interval",
+      paramLabel = "SECONDS",
+      defaultValue = "1",
+      description = "How often to look. Default: ${DEFAULT-VALUE}.")
+  double watchInterval;
+
+  @Option(
+      names = "--checkpoint-interval",
+      paramLabel = "SECONDS",
+      description =
+          "Checkpoint this often; each one makes the results so far visible. Default: 10 with"
+              + " --watch, else none and all results become visible at the end.")
+  Double checkpointInterval;
+
+  @Option(
+      names = "--on-bad-row",
+      paramLabel = "POLICY",
+      defaultValue = "fail",
+      description =
+          "fail: a row that is wrong ends the job; side-output: it is left out and written to"
+              + " --refused. Default: ${DEFAULT-VALUE}.")
+  BadRows onBadRow;
+
+  @Option(
+      names = "--refused",
+      paramLabel = "DIR",
+      description =
+          "Folder for rows that were left out, as JSON lines. Default: the output folder's name"
+              + " with -refused added.")
+  String refused;
+
+  @Option(
+      names = "--compression",
+      paramLabel = "CODEC",
+      defaultValue = "none",
+      description = "Body compression of the results: none, lz4 or zstd. Default: none.")
+  Compression compression;
+
+  @Option(
+      names = "-D",
+      paramLabel = "KEY=VALUE",
+      description = "A Flink or broadhead.* configuration option; may be given several times.")
+  Map<String, String> configuration = new LinkedHashMap<>();
+
+  @Option(
+      names = {"-q", "--quiet"},
+      description = "Print nothing but errors.")
+  boolean quiet;
+
+  @Override
+  int execute() throws Exception {
+    requireOption(
+        parallelism == null || parallelism >= 1, "--parallelism", "1 or more", parallelism);
+    requireOption(
+        shards == null || shards >= (parallelism == null ? 1 : parallelism),
+        "--shards",
+        "at least one for each of " + parallelism + " parallel operators",
+        shards);
+    requireOption(
+        watchInterval > 0, "--watch-interval", "a number of seconds above 0", watchInterval);
+    requireOption(
+        checkpointInterval == null || checkpointInterval > 0,
+        "--checkpoint-interval",
+        "a number of seconds above 0",
+        checkpointInterval);
+    Failure.requireReadable(job, "--job");
+    Job loaded = JobFile.load(job);
+    return new FlinkRun(this, loaded).execute();
+  }
+
+  static Duration seconds(double value) {
+    return Duration.ofNanos(Math.round(value * 1e9));
+  }
+}
