@@ -35,7 +35,7 @@ def tensor_type(dtype, shape):
     return pa.fixed_shape_tensor(pa.from_numpy_dtype(dtypes.STORAGE[dtype][0]), tuple(shape))
 
 
-def tensor_list(rows, shape, dtype, name, nullable=False):
+def tensor_list(rows, shape, dtype, name):
     """A column list<tensor[shape]> from one array [n, *shape] a row (None: a null list).
 
     Values may be floating point (rounded to `dtype`) or already the stored bits. Returns (field, array).
@@ -57,7 +57,7 @@ def tensor_list(rows, shape, dtype, name, nullable=False):
     column = pa.ListArray.from_arrays(pa.array(offsets), tensors, type=list_type, mask=mask)
     logical = dtypes.STORAGE[dtype][1]
     metadata = {"dtype": logical} if logical else None
-    return pa.field(name, list_type, nullable=nullable or mask is not None, metadata=metadata), column
+    return pa.field(name, list_type, metadata=metadata), column
 
 
 def int_list(rows, item_type, name):
@@ -125,7 +125,8 @@ class BlockAllocator:
 class StepBatchBuilder:
     """Collects the rows of one step batch: one step of one layer, one row a sequence.
 
-    Columns that no row gives are left out of the batch. Shapes of one row, with n_q query tokens and n_k new
+    A column that no row gives is left out of the batch; None is a null list (query, key, value) or an empty
+    one. Shapes of one row, with n_q query tokens and n_k new
     tokens:
 
     =============== ======================================================================================
@@ -151,21 +152,21 @@ class StepBatchBuilder:
     def __len__(self):
         return len(self._rows)
 
-    def add(self, sequence_id, *, query=None, key=None, value=None, seq_len=None, **columns):
+    def add(self, sequence_id, **columns):
         """Adds one row; see the class for names and shapes. Returns the builder."""
+        key, value = columns.get("key"), columns.get("value")
         if (key is None) != (value is None) or (key is not None and len(key) != len(value)):
             raise ValueError(f"row {len(self._rows)}: key and value must have the same number of tokens")
         slots, keys = columns.get("slot_mapping"), 0 if key is None else len(key)
         if slots is not None and len(slots) != keys:
             raise ValueError(f"row {len(self._rows)}: slot_mapping has {len(slots)} entries for {keys} keys")
-        named = {"query": query, "key": key, "value": value, "seq_len": seq_len}
-        self._rows.append({"sequence_id": sequence_id, **named, **columns})
+        self._rows.append({"sequence_id": sequence_id, **columns})
         return self
 
     def build(self, num_heads=None, num_kv_heads=None, head_size=None):
         """The rows as a pyarrow.RecordBatch.
 
-        The sizes are taken from the arrays; give them for a batch in which no row has any.
+        The sizes are taken from the arrays; give them for a batch in which every row of a column is None.
         """
         names = list(dict.fromkeys(name for row in self._rows for name in row))
         fields, arrays = [], []
@@ -181,12 +182,15 @@ class StepBatchBuilder:
             put(pa.field("layer", pa.utf8(), nullable=False), pa.array([self.layer] * len(ids), pa.utf8()))
         for name in names:
             values = [row.get(name) for row in self._rows]
-            if name == "sequence_id" or all(value is None for value in values):
+            if name == "sequence_id":
                 continue
             if name in ("query", "key", "value"):
-                heads = num_heads if name == "query" else num_kv_heads
-                first = next(value for value in values if value is not None)
-                shape = (heads or first.shape[1], head_size or first.shape[2])
+                shape = (num_heads if name == "query" else num_kv_heads, head_size)
+                if None in shape:
+                    first = next((value for value in values if value is not None), None)
+                    if first is None:
+                        raise ValueError(f"column {name}: no row has any, so build() needs its sizes")
+                    shape = first.shape[1:]
                 put(*tensor_list(values, shape, self.dtype, name))
             elif name == "seq_len":
                 put(pa.field(name, pa.int32(), nullable=False), pa.array(values, pa.int32()))
@@ -319,12 +323,16 @@ def write_steps(folder, stem, batches, kind="file", compression=None):
     The order of the batches is kept within each schema. Returns the path.
     """
     groups = one_schema(batches)
+    single = pathlib.Path(folder) / f"{stem}.arrow"
+    for other in (single, single.with_suffix("")):
+        if other.is_dir() or (len(groups) > 1 and other.exists()):
+            raise FileExistsError(f"{other} is there from an earlier run: remove it first")
     if len(groups) == 1:
-        path = pathlib.Path(folder) / f"{stem}.arrow"
+        path = single
         write_ipc(path, groups[0][1], kind, compression)
         return path
     path = pathlib.Path(folder) / stem
-    path.mkdir(parents=True, exist_ok=True)
+    path.mkdir(parents=True)
     for i, (_, group) in enumerate(groups):
         write_ipc(path / f"{i:02d}.arrow", group, kind, compression)
     return path
