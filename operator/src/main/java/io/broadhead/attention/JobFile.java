@@ -135,7 +135,57 @@ public final class JobFile {
     int maxPosition = map.required(JobFileKey.MAX_POSITION, count(map, JobFileKey.MAX_POSITION));
     double base = map.number(JobFileKey.BASE).orElse(RopeSpec.DEFAULT_BASE);
     boolean isNeox = map.bool(JobFileKey.IS_NEOX).orElse(true);
-    return map.within(() -> new RopeSpec(rotaryDim, maxPosition, base, isNeox));
+    RopeScaling scaling =
+        map.mapping(JobFileKey.ROPE_SCALING, JobFileKey.Section.ROPE_SCALING)
+            .map(this::ropeScaling)
+            .orElse(RopeScaling.NONE);
+    return map.within(() -> new RopeSpec(rotaryDim, maxPosition, base, isNeox, scaling));
+  }
+
+  private RopeScaling ropeScaling(YamlMapping map) {
+    String name = map.required(JobFileKey.ROPE_TYPE, map.text(JobFileKey.ROPE_TYPE));
+    RopeScaling.Type type =
+        RopeScaling.Type.parse(name).orElseThrow(() -> map.unaccepted(JobFileKey.ROPE_TYPE, name));
+    Optional<Double> given = map.number(JobFileKey.FACTOR);
+    double factor =
+        type == RopeScaling.Type.DEFAULT
+            ? given.orElse(1.0)
+            : map.required(JobFileKey.FACTOR, given);
+    Optional<Integer> context = count(map, JobFileKey.ORIGINAL_MAX_POSITION_EMBEDDINGS);
+    int originalMaxPosition =
+        type.needsOriginalContext()
+            ? map.required(JobFileKey.ORIGINAL_MAX_POSITION_EMBEDDINGS, context)
+            : context.orElse(0);
+    Optional<Float> mscale = map.positive(JobFileKey.MSCALE);
+    Optional<Float> mscaleAllDim = map.positive(JobFileKey.MSCALE_ALL_DIM);
+    double temperature = 1;
+    if (type == RopeScaling.Type.YARN) {
+      temperature =
+          mscale.isPresent() && mscaleAllDim.isPresent()
+              ? RopeScaling.yarnTemperature(factor, mscale.get())
+                  / RopeScaling.yarnTemperature(factor, mscaleAllDim.get())
+              : RopeScaling.yarnTemperature(factor, 1);
+    }
+    double attentionFactor = map.number(JobFileKey.ATTENTION_FACTOR).orElse(temperature);
+    double lowFreqFactor = map.number(JobFileKey.LOW_FREQ_FACTOR).orElse(1.0);
+    double highFreqFactor = map.number(JobFileKey.HIGH_FREQ_FACTOR).orElse(4.0);
+    double betaFast =
+        map.number(JobFileKey.BETA_FAST).orElse(RopeScaling.DEFAULT_BETA_FAST);
+    double betaSlow =
+        map.number(JobFileKey.BETA_SLOW).orElse(RopeScaling.DEFAULT_BETA_SLOW);
+    boolean truncate = map.bool(JobFileKey.TRUNCATE).orElse(true);
+    return map.within(
+        () ->
+            new RopeScaling(
+                type,
+                factor,
+                originalMaxPosition,
+                lowFreqFactor,
+                highFreqFactor,
+                betaFast,
+                betaSlow,
+                truncate,
+                attentionFactor));
   }
 
   private static Optional<Integer> count(YamlMapping map, JobFileKey key) {

@@ -142,14 +142,88 @@ public enum JobFileKey {
       "is_neox",
       "true or false",
       "true",
-      "true pairs element j with j + rotary_dim / 2, false pairs 2j with 2j + 1");
+      "true pairs element j with j + rotary_dim / 2, false pairs 2j with 2j + 1"),
+  ROPE_SCALING(
+      Section.ROPE,
+      "rope_scaling",
+      "mapping",
+      "none",
+      "stretches the frequencies as Hugging Face configurations of the same name do"),
+
+  ROPE_TYPE(
+      Section.ROPE_SCALING,
+      "rope_type",
+      RopeScaling.Type.NAMES,
+      "required",
+      "the rule; dynamic takes max_position for the length of the sequence"),
+  FACTOR(
+      Section.ROPE_SCALING,
+      "factor",
+      "number, at least 1",
+      "required except by default",
+      "by how much the context is stretched"),
+  ORIGINAL_MAX_POSITION_EMBEDDINGS(
+      Section.ROPE_SCALING,
+      "original_max_position_embeddings",
+      "integer, at least 1",
+      "required by dynamic, llama3 and yarn",
+      "context the model was trained on"),
+  LOW_FREQ_FACTOR(
+      Section.ROPE_SCALING,
+      "low_freq_factor",
+      "number above 0",
+      "1",
+      "llama3: wavelengths above original context / low_freq_factor are stretched in full"),
+  HIGH_FREQ_FACTOR(
+      Section.ROPE_SCALING,
+      "high_freq_factor",
+      "number above low_freq_factor",
+      "4",
+      "llama3: wavelengths below original context / high_freq_factor are left alone"),
+  BETA_FAST(
+      Section.ROPE_SCALING,
+      "beta_fast",
+      "number, at least beta_slow",
+      "32",
+      "yarn: pairs that rotate more often within the original context are left alone"),
+  BETA_SLOW(
+      Section.ROPE_SCALING,
+      "beta_slow",
+      "number above 0",
+      "1",
+      "yarn: pairs that rotate less often are stretched in full"),
+  TRUNCATE(
+      Section.ROPE_SCALING,
+      "truncate",
+      "true or false",
+      "true",
+      "yarn: round both bounds outward to whole pairs"),
+  ATTENTION_FACTOR(
+      Section.ROPE_SCALING,
+      "attention_factor",
+      "number above 0",
+      "yarn: from factor, mscale and mscale_all_dim",
+      "yarn: factor of cosines and sines"),
+  MSCALE(
+      Section.ROPE_SCALING,
+      "mscale",
+      "number above 0",
+      "none",
+      "yarn: weight of log(factor) in attention_factor"),
+  MSCALE_ALL_DIM(
+      Section.ROPE_SCALING,
+      "mscale_all_dim",
+      "number above 0",
+      "none",
+      "yarn: its counterpart in the denominator; both or none");
 
   /** The mappings of a job file. */
   public enum Section {
     JOB(""),
     KV_CACHE("kv_cache"),
     LAYER("layers[]"),
-    ROPE("layers[].rope");
+    ROPE("layers[].rope"),
+    ROPE_SCALING("layers[].rope.rope_scaling");
 
     private final String path;
 

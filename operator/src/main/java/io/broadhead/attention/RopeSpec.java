@@ -10,11 +10,18 @@ import java.io.Serializable;
  * @param maxPosition positions are 0 to maxPosition - 1
  * @param base wavelength base
  * @param isNeox whether element j pairs with j + rotaryDim / 2 (NeoX) or 2j with 2j + 1 (GPT-J)
+ * @param scaling how frequencies are stretched beyond the trained context
  */
-public record RopeSpec(int rotaryDim, int maxPosition, double base, boolean isNeox)
+public record RopeSpec(
+    int rotaryDim, int maxPosition, double base, boolean isNeox, RopeScaling scaling)
     implements Serializable {
 
   static final double DEFAULT_BASE = 10000.0;
+
+  /** Frequencies without scaling. */
+  public RopeSpec(int rotaryDim, int maxPosition, double base, boolean isNeox) {
+    this(rotaryDim, maxPosition, base, isNeox, RopeScaling.NONE);
+  }
 
   public RopeSpec {
     if (rotaryDim < 2 || rotaryDim % 2 != 0) {
@@ -39,16 +46,14 @@ public record RopeSpec(int rotaryDim, int maxPosition, double base, boolean isNe
    */
   public float[] cosSin() {
     int half = rotaryDim / 2;
-    double[] frequency = new double[half];
-    for (int j = 0; j < half; j++) {
-      frequency[j] = Math.pow(base, 2.0 * j / rotaryDim);
-    }
+    double[] frequency = scaling.frequencies(rotaryDim, base, maxPosition);
+    double factor = scaling.attentionFactor();
     float[] table = new float[maxPosition * rotaryDim];
     for (int position = 0, row = 0; position < maxPosition; position++, row += rotaryDim) {
       for (int j = 0; j < half; j++) {
-        double angle = position / frequency[j];
-        table[row + j] = (float) Math.cos(angle);
-        table[row + half + j] = (float) Math.sin(angle);
+        double angle = position * frequency[j];
+        table[row + j] = (float) (factor * Math.cos(angle));
+        table[row + half + j] = (float) (factor * Math.sin(angle));
       }
     }
     return table;

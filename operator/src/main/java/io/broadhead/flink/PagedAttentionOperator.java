@@ -7,6 +7,7 @@ import io.broadhead.attention.Job;
 import io.broadhead.attention.PagedAttention;
 import io.broadhead.attention.RefusedRow;
 import org.apache.arrow.memory.BufferAllocator;
+import org.apache.flink.annotation.VisibleForTesting;
 import org.apache.flink.api.common.typeinfo.TypeInformation;
 import org.apache.flink.streaming.api.operators.AbstractStreamOperator;
 import org.apache.flink.streaming.api.operators.OneInputStreamOperator;
@@ -114,6 +115,11 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
   @Override
   public void close() throws Exception {
     IOUtils.closeAll(attention, this::closeAllocator, managedMemory, super::close);
+  }
+
+  @VisibleForTesting
+  PagedAttention attention() {
+    return attention;
   }
 
   private void closeAllocator() {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-package io.broadhead.testing;
+package io.broadhead.attention.testing;
 
 import static org.assertj.core.api.Assertions.assertThat;
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-package io.broadhead.testing;
+package io.broadhead.attention.testing;
 
 /**
  * One row of a step batch. Tensors are [tokens][heads * head size], already rounded to the batch's

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.flink;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.arrow.BatchSchema;
+import io.broadhead.arrow.DType;
+import io.broadhead.arrow.TensorField;
+import io.broadhead.attention.Job;
+import io.broadhead.attention.JobFile;
+import io.broadhead.attention.LayerSpec;
+import io.broadhead.attention.testing.NoLeaks;
+import io.broadhead.attention.testing.Scenario;
+import io.broadhead.attention.testing.StepBatches;
+import io.broadhead.attention.testing.StepRow;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.function.Consumer;
+import java.util.stream.LongStream;
+import org.apache.arrow.memory.ArrowBuf;
+import org.apache.flink.api.common.functions.util.ListCollector;
+import org.apache.flink.core.memory.DataInputDeserializer;
+import org.apache.flink.core.memory.DataOutputSerializer;
+import org.apache.flink.runtime.state.KeyGroupRangeAssignment;
+import org.apache.flink.util.Collector;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.extension.RegisterExtension;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+
+class ShardSplitterTest {
+  @RegisterExtension private final NoLeaks noLeaks = new NoLeaks();
+
+  private final Job job =
+      JobFile.parse(
+          """
+          kv_cache: {num_blocks: 64}
+          layers: [{name: a, num_heads: 2, num_kv_heads: 1, head_size: 32}]
+          """,
+          "job.yaml");
+  private final LayerSpec layer = job.layers().get(0);
+
+  private ArrowBatch batch(long... ids) {
+    Scenario scenario = new Scenario(job, DType.FLOAT16, 5);
+    List<StepRow> rows =
+        LongStream.of(ids).mapToObj(id -> scenario.next(id, layer, (int) (1 + id % 3))).toList();
+    return StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT16, rows);
+  }
+
+  private static Collector<ArrowBatch> collector(Consumer<ArrowBatch> consumer) {
+    return new Collector<>() {
+      @Override
+      public void collect(ArrowBatch batch) {
+        consumer.accept(batch);
+      }
+
+      @Override
+      public void close() {}
+    };
+  }
+
+  @Test
+  void everyRowGoesToTheBatchOfItsShardInOrder() {
+    long[] ids = LongStream.range(0, 40).toArray();
+    ShardKey key = new ShardKey(4, 128);
+    List<Long> seen = new ArrayList<>();
+    List<Integer> keys = new ArrayList<>();
+    try (ArrowBatch batch = batch(ids)) {
+      new ShardSplitter(4)
+          .flatMap(
+              batch,
+              collector(
+                  part -> {
+                    keys.add(key.getKey(part));
+                    long last = -1;
+                    for (int row = 0; row < part.numRows(); row++) {
+                      long id = part.column("sequence_id").getLong(row);
+                      assertThat(id).isGreaterThan(last);
+                      assertThat(part.column("query").listSize(row)).isEqualTo(1 + id % 3);
+                      last = id;
+                      seen.add(id);
+                      try (ArrowBatch alone = batch(id)) {
+                        assertThat(key.getKey(alone)).isEqualTo(key.getKey(part));
+                      }
+                    }
+                  }));
+    }
+    assertThat(seen).hasSize(40).doesNotHaveDuplicates();
+    assertThat(keys).hasSize(4).doesNotHaveDuplicates();
+  }
+
+  @Test
+  void aBatchOfOneShardIsNotCopied() {
+    List<ArrowBatch> parts = new ArrayList<>();
+    try (ArrowBatch batch = batch(7, 7)) {
+      new ShardSplitter(4).flatMap(batch, new ListCollector<>(parts));
+      assertThat(parts).containsExactly(batch);
+      assertThat(batch.bytesCopied()).isZero();
+    }
+  }
+
+  @Test
+  void aBatchWithoutRowsGoesOn() {
+    List<ArrowBatch> parts = new ArrayList<>();
+    try (ArrowBatch batch = batch()) {
+      new ShardSplitter(4).flatMap(batch, new ListCollector<>(parts));
+      assertThat(parts).containsExactly(batch);
+      assertThat(new ShardKey(4, 128).getKey(batch)).isNotNull();
+    }
+  }
+
+  @Test
+  void aReceivedBatchIsClosedAndItsPartsAreTheSplitters() throws Exception {
+    for (long[] ids : new long[][] {{7, 7}, {1, 2, 3, 4, 5}}) {
+      DataOutputSerializer out = new DataOutputSerializer(64);
+      try (ArrowBatch batch = batch(ids)) {
+        new ArrowBatchSerializer().serialize(batch, out);
+      }
+      ArrowBatch received =
+          new ArrowBatchSerializer()
+              .deserialize(new DataInputDeserializer(out.getCopyOfBuffer()));
+      new ShardSplitter(4)
+          .flatMap(received, collector(part -> assertThat(part.isReceived()).isFalse()));
+      assertThat(received.isClosed()).isTrue();
+    }
+  }
+
+  @Test
+  void aFailureDownstreamReleasesAllParts() {
+    try (ArrowBatch batch = batch(1, 2, 3, 4, 5, 6, 7, 8)) {
+      Collector<ArrowBatch> failing =
+          collector(
+              part -> {
+                throw new IllegalStateException("downstream");
+              });
+      assertThatThrownBy(() -> new ShardSplitter(4).flatMap(batch, failing))
+          .hasMessage("downstream");
+    }
+  }
+
+  @Test
+  void aBatchWithoutSequenceIdsIsRefused() {
+    BatchSchema schema = BatchSchema.of(TensorField.list("query", DType.FLOAT32, 4, 64));
+    ArrowBuf empty = noLeaks.allocator().getEmpty();
+    try (ArrowBatch batch =
+        ArrowBatch.adopt(
+            schema,
+            1,
+            new long[schema.nodeCount()],
+            new long[schema.nodeCount()],
+            new ArrowBuf[] {empty, empty, empty, empty, empty},
+            0)) {
+      assertThatThrownBy(
+              () -> new ShardSplitter(2).flatMap(batch, new ListCollector<>(new ArrayList<>())))
+          .hasMessage("column sequence_id: expected int64 or utf8, got no such column");
+    }
+  }
+
+  @ParameterizedTest
+  @CsvSource({"1, 1, 128", "2, 2, 128", "4, 2, 128", "6, 3, 128", "100, 100, 128", "7, 7, 7"})
+  void shardsAreSpreadEvenlyOverSubtasks(int shards, int parallelism, int maxParallelism) {
+    ShardKey key = new ShardKey(shards, maxParallelism);
+    int[] perSubtask = new int[parallelism];
+    List<Integer> keys = new ArrayList<>();
+    for (long id = 0; keys.size() < shards; id++) {
+      try (ArrowBatch batch = batch(id)) {
+        Integer k = key.getKey(batch);
+        if (!keys.contains(k)) {
+          keys.add(k);
+          perSubtask[
+              KeyGroupRangeAssignment.assignKeyToParallelOperator(
+                  k, maxParallelism, parallelism)]++;
+        }
+      }
+    }
+    assertThat(perSubtask).containsOnly(shards / parallelism);
+  }
+
+  @Test
+  void hashesSpreadNeighbouringIds() {
+    int[] counts = new int[8];
+    for (long id = 0; id < 8000; id++) {
+      counts[ShardKey.shardOf(id, 8)]++;
+      counts[ShardKey.shardOf(("request-" + id).getBytes(), 8)]++;
+    }
+    for (int count : counts) {
+      assertThat(count).isBetween(1800, 2200);
+    }
+  }
+
+  @Test
+  void moreShardsThanKeyGroupsAreRefused() {
+    assertThatThrownBy(() -> new ShardKey(129, 128))
+        .hasMessage("broadhead.shards: expected 1 to the maximum parallelism 128, got 129");
+  }
+}
