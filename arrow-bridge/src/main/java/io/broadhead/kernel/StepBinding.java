@@ -364,7 +364,9 @@ public final class StepBinding extends NativeHandle {
         MemoryUtil.getLong(at + 32),
         MemoryUtil.getLong(at + 40),
         MemoryUtil.getLong(at + 48),
-        MemoryUtil.getLong(at + 56));
+        MemoryUtil.getLong(at + 56),
+        MemoryUtil.getLong(at + 64),
+        MemoryUtil.getLong(at + 72));
   }
 
   private void requireSchema(ArrowBatch batch) {

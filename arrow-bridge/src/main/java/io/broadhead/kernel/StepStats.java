@@ -10,6 +10,8 @@ package io.broadhead.kernel;
  * @param bytesInPlace tensor bytes used where they were
  * @param bytesStaged tensor bytes copied to be used
  * @param queryAddress first query element, 0 without queries
+ * @param keysSeen keys that query tokens see, summed over the tokens
+ * @param keysRead keys that were read from memory for them
  */
 public record StepStats(
     long queryTokens,
@@ -19,4 +21,6 @@ public record StepStats(
     long queryAddress,
     long keyAddress,
     long valueAddress,
-    long outputAddress) {}
+    long outputAddress,
+    long keysSeen,
+    long keysRead) {}

@@ -50,8 +50,7 @@ class StepBindingTest {
     try (KernelEngine engine = engine();
         KernelCache cache = new KernelCache(engine, cacheConfig(dtype));
         KernelLayer layer = new KernelLayer(engine, layer(dtype).returnLse(true).build(), cache);
-        ArrowBatch batch =
-            step(allocator, 3, 1, dtype).utf8("request", row -> "r" + row).build();
+        ArrowBatch batch = step(allocator, 3, 1, dtype).utf8("request", row -> "r" + row).build();
         StepBinding binding = new StepBinding(layer, batch.schema(), allocator);
         ArrowBatch result = binding.step(batch)) {
       assertThat(result.schema()).isSameAs(binding.resultSchema());
@@ -73,8 +72,7 @@ class StepBindingTest {
         for (int head = 0; head < HEADS; head++) {
           for (int d = 0; d < HEAD_SIZE; d++) {
             float expected =
-                StepBatchBuilder.element(
-                    value, (row * KV_HEADS + head / 2) * HEAD_SIZE + d, dtype);
+                StepBatchBuilder.element(value, (row * KV_HEADS + head / 2) * HEAD_SIZE + d, dtype);
             float got =
                 StepBatchBuilder.element(output, (row * HEADS + head) * HEAD_SIZE + d, dtype);
             assertThat(got).isCloseTo(expected, within(1e-6f));
@@ -143,8 +141,7 @@ class StepBindingTest {
         StepBinding binding = new StepBinding(layer, batch.schema(), allocator);
         ArrowBatch result = binding.step(batch)) {
       assertThat(TensorField.of(result.schema().field(result.schema().index("output"))))
-          .hasValueSatisfying(
-              tensor -> assertThat(tensor.dtype()).isEqualTo(DType.FLOAT8_E4M3FN));
+          .hasValueSatisfying(tensor -> assertThat(tensor.dtype()).isEqualTo(DType.FLOAT8_E4M3FN));
       assertThat(result.schema().field(result.schema().index("output")).getMetadata())
           .containsEntry("dtype", "float8_e4m3fn");
       assertThat(result.column("output").child().child().values().readableBytes())
@@ -288,8 +285,7 @@ class StepBindingTest {
         KernelCache cache = new KernelCache(engine, cacheConfig(DType.FLOAT32));
         KernelLayer layer = new KernelLayer(engine, layer(DType.FLOAT32).build(), cache);
         ArrowBatch batch = step(allocator, 1, 1, DType.FLOAT32).build();
-        ArrowBatch other =
-            step(allocator, 1, 1, DType.FLOAT32).utf8("tag", row -> "x").build();
+        ArrowBatch other = step(allocator, 1, 1, DType.FLOAT32).utf8("tag", row -> "x").build();
         StepBinding binding = new StepBinding(layer, batch.schema(), allocator)) {
       assertThatThrownBy(() -> binding.step(other))
           .isInstanceOf(KernelException.class)
@@ -325,7 +321,9 @@ class StepBindingTest {
     }
   }
 
-  /** Rows 2 and 3 of four, by moving the offsets on: what a slice in another language looks like. */
+  /**
+   * Rows 2 and 3 of four, by moving the offsets on: what a slice in another language looks like.
+   */
   private static ArrowBatch withoutFirstRows(ArrowBatch batch, BufferAllocator allocator) {
     int skip = 2;
     long[] lengths = new long[batch.schema().nodeCount()];
@@ -348,8 +346,7 @@ class StepBindingTest {
     for (ArrowBuf buffer : buffers) {
       buffer.getReferenceManager().retain();
     }
-    return ArrowBatch.adopt(
-        batch.schema(), batch.numRows() - skip, lengths, nulls, buffers, 0);
+    return ArrowBatch.adopt(batch.schema(), batch.numRows() - skip, lengths, nulls, buffers, 0);
   }
 
   @Test

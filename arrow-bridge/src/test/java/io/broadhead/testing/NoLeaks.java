@@ -34,7 +34,8 @@ public final class NoLeaks implements BeforeEachCallback, AfterEachCallback, Par
   public void afterEach(ExtensionContext context) {
     ExtensionContext.Store store = context.getStore(NAMESPACE);
     store.remove(BufferAllocator.class, BufferAllocator.class).close();
-    expect("batches left to the cleaner", store.get("leaked", Long.class), ArrowBatch.leakedCount());
+    expect(
+        "batches left to the cleaner", store.get("leaked", Long.class), ArrowBatch.leakedCount());
     expect("live native handles", store.get("handles", Long.class), liveHandles());
   }
 

@@ -41,8 +41,7 @@ public final class StepBatchBuilder {
   /** A utf8 column without nulls. */
   public StepBatchBuilder utf8(String name, IntFunction<String> values) {
     VarCharVector vector =
-        (VarCharVector)
-            add(new Field(name, FieldType.notNullable(ArrowType.Utf8.INSTANCE), null));
+        (VarCharVector) add(new Field(name, FieldType.notNullable(ArrowType.Utf8.INSTANCE), null));
     for (int row = 0; row < rows; row++) {
       vector.setSafe(row, values.apply(row).getBytes(StandardCharsets.UTF_8));
     }

@@ -40,9 +40,11 @@ class BindingTest {
   }
 
   @Test
-  void stepStatsAreEightLongs() {
+  void stepStatsAreTenLongs() {
     try (bh_step_stats stats = new bh_step_stats()) {
-      assertThat(stats.sizeof()).isEqualTo(8 * Long.BYTES);
+      assertThat(stats.sizeof()).isEqualTo(10 * Long.BYTES);
+      assertThat(stats.offsetof("output_address")).isEqualTo(7 * Long.BYTES);
+      assertThat(stats.offsetof("keys_read")).isEqualTo(9 * Long.BYTES);
     }
   }
 
