@@ -65,11 +65,13 @@ final class ManagedMemory implements AutoCloseable {
         -1,
         "the KV caches of this subtask need "
             + bytes
-            + " bytes of managed memory; its share is "
+            + " bytes of managed memory; the operator's share is "
             + budget
-            + " bytes, of which the slot has "
+            + " of the slot's "
+            + manager.getMemorySize()
+            + " bytes ("
             + manager.availableMemory()
-            + " left. Raise "
+            + " free). Raise "
             + TaskManagerOptions.MANAGED_MEMORY_SIZE.key()
             + ", or lower kv_cache.num_blocks in the job file");
   }

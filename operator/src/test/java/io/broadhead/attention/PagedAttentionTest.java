@@ -176,7 +176,7 @@ class PagedAttentionTest {
       assertThat(attention.lastStep().bytesStaged()).isZero();
       assertThat(attention.lastStep().queryTokens()).isEqualTo(3);
       assertThat(attention.lastStep().writtenTokens()).isEqualTo(3);
-      assertThat(result.column("request").getString(0)).isEqualTo("for s");
+      assertThat(result.column("request").getString(0)).isEqualTo("for s at 3");
     }
   }
 

@@ -57,7 +57,7 @@ public final class StepBatches {
     if (rows.isEmpty() || rows.get(0).layer() != null) {
       text(StepColumns.LAYER, rows, StepRow::layer);
     }
-    text(PASSED, rows, r -> "for " + r.sequenceId());
+    text(PASSED, rows, r -> "for " + r.sequenceId() + " at " + r.seqLen());
     tensors(StepColumns.QUERY, layer.numHeads(), layer.headSize(), rows, StepRow::query);
     tensors(StepColumns.KEY, layer.numKvHeads(), layer.headSize(), rows, StepRow::key);
     tensors(StepColumns.VALUE, layer.numKvHeads(), layer.headSize(), rows, StepRow::value);

@@ -1,0 +1,390 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.flink;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.arrow.DType;
+import io.broadhead.attention.Job;
+import io.broadhead.attention.JobFile;
+import io.broadhead.attention.LayerSpec;
+import io.broadhead.attention.RefusedRow;
+import io.broadhead.attention.testing.NoLeaks;
+import io.broadhead.attention.testing.ReferenceAttention;
+import io.broadhead.attention.testing.Scenario;
+import io.broadhead.attention.testing.StepBatches;
+import io.broadhead.attention.testing.StepRow;
+import io.broadhead.kernel.StepStats;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+import java.util.Queue;
+import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.ConcurrentLinkedQueue;
+import java.util.concurrent.atomic.AtomicInteger;
+import org.apache.flink.api.common.JobExecutionResult;
+import org.apache.flink.api.common.functions.FlatMapFunction;
+import org.apache.flink.api.common.functions.MapFunction;
+import org.apache.flink.api.common.typeinfo.Types;
+import org.apache.flink.configuration.Configuration;
+import org.apache.flink.configuration.PipelineOptions;
+import org.apache.flink.configuration.RestartStrategyOptions;
+import org.apache.flink.configuration.TaskManagerOptions;
+import org.apache.flink.metrics.Counter;
+import org.apache.flink.metrics.Gauge;
+import org.apache.flink.metrics.Histogram;
+import org.apache.flink.metrics.Metric;
+import org.apache.flink.runtime.testutils.InMemoryReporter;
+import org.apache.flink.runtime.testutils.MiniClusterResourceConfiguration;
+import org.apache.flink.streaming.api.datastream.DataStream;
+import org.apache.flink.streaming.api.datastream.SingleOutputStreamOperator;
+import org.apache.flink.streaming.api.environment.StreamExecutionEnvironment;
+import org.apache.flink.streaming.api.functions.sink.v2.DiscardingSink;
+import org.apache.flink.streaming.api.operators.AbstractStreamOperatorFactory;
+import org.apache.flink.streaming.api.operators.OneInputStreamOperatorFactory;
+import org.apache.flink.streaming.api.operators.StreamOperator;
+import org.apache.flink.streaming.api.operators.StreamOperatorParameters;
+import org.apache.flink.test.junit5.MiniClusterExtension;
+import org.apache.flink.util.Collector;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.extension.RegisterExtension;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.ValueSource;
+
+class PagedAttentionITCase {
+  private static final int STEPS = 12;
+  private static final int SEQUENCES = 6;
+  private static final InMemoryReporter METRICS = InMemoryReporter.createWithRetainedMetrics();
+
+  @RegisterExtension
+  private static final MiniClusterExtension CLUSTER =
+      new MiniClusterExtension(
+          () ->
+              new MiniClusterResourceConfiguration.Builder()
+                  .setNumberTaskManagers(2)
+                  .setNumberSlotsPerTaskManager(2)
+                  .setConfiguration(
+                      METRICS.addToConfiguration(
+                          new Configuration()
+                              .set(
+                                  TaskManagerOptions.MANAGED_MEMORY_SIZE,
+                                  org.apache.flink.configuration.MemorySize.ofMebiBytes(64))))
+                  .build());
+
+  @RegisterExtension private final NoLeaks noLeaks = new NoLeaks();
+
+  private static final Job JOB =
+      JobFile.parse(
+          """
+          kv_cache: {num_blocks: 64, dtype: float16}
+          layers: [{name: a, num_heads: 4, num_kv_heads: 2, head_size: 64}]
+          """,
+          "job.yaml");
+  private static final LayerSpec LAYER = JOB.layers().get(0);
+
+  /** The tasks run in this JVM: what they exchange with the test stands here. */
+  private static List<List<StepRow>> steps;
+
+  private static final Map<String, double[][][]> RESULTS = new ConcurrentHashMap<>();
+  private static final Queue<String> ADDRESS_ERRORS = new ConcurrentLinkedQueue<>();
+  private static final Queue<RefusedRow> REFUSED = new ConcurrentLinkedQueue<>();
+  private static final AtomicInteger RESULT_BATCHES = new AtomicInteger();
+  private static final AtomicInteger FAILURES_LEFT = new AtomicInteger();
+  private static volatile PagedAttentionOperator lastOperator;
+  private static volatile ArrowBatch lastInput;
+
+  private final Map<String, double[][][]> expected = new ConcurrentHashMap<>();
+
+  @BeforeEach
+  void makeSteps() {
+    RESULTS.clear();
+    ADDRESS_ERRORS.clear();
+    REFUSED.clear();
+    RESULT_BATCHES.set(0);
+    FAILURES_LEFT.set(0);
+    Scenario scenario = new Scenario(JOB, DType.FLOAT16, 23);
+    ReferenceAttention reference = new ReferenceAttention(JOB, DType.FLOAT16);
+    steps = new ArrayList<>();
+    for (int step = 0; step < STEPS; step++) {
+      List<StepRow> rows = new ArrayList<>();
+      for (int s = 0; s < SEQUENCES; s++) {
+        StepRow row =
+            scenario.next("sequence " + s, LAYER, step == 0 ? 5 + 7 * s : 1 + step % 2 * s);
+        rows.add(row);
+        expected.put(
+            key(row.sequenceId(), row.seqLen()),
+            reference.step(LAYER, List.of(row)).output());
+      }
+      steps.add(rows);
+    }
+  }
+
+  private static String key(Object sequence, int seqLen) {
+    return sequence + " at " + seqLen;
+  }
+
+  private StreamExecutionEnvironment environment(boolean objectReuse) {
+    StreamExecutionEnvironment environment = CLUSTER.getTestStreamEnvironment();
+    Configuration configuration = new Configuration();
+    configuration.set(PipelineOptions.GENERIC_TYPES, false);
+    configuration.set(PipelineOptions.OBJECT_REUSE, objectReuse);
+    configuration.set(RestartStrategyOptions.RESTART_STRATEGY, "none");
+    environment.configure(configuration);
+    environment.setParallelism(1);
+    return environment;
+  }
+
+  private static Configuration options() {
+    return new Configuration().set(PagedAttentionOptions.THREADS, 1);
+  }
+
+  /** Makes batch after batch and closes each when collect has returned. */
+  private static final class Producer implements FlatMapFunction<Long, ArrowBatch> {
+    @Override
+    public void flatMap(Long step, Collector<ArrowBatch> out) {
+      try (ArrowBatch batch =
+          StepBatches.of(
+              FlinkAllocator.root(), LAYER, DType.FLOAT16, steps.get(step.intValue()))) {
+        lastInput = batch;
+        out.collect(batch);
+      }
+    }
+  }
+
+  private static final class Recorder implements MapFunction<ArrowBatch, Integer> {
+    @Override
+    public Integer map(ArrowBatch result) {
+      try {
+        RESULT_BATCHES.incrementAndGet();
+        if (FAILURES_LEFT.get() > 0 && RESULT_BATCHES.get() % 5 == 0) {
+          FAILURES_LEFT.decrementAndGet();
+          throw new IllegalStateException("the recorder fails on purpose");
+        }
+        double[][][] output = StepBatches.read(result, "output");
+        for (int row = 0; row < output.length; row++) {
+          RESULTS.put(
+              key(
+                  result.column("sequence_id").getString(row),
+                  Integer.parseInt(
+                      result.column("request").getString(row).replaceAll(".* at ", ""))),
+              new double[][][] {output[row]});
+        }
+        return output.length;
+      } finally {
+        if (result.isReceived()) {
+          result.close();
+        }
+      }
+    }
+  }
+
+  private static DataStream<ArrowBatch> produce(StreamExecutionEnvironment environment) {
+    return environment
+        .fromSequence(0, STEPS - 1)
+        .flatMap(new Producer(), ArrowBatchTypeInfo.INSTANCE);
+  }
+
+  private static void record(DataStream<ArrowBatch> results) {
+    results.map(new Recorder(), Types.INT).sinkTo(new DiscardingSink<>());
+  }
+
+  private void assertResults() {
+    assertThat(RESULTS.keySet()).isEqualTo(expected.keySet());
+    expected.forEach(
+        (key, output) ->
+            assertThat(StepBatches.error(output, RESULTS.get(key))).as(key).isLessThan(2e-3));
+  }
+
+  @ParameterizedTest
+  @ValueSource(booleans = {true, false})
+  void chainedJobs(boolean objectReuse) throws Exception {
+    StreamExecutionEnvironment environment = environment(objectReuse);
+    SingleOutputStreamOperator<ArrowBatch> results =
+        PagedAttentionStream.attend(produce(environment), JOB, options(), 1);
+    record(results);
+    assertThat(results.getTransformation().getManagedMemoryOperatorScopeUseCaseWeights())
+        .isNotEmpty();
+    JobExecutionResult result = environment.execute();
+
+    assertResults();
+    assertThat(RESULT_BATCHES).hasValue(STEPS);
+    assertThat(counter(result, PagedAttentionMetrics.STEPS)).isEqualTo(STEPS);
+    assertThat(counter(result, PagedAttentionMetrics.SEQUENCES)).isEqualTo(STEPS * SEQUENCES);
+    long tokens = steps.stream().flatMap(List::stream).mapToLong(r -> r.query().length).sum();
+    assertThat(counter(result, PagedAttentionMetrics.QUERY_TOKENS)).isEqualTo(tokens);
+    assertThat(counter(result, PagedAttentionMetrics.WRITTEN_TOKENS)).isEqualTo(tokens);
+    assertThat(counter(result, PagedAttentionMetrics.BYTES_COPIED)).isZero();
+    assertThat(counter(result, PagedAttentionMetrics.BYTES_IN_PLACE)).isPositive();
+    assertThat(metrics(result, PagedAttentionMetrics.STEP_TIME_MICROS))
+        .singleElement()
+        .satisfies(m -> assertThat(((Histogram) m).getCount()).isEqualTo(STEPS));
+  }
+
+  private static List<Metric> metrics(JobExecutionResult result, String name) {
+    String suffix = "." + PagedAttentionMetrics.GROUP + "." + name;
+    return METRICS.findJobMetricGroups(result.getJobID(), name.substring(name.lastIndexOf('.') + 1)).stream()
+        .filter(t -> t.f0.getMetricIdentifier(t.f1).endsWith(suffix))
+        .map(t -> t.f2)
+        .toList();
+  }
+
+  /** The sum over all subtasks. */
+  private static long counter(JobExecutionResult result, String name) {
+    List<Metric> counters = metrics(result, name);
+    assertThat(counters).as(name).isNotEmpty();
+    return counters.stream().mapToLong(m -> ((Counter) m).getCount()).sum();
+  }
+
+  @ParameterizedTest
+  @CsvSource({"2, 2, true", "2, 2, false", "4, 2, true", "5, 1, false"})
+  void acrossANetworkEdge(int shards, int parallelism, boolean objectReuse) throws Exception {
+    StreamExecutionEnvironment environment = environment(objectReuse);
+    Configuration options = options().set(PagedAttentionOptions.SHARDS, shards);
+    record(PagedAttentionStream.attend(produce(environment), JOB, options, parallelism));
+    JobExecutionResult result = environment.execute();
+
+    assertResults();
+    assertThat(counter(result, PagedAttentionMetrics.BYTES_COPIED)).isPositive();
+    assertThat(metrics(result, PagedAttentionMetrics.CACHE_BYTES))
+        .hasSize(parallelism)
+        .allSatisfy(m -> assertThat(m).isInstanceOf(Gauge.class));
+  }
+
+  /** Makes operators that the test can look into. */
+  private static final class ObservedFactory extends AbstractStreamOperatorFactory<ArrowBatch>
+      implements OneInputStreamOperatorFactory<ArrowBatch, ArrowBatch> {
+    private static final long serialVersionUID = 1;
+
+    private final PagedAttentionOperatorFactory factory =
+        new PagedAttentionOperatorFactory(JOB, options());
+
+    @Override
+    public <T extends StreamOperator<ArrowBatch>> T createStreamOperator(
+        StreamOperatorParameters<ArrowBatch> parameters) {
+      T operator = factory.createStreamOperator(parameters);
+      lastOperator = (PagedAttentionOperator) operator;
+      return operator;
+    }
+
+    @Override
+    @SuppressWarnings("rawtypes")
+    public Class<? extends StreamOperator> getStreamOperatorClass(ClassLoader classLoader) {
+      return factory.getStreamOperatorClass(classLoader);
+    }
+  }
+
+  private static void expectAddress(ArrowBatch batch, String column, long kernelAddress) {
+    long address = batch.column(column).child().child().values().memoryAddress();
+    if (address != kernelAddress) {
+      ADDRESS_ERRORS.add(column + ": the batch has " + address + ", kernels " + kernelAddress);
+    }
+  }
+
+  @ParameterizedTest
+  @ValueSource(booleans = {true, false})
+  void kernelsSeeTheBuffersOfChainedProducersAndConsumers(boolean objectReuse) throws Exception {
+    StreamExecutionEnvironment environment = environment(objectReuse);
+    produce(environment)
+        .transform("observed", ArrowBatchTypeInfo.INSTANCE, new ObservedFactory())
+        .map(
+            result -> {
+              StepStats stats = lastOperator.attention().lastStep();
+              expectAddress(lastInput, "query", stats.queryAddress());
+              expectAddress(lastInput, "key", stats.keyAddress());
+              expectAddress(lastInput, "value", stats.valueAddress());
+              expectAddress(result, "output", stats.outputAddress());
+              if (stats.bytesStaged() != 0) {
+                ADDRESS_ERRORS.add(stats.bytesStaged() + " bytes were staged");
+              }
+              return RESULT_BATCHES.incrementAndGet();
+            },
+            Types.INT)
+        .sinkTo(new DiscardingSink<>());
+    environment.execute();
+
+    assertThat(RESULT_BATCHES).hasValue(STEPS);
+    assertThat(ADDRESS_ERRORS).isEmpty();
+  }
+
+  @ParameterizedTest
+  @CsvSource({"1, 1", "4, 2"})
+  void aFailureInTheMiddleReleasesEverything(int shards, int parallelism) {
+    FAILURES_LEFT.set(1);
+    StreamExecutionEnvironment environment = environment(true);
+    Configuration options = options().set(PagedAttentionOptions.SHARDS, shards);
+    record(PagedAttentionStream.attend(produce(environment), JOB, options, parallelism));
+
+    assertThatThrownBy(environment::execute)
+        .hasStackTraceContaining("the recorder fails on purpose");
+  }
+
+  @Test
+  void aBadRowInTheMiddleFailsTheJobWithItsName() {
+    steps.get(6).set(2, steps.get(6).get(2).withSlots(1 << 20));
+    StreamExecutionEnvironment environment = environment(true);
+    record(PagedAttentionStream.attend(produce(environment), JOB, options(), 1));
+
+    assertThatThrownBy(environment::execute)
+        .hasStackTraceContaining("layer 'a', sequence sequence 2, row 2")
+        .hasStackTraceContaining("slot_mapping");
+  }
+
+  @Test
+  void aRestartedJobReplaysIntoEmptyCaches() throws Exception {
+    FAILURES_LEFT.set(2);
+    StreamExecutionEnvironment environment = environment(true);
+    Configuration restarts = new Configuration();
+    restarts.set(RestartStrategyOptions.RESTART_STRATEGY, "fixed-delay");
+    restarts.set(RestartStrategyOptions.RESTART_STRATEGY_FIXED_DELAY_ATTEMPTS, 3);
+    restarts.set(
+        RestartStrategyOptions.RESTART_STRATEGY_FIXED_DELAY_DELAY,
+        java.time.Duration.ofMillis(10));
+    environment.configure(restarts);
+    record(PagedAttentionStream.attend(produce(environment), JOB, options(), 1));
+    environment.execute();
+
+    assertResults();
+  }
+
+  @Test
+  void refusedRowsTravelToTheirSideOutput() throws Exception {
+    StepRow bad = steps.get(STEPS - 1).get(3).withSlots(1 << 20);
+    steps.get(STEPS - 1).set(3, bad);
+    expected.remove(key(bad.sequenceId(), bad.seqLen()));
+    StreamExecutionEnvironment environment = environment(false);
+    Configuration options =
+        options()
+            .set(PagedAttentionOptions.SHARDS, 2)
+            .set(PagedAttentionOptions.ON_BAD_ROW, OnBadRow.SIDE_OUTPUT);
+    SingleOutputStreamOperator<ArrowBatch> results =
+        PagedAttentionStream.attend(produce(environment), JOB, options, 2);
+    record(results);
+    results
+        .getSideOutput(PagedAttentionOperator.REFUSED_ROWS)
+        .rebalance()
+        .map(
+            row -> {
+              REFUSED.add(row);
+              return 1;
+            },
+            Types.INT)
+        .sinkTo(new DiscardingSink<>());
+    JobExecutionResult result = environment.execute();
+
+    assertResults();
+    assertThat(REFUSED).extracting(RefusedRow::sequenceId).containsExactly("sequence 3");
+    assertThat(counter(result, "code.INVALID_ROW." + PagedAttentionMetrics.REFUSED_ROWS))
+        .isEqualTo(1);
+  }
+
+  @Test
+  void parallelismAboveTheShardsIsRefusedAtSubmission() {
+    Configuration options = options().set(PagedAttentionOptions.SHARDS, 2);
+    DataStream<ArrowBatch> steps = produce(environment(true));
+    assertThatThrownBy(() -> PagedAttentionStream.attend(steps, JOB, options, 3))
+        .hasMessage("broadhead.shards: expected at least the parallelism 3, got 2");
+  }
+}

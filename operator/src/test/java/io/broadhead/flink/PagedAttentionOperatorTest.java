@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.flink;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.arrow.DType;
+import io.broadhead.attention.InvalidBatchException;
+import io.broadhead.attention.Job;
+import io.broadhead.attention.JobFile;
+import io.broadhead.attention.LayerSpec;
+import io.broadhead.attention.RefusedRow;
+import io.broadhead.attention.testing.NoLeaks;
+import io.broadhead.attention.testing.ReferenceAttention;
+import io.broadhead.attention.testing.Scenario;
+import io.broadhead.attention.testing.StepBatches;
+import io.broadhead.attention.testing.StepRow;
+import io.broadhead.kernel.KernelException;
+import java.util.List;
+import org.apache.flink.api.common.serialization.SerializerConfigImpl;
+import org.apache.flink.api.common.typeinfo.TypeInformation;
+import org.apache.flink.api.java.typeutils.PojoTypeInfo;
+import org.apache.flink.configuration.Configuration;
+import org.apache.flink.core.memory.DataInputDeserializer;
+import org.apache.flink.core.memory.DataOutputSerializer;
+import org.apache.flink.core.memory.ManagedMemoryUseCase;
+import org.apache.flink.runtime.operators.testutils.MockEnvironment;
+import org.apache.flink.runtime.operators.testutils.MockEnvironmentBuilder;
+import org.apache.flink.streaming.runtime.streamrecord.StreamRecord;
+import org.apache.flink.streaming.util.OneInputStreamOperatorTestHarness;
+import org.apache.flink.util.InstantiationUtil;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.extension.RegisterExtension;
+
+class PagedAttentionOperatorTest {
+  @RegisterExtension private final NoLeaks noLeaks = new NoLeaks();
+
+  private final Job job =
+      JobFile.parse(
+          """
+          kv_cache: {num_blocks: 16, dtype: float32}
+          layers: [{name: a, num_heads: 4, num_kv_heads: 2, head_size: 64}]
+          """,
+          "job.yaml");
+  private final LayerSpec layer = job.layers().get(0);
+  private final Scenario scenario = new Scenario(job, DType.FLOAT32, 11);
+
+  private ArrowBatch batch(StepRow... rows) {
+    return StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, List.of(rows));
+  }
+
+  private OneInputStreamOperatorTestHarness<ArrowBatch, ArrowBatch> harness(
+      Configuration options, MockEnvironment environment) throws Exception {
+    OneInputStreamOperatorTestHarness<ArrowBatch, ArrowBatch> harness =
+        new OneInputStreamOperatorTestHarness<>(
+            new PagedAttentionOperatorFactory(job, options),
+            new ArrowBatchSerializer(),
+            environment);
+    harness.setup(new RetainingSerializer());
+    return harness;
+  }
+
+  private OneInputStreamOperatorTestHarness<ArrowBatch, ArrowBatch> harness(Configuration options)
+      throws Exception {
+    return harness(options, new MockEnvironmentBuilder().build());
+  }
+
+  private static void closeResults(
+      OneInputStreamOperatorTestHarness<ArrowBatch, ArrowBatch> harness) {
+    harness.extractOutputValues().forEach(ArrowBatch::close);
+  }
+
+  @Test
+  void emitsOneResultForEachBatchWithItsTimestamp() throws Exception {
+    StepRow first = scenario.next("s", layer, 20);
+    StepRow second = scenario.next("s", layer, 1);
+    ReferenceAttention reference = new ReferenceAttention(job, DType.FLOAT32);
+    try (var harness = harness(new Configuration());
+        ArrowBatch prefill = batch(first);
+        ArrowBatch decode = batch(second)) {
+      harness.open();
+      harness.processElement(prefill, 17);
+      harness.processElement(decode, 18);
+      harness.processWatermark(19);
+
+      List<StreamRecord<? extends ArrowBatch>> records = harness.extractOutputStreamRecords();
+      assertThat(records).extracting(StreamRecord::getTimestamp).containsExactly(17L, 18L);
+      for (int i = 0; i < 2; i++) {
+        double[][][] expected =
+            reference.step(layer, List.of(i == 0 ? first : second)).output();
+        assertThat(
+                StepBatches.error(
+                    expected, StepBatches.read(records.get(i).getValue(), "output")))
+            .isLessThan(1e-5);
+      }
+      closeResults(harness);
+    }
+  }
+
+  @Test
+  void closesABatchThatCameOverTheNetworkAndNoOther() throws Exception {
+    DataOutputSerializer bytes = new DataOutputSerializer(64);
+    try (var harness = harness(new Configuration());
+        ArrowBatch own = batch(scenario.next("s", layer, 2))) {
+      harness.open();
+      harness.processElement(own, 0);
+      assertThat(own.isClosed()).isFalse();
+
+      new ArrowBatchSerializer().serialize(own, bytes);
+      ArrowBatch received =
+          new ArrowBatchSerializer()
+              .deserialize(new DataInputDeserializer(bytes.getCopyOfBuffer()));
+      harness.processElement(received, 0);
+      closeResults(harness);
+      assertThat(received.isClosed()).isTrue();
+    }
+  }
+
+  @Test
+  void aBadRowFailsTheJobByDefault() throws Exception {
+    try (var harness = harness(new Configuration());
+        ArrowBatch bad = batch(scenario.next("s", layer, 1).withSlots(256))) {
+      harness.open();
+      assertThatThrownBy(() -> harness.processElement(bad, 0))
+          .isInstanceOf(InvalidBatchException.class)
+          .hasMessageContainingAll("layer 'a'", "sequence s, row 0", "slot_mapping", "256");
+      assertThat(harness.getOutput()).isEmpty();
+    }
+  }
+
+  @Test
+  void badRowsGoToTheSideOutputIfAsked() throws Exception {
+    Configuration options = new Configuration();
+    options.setString("broadhead.on-bad-row", "side-output");
+    try (var harness = harness(options);
+        ArrowBatch mixed =
+            batch(
+                scenario.next("bad", layer, 1).withSlots(256), scenario.next("good", layer, 2));
+        ArrowBatch allBad = batch(scenario.next("worse", layer, 1).withSeqLen(-1))) {
+      harness.open();
+      harness.processElement(mixed, 5);
+      harness.processElement(allBad, 6);
+
+      List<ArrowBatch> results = harness.extractOutputValues();
+      assertThat(results).hasSize(1);
+      assertThat(results.get(0).column("sequence_id").getString(0)).isEqualTo("good");
+      assertThat(harness.getSideOutput(PagedAttentionOperator.REFUSED_ROWS))
+          .extracting(r -> r.getValue().sequenceId() + " at " + r.getTimestamp())
+          .containsExactly("bad at 5", "worse at 6");
+      closeResults(harness);
+    }
+  }
+
+  private static MockEnvironment environment(long managedMemory) {
+    return new MockEnvironmentBuilder().setManagedMemorySize(managedMemory).build();
+  }
+
+  @Test
+  void cachesAreReservedAsManagedMemoryWhileTheOperatorIsOpen() throws Exception {
+    long caches = job.cacheBytes().orElseThrow();
+    MockEnvironment environment = environment(4 * caches);
+    try (var harness = harness(new Configuration(), environment)) {
+      harness
+          .getStreamConfig()
+          .setManagedMemoryFractionOperatorOfUseCase(ManagedMemoryUseCase.OPERATOR, 1.0);
+      harness.open();
+      assertThat(environment.getMemoryManager().availableMemory()).isEqualTo(3 * caches);
+    }
+    assertThat(environment.getMemoryManager().availableMemory()).isEqualTo(4 * caches);
+  }
+
+  @Test
+  void tooLittleManagedMemoryNamesTheBudgetAndTheKeys() throws Exception {
+    long caches = job.cacheBytes().orElseThrow();
+    MockEnvironment environment = environment(caches / 2);
+    var harness = harness(new Configuration(), environment);
+    harness
+        .getStreamConfig()
+        .setManagedMemoryFractionOperatorOfUseCase(ManagedMemoryUseCase.OPERATOR, 1.0);
+    assertThatThrownBy(harness::open)
+        .isInstanceOf(KernelException.class)
+        .hasMessageContainingAll(
+            caches + " bytes",
+            caches / 2 + " bytes",
+            "taskmanager.memory.managed.size",
+            "kv_cache.num_blocks");
+    harness.close();
+  }
+
+  @Test
+  void closesAfterAnOpenThatFailedHalfWay() throws Exception {
+    Configuration options = new Configuration();
+    options.set(PagedAttentionOptions.BACKEND, "abacus");
+    var harness = harness(options);
+    assertThatThrownBy(harness::open)
+        .isInstanceOf(KernelException.class)
+        .hasMessageContaining("abacus");
+    harness.close();
+  }
+
+  @Test
+  void optionsAreCheckedAtSubmission() {
+    Configuration threads = new Configuration();
+    threads.set(PagedAttentionOptions.THREADS, -1);
+    assertThatThrownBy(() -> new PagedAttentionOperatorFactory(job, threads))
+        .hasMessage("broadhead.threads: expected 0 or more, got -1");
+    Configuration onBadRow = new Configuration();
+    onBadRow.setString("broadhead.on-bad-row", "ignore");
+    assertThatThrownBy(() -> new PagedAttentionOperatorFactory(job, onBadRow))
+        .hasMessageContaining("broadhead.on-bad-row")
+        .hasStackTraceContaining("side-output");
+  }
+
+  @Test
+  void theFactoryTravelsWithTheJob() throws Exception {
+    PagedAttentionOperatorFactory factory =
+        InstantiationUtil.clone(new PagedAttentionOperatorFactory(job, new Configuration()));
+    assertThat(factory.getStreamOperatorClass(getClass().getClassLoader()))
+        .isEqualTo(PagedAttentionOperator.class);
+  }
+
+  @Test
+  void refusedRowsNeedNoGenericSerializer() {
+    SerializerConfigImpl config = new SerializerConfigImpl();
+    config.setGenericTypes(false);
+    TypeInformation<RefusedRow> type = PagedAttentionOperator.REFUSED_ROWS.getTypeInfo();
+    assertThat(type).isInstanceOf(PojoTypeInfo.class);
+    assertThat(type.createSerializer(config)).isNotNull();
+  }
+}
