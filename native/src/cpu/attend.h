@@ -91,80 +91,96 @@ BH_INLINE void pack_new_tokens(const LayerView& layer, const Step& step, const S
   }
 }
 
-/// One span for kRows query rows from `first_row` on of a KV head.
-template <class E, int kRows>
+/// Tiles of a span for one KV head, and of the one to come, for prefetching.
+template <class E>
+struct Span {
+  const E* const* tiles;
+  const E* const* next;
+  int begin;  ///< key positions
+  int end;
+  int head;  ///< KV head, counted within the item
+};
+
+/// One span for kRows query rows from `first_row` on.
+template <class E, int kRows, bool kAhead>
 BH_INLINE void attend_rows(const AttendContext& context, const AttendItem& item,
-                           const AttendScratch& scratch, const E* const* tiles, int span,
-                           int span_end, int head_in_item, int first_row) {
+                           const AttendScratch& scratch, const Span<E>& span, int first_row) {
   const LayerView& layer = *context.layer;
   const int size = layer.head_size;
   const int group = layer.group_size;
   // Tokens of a row ascend in position, and so do both ends of what they see; tokens of several
   // rows see all of the span.
-  const int first = max_int(context.token(item, first_row / group).first, span);
-  const int end = min_int(context.token(item, (first_row + kRows - 1) / group).end, span_end);
+  const int first = max_int(context.token(item, first_row / group).first, span.begin);
+  const int end = min_int(context.token(item, (first_row + kRows - 1) / group).end, span.end);
   if (first >= end) return;
 
-  const int first_tile = (first - span) / kTile;
-  const int num_tiles = (end - span + kTile - 1) / kTile - first_tile;
-  const int base = span + first_tile * kTile;
+  const int first_tile = (first - span.begin) / kTile;
+  const int num_tiles = (end - span.begin + kTile - 1) / kTile - first_tile;
+  const int base = span.begin + first_tile * kTile;
+  const E* const* tiles = span.tiles + first_tile;
   constexpr int kStride = kMaxSpan * kTile;
-  const int64_t row = int64_t{head_in_item} * scratch.rows + first_row;
-  score_rows<E, kRows>(scratch.query + row * size, size, tiles + first_tile, num_tiles,
-                       scratch.scores, kStride);
+  const int64_t row = int64_t{span.head} * scratch.rows + first_row;
+  score_rows<E, kRows, kAhead>(scratch.query + row * size, size, tiles, num_tiles, scratch.scores,
+                               kStride);
   float factors[kRows];
   for (int r = 0; r < kRows; ++r) {
-    const int head = (item.first_head + head_in_item) * group + (first_row + r) % group;
+    const int head = (item.first_head + span.head) * group + (first_row + r) % group;
     const ScoreTransform transform = {layer.logits_soft_cap,
                                       layer.alibi_slopes ? layer.alibi_slopes[head] : 0};
     factors[r] = softmax_update(transform, context.token(item, (first_row + r) / group), base, num_tiles * kTile,
                                 scratch.scores + r * kStride, scratch.states[row + r]);
   }
-  accumulate_rows<E, kRows>(scratch.scores, kStride, tiles + first_tile, first - base, end - base,
-                            size, factors, scratch.sums + row * size);
+  accumulate_rows<E, kRows, kAhead>(scratch.scores, kStride, tiles, span.next + first_tile,
+                                    first - base, end - base, size, factors,
+                                    scratch.sums + row * size);
 }
 
-template <class E, int kRows>
+template <class E, int kRows, bool kAhead>
 BH_INLINE void attend_chunk(int rows, const AttendContext& context, const AttendItem& item,
-                            const AttendScratch& scratch, const E* const* tiles, int span,
-                            int span_end, int head_in_item, int first_row) {
+                            const AttendScratch& scratch, const Span<E>& span, int first_row) {
   if (rows == kRows) {
-    attend_rows<E, kRows>(context, item, scratch, tiles, span, span_end, head_in_item, first_row);
+    attend_rows<E, kRows, kAhead>(context, item, scratch, span, first_row);
   } else if constexpr (kRows > 1) {
-    attend_chunk<E, kRows - 1>(rows, context, item, scratch, tiles, span, span_end, head_in_item,
-                               first_row);
+    attend_chunk<E, kRows - 1, kAhead>(rows, context, item, scratch, span, first_row);
   }
 }
 
-/// One span for all query rows of a KV head, in chunks as even as they can be.
-template <class E>
+/// One span for all query rows of its KV head, in chunks as even as they can be.
+template <class E, bool kAhead>
 static void attend_span(const AttendContext& context, const AttendItem& item,
-                        const AttendScratch& scratch, const E* const* tiles, int span, int span_end,
-                        int head_in_item) {
+                        const AttendScratch& scratch, const Span<E>& span) {
   const int chunks = (scratch.rows + kMaxRows - 1) / kMaxRows;
   int row = 0;
   for (int c = 0; c < chunks; ++c) {
     const int rows = (scratch.rows - row) / (chunks - c);
-    attend_chunk<E, kMaxRows>(rows, context, item, scratch, tiles, span, span_end, head_in_item,
-                              row);
+    attend_chunk<E, kMaxRows, kAhead>(rows, context, item, scratch, span, row);
     row += rows;
   }
 }
 
-/// All spans of the item, read where the cache has them.
+/// All spans of the item, read where the cache has them: every head of a span, then the next span,
+/// so that blocks stream by whole.
 template <class E>
 static void attend_direct(const AttendContext& context, const AttendItem& item,
                           const AttendScratch& scratch) {
   const int32_t* blocks = context.step->blocks + context.step->rows[item.row].blocks;
-  const E* tiles[kDirectSpan];
-  for (int span = item.first_key; span < item.end_key; span += kDirectSpan * kTile) {
-    const int span_end = min_int(span + kDirectSpan * kTile, item.end_key);
-    for (int h = 0; h < item.num_heads; ++h) {
-      for (int key = span; key < span_end; key += kTile) {
-        tiles[(key - span) / kTile] =
-            cached_tile<E>(*context.cache, blocks, item.first_head + h, key);
-      }
-      attend_span(context, item, scratch, tiles, span, span_end, h);
+  const int last_tile = (item.end_key - 1) / kTile * kTile;
+  auto find_tiles = [&](int begin, int head, const E** tiles) {
+    for (int i = 0; i < kDirectSpan; ++i) {
+      tiles[i] = cached_tile<E>(*context.cache, blocks, item.first_head + head,
+                                min_int(begin + i * kTile, last_tile));
+    }
+  };
+  const E* tiles[2][kDirectSpan];
+  int now = 0;
+  if (item.first_key < item.end_key) find_tiles(item.first_key, 0, tiles[now]);
+  for (int begin = item.first_key; begin < item.end_key; begin += kDirectSpan * kTile) {
+    const int end = min_int(begin + kDirectSpan * kTile, item.end_key);
+    for (int head = 0; head < item.num_heads; ++head, now = 1 - now) {
+      const bool last_head = head + 1 == item.num_heads;
+      find_tiles(last_head ? begin + kDirectSpan * kTile : begin, last_head ? 0 : head + 1,
+                 tiles[1 - now]);
+      attend_span<E, true>(context, item, scratch, {tiles[now], tiles[1 - now], begin, end, head});
     }
   }
 }
@@ -178,13 +194,13 @@ BH_INLINE void attend_packed(const AttendContext& context, const AttendItem& ite
   for (int i = 0; i < kPackedSpan; ++i) {
     tiles[i] = reinterpret_cast<const Float32*>(scratch.panel + i * tile_floats);
   }
-  for (int span = item.first_key; span < item.end_key; span += kPackedSpan * kTile) {
-    const int span_end = min_int(span + kPackedSpan * kTile, item.end_key);
-    for (int h = 0; h < item.num_heads; ++h) {
-      for (int key = span; key < span_end; key += kTile) {
-        fill(item.first_head + h, key, scratch.panel + (key - span) / kTile * tile_floats);
+  for (int begin = item.first_key; begin < item.end_key; begin += kPackedSpan * kTile) {
+    const int end = min_int(begin + kPackedSpan * kTile, item.end_key);
+    for (int head = 0; head < item.num_heads; ++head) {
+      for (int key = begin; key < end; key += kTile) {
+        fill(item.first_head + head, key, scratch.panel + (key - begin) / kTile * tile_floats);
       }
-      attend_span(context, item, scratch, tiles, span, span_end, h);
+      attend_span<Float32, false>(context, item, scratch, {tiles, tiles, begin, end, head});
     }
   }
 }

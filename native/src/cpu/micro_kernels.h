@@ -18,28 +18,50 @@ constexpr int widest(int rows, int vectors, int limit) {
   return n;
 }
 
-/// scores[r][t] = query[r] . key[t] for the tokens of kTiles tiles.
-template <class E, int kRows, int kTiles>
+/// Bytes that a prefetch brings.
+constexpr int kLine = 64;
+
+template <int kBytes>
+BH_INLINE void prefetch_run(const void* from) {
+#pragma GCC unroll 16
+  for (int b = 0; b < kBytes; b += kLine) {
+    __builtin_prefetch(static_cast<const char*>(from) + b, 0, 3);
+  }
+}
+
+/// scores[r][t] = query[r] . key[t] for the tokens of kTiles tiles. With kAhead the values of the
+/// same tiles, which follow their keys in memory, are fetched meanwhile.
+template <class E, int kRows, int kTiles, bool kAhead>
 BH_INLINE void score_tiles(const float* query, int head_size, const E* const* tiles, float* scores,
                            int score_stride) {
   constexpr int kVecs = kTiles * kVecsPerTile;
+  constexpr int kStep = kLine / static_cast<int>(kTile * sizeof(E));  // dimensions in a line
   Vec sums[kRows][kVecs];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 16
     for (int v = 0; v < kVecs; ++v) sums[r][v] = Vec{};
   }
-  for (int d = 0; d < head_size; ++d) {
-    Vec keys[kVecs];
+  for (int line = 0; line < head_size; line += kStep) {
+    if constexpr (kAhead) {
 #pragma GCC unroll 16
-    for (int v = 0; v < kVecs; ++v) {
-      keys[v] = load(tiles[v / kVecsPerTile] + d * kTile + v % kVecsPerTile * kWidth);
+      for (int t = 0; t < kTiles; ++t) {
+        prefetch_run<kLine>(tiles[t] + (head_size + line) * kTile);
+      }
     }
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      const Vec q = broadcast(query[r * head_size + d]);
+    for (int d = line; d < line + kStep; ++d) {
+      Vec keys[kVecs];
 #pragma GCC unroll 16
-      for (int v = 0; v < kVecs; ++v) sums[r][v] += q * keys[v];
+      for (int v = 0; v < kVecs; ++v) {
+        keys[v] = load(tiles[v / kVecsPerTile] + d * kTile + v % kVecsPerTile * kWidth);
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const Vec q = broadcast(query[r * head_size + d]);
+#pragma GCC unroll 16
+        for (int v = 0; v < kVecs; ++v) sums[r][v] += q * keys[v];
+      }
     }
   }
 #pragma GCC unroll 16
@@ -50,27 +72,29 @@ BH_INLINE void score_tiles(const float* query, int head_size, const E* const* ti
 }
 
 /// scores[r][t] for `num_tiles` tiles.
-template <class E, int kRows>
+template <class E, int kRows, bool kAhead>
 BH_INLINE void score_rows(const float* query, int head_size, const E* const* tiles, int num_tiles,
                           float* scores, int score_stride) {
   constexpr int kWide = widest(kRows, kVecsPerTile, 4);
   int t = 0;
   for (; t + kWide <= num_tiles; t += kWide) {
-    score_tiles<E, kRows, kWide>(query, head_size, tiles + t, scores + t * kTile, score_stride);
+    score_tiles<E, kRows, kWide, kAhead>(query, head_size, tiles + t, scores + t * kTile,
+                                         score_stride);
   }
   if constexpr (kWide > 1) {
     for (; t < num_tiles; ++t) {
-      score_tiles<E, kRows, 1>(query, head_size, tiles + t, scores + t * kTile, score_stride);
+      score_tiles<E, kRows, 1, kAhead>(query, head_size, tiles + t, scores + t * kTile,
+                                       score_stride);
     }
   }
 }
 
 /// sums[r] = sums[r] * factors[r] + weights[r][t] * value[t] over tokens first .. end - 1 of the
-/// tiles, for kVecs vectors of the head.
-template <class E, int kRows, int kVecs>
+/// tiles, for kVecs vectors of the head. With kAhead the keys of `next` tiles are fetched meanwhile.
+template <class E, int kRows, int kVecs, bool kAhead>
 BH_INLINE void accumulate_slice(const float* weights, int weight_stride, const E* const* tiles,
-                                int first, int end, int head_size, int column, const float* factors,
-                                float* sums) {
+                                const E* const* next, int first, int end, int head_size, int column,
+                                const float* factors, float* sums) {
   Vec acc[kRows][kVecs];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
@@ -85,6 +109,10 @@ BH_INLINE void accumulate_slice(const float* weights, int weight_stride, const E
     const int tile_end = (tile + 1) * kTile < end ? (tile + 1) * kTile : end;
     const E* value = tiles[tile] + (kTile + t % kTile) * head_size + column;
     for (; t < tile_end; ++t, value += head_size) {
+      if constexpr (kAhead) {
+        prefetch_run<kVecs * kWidth * static_cast<int>(sizeof(E))>(
+            next[tile] + column * kTile + t % kTile * kVecs * kWidth);
+      }
       Vec v_row[kVecs];
 #pragma GCC unroll 16
       for (int v = 0; v < kVecs; ++v) v_row[v] = load(value + v * kWidth);
@@ -104,20 +132,20 @@ BH_INLINE void accumulate_slice(const float* weights, int weight_stride, const E
 }
 
 /// accumulate_slice over the whole head.
-template <class E, int kRows>
+template <class E, int kRows, bool kAhead>
 BH_INLINE void accumulate_rows(const float* weights, int weight_stride, const E* const* tiles,
-                               int first, int end, int head_size, const float* factors,
-                               float* sums) {
+                               const E* const* next, int first, int end, int head_size,
+                               const float* factors, float* sums) {
   constexpr int kWide = widest(kRows, 1, 8);
   int column = 0;
   for (; column + kWide * kWidth <= head_size; column += kWide * kWidth) {
-    accumulate_slice<E, kRows, kWide>(weights, weight_stride, tiles, first, end, head_size, column,
-                                      factors, sums);
+    accumulate_slice<E, kRows, kWide, kAhead>(weights, weight_stride, tiles, next, first, end,
+                                              head_size, column, factors, sums);
   }
   if constexpr (kWide > 1) {
     for (; column < head_size; column += kWidth) {
-      accumulate_slice<E, kRows, 1>(weights, weight_stride, tiles, first, end, head_size, column,
-                                    factors, sums);
+      accumulate_slice<E, kRows, 1, kAhead>(weights, weight_stride, tiles, next, first, end,
+                                            head_size, column, factors, sums);
     }
   }
 }
