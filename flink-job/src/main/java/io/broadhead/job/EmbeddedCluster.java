@@ -60,7 +60,7 @@ final class EmbeddedCluster implements AutoCloseable {
 
   /** Submits {@code graph}, whose job is the one that {@link #await} waits for. */
   void submit(StreamGraph graph) throws Exception {
-    job = cluster.submitJob(graph).get().getJobID();
+    job = cluster.submitJob(graph.getJobGraph()).get().getJobID();
     result = cluster.requestJobResult(job);
   }
 

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.job;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import io.broadhead.arrow.DType;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.Map;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.extension.ExtendWith;
+import org.junit.jupiter.api.io.TempDir;
+
+@ExtendWith(Leaks.class)
+class RunCommandITCase {
+  private static final List<Steps.Layer> TWO_LAYERS =
+      List.of(new Steps.Layer("a", 4, 2), new Steps.Layer("b", 4, 2));
+
+  @TempDir Path temp;
+
+  private Path job;
+  private Path attended;
+  private Path output;
+
+  @BeforeEach
+  void paths() {
+    job = temp.resolve("job.yaml");
+    attended = temp.resolve("attended.arrow");
+    output = temp.resolve("results");
+  }
+
+  @Test
+  void oneSubtaskGivesWhatAttendGivesWithoutCopying() {
+    Steps steps = Steps.generate(1, DType.BFLOAT16, 32, 64, TWO_LAYERS, 6, 8);
+    steps.writeJob(job);
+    Path input = steps.writeFile(temp.resolve("steps.arrow"));
+    Cli.attend(job, input, attended, "--threads", 1);
+
+    Cli cli = Cli.run("run", "--job", job, "--input", input, "--output", output, "--threads", 1);
+
+    assertThat(cli.code()).as(cli.err()).isZero();
+    assertThat(cli.err().lines())
+        .singleElement()
+        .asString()
+        .startsWith("broadhead run: backend cpu, tier ");
+    assertThat(cli.out().lines())
+        .singleElement()
+        .asString()
+        .startsWith("done: batches=" + steps.steps.size() + " rows=")
+        .contains(
+            " sequences=6 ",
+            " tokens=" + steps.tokens() + " ",
+            " refused_rows=0 ",
+            " bytes_copied=0 ");
+    assertThat(Results.files(output)).hasSize(1);
+    assertThat(output.resolve(Results.files(output).get(0).getFileName())).exists();
+    Map<Results.Key, Results.Row> rows = Results.read(attended);
+    Results.assertSame(Results.read(output), rows);
+    assertThat(Results.read(output).keySet()).containsExactlyElementsOf(rows.keySet());
+  }
+
+  @Test
+  void shardsOnTwoSubtasksGiveTheSameRows() {
+    Steps steps = Steps.generate(2, DType.FLOAT32, 16, 80, TWO_LAYERS, 9, 10);
+    steps.writeJob(job);
+    Path input = steps.writeFolder(temp.resolve("steps"));
+    Cli.attend(job, input, attended);
+
+    Cli cli =
+        Cli.run(
+            "run", "--job", job, "--input", input, "--output", output, "--parallelism", 2,
+            "--shards", 4);
+
+    assertThat(cli.code()).as(cli.err()).isZero();
+    assertThat(cli.out()).contains(" sequences=9 ", " tokens=" + steps.tokens() + " ");
+    Results.assertClose(Results.read(output), Results.read(attended), 1e-6);
+  }
+
+  @Test
+  void layersOfDifferentShapesGoToFoldersOfTheirOwn() {
+    List<Steps.Layer> layers = List.of(new Steps.Layer("a", 4, 2), new Steps.Layer("b", 2, 2));
+    Steps steps = Steps.generate(3, DType.FLOAT32, 16, 64, layers, 3, 4);
+    steps.writeJob(job);
+
+    Cli cli = Cli.run(job, steps.writeFolder(temp.resolve("steps")), output);
+
+    assertThat(cli).isEqualTo(new Cli(0, "", ""));
+    assertThat(Results.files(output))
+        .extracting(file -> output.relativize(file).getName(0).toString())
+        .containsExactly("a", "b");
+    Results.assertClose(Results.read(output), Results.expected(steps), 1e-5);
+  }
+
+  @Test
+  void checkpointsCommitPartsWhoseNamesAreInOrder() {
+    Steps steps = Steps.generate(4, DType.FLOAT32, 16, 64, TWO_LAYERS, 20, 60);
+    steps.writeJob(job);
+    Path input = steps.writeFile(temp.resolve("steps.arrow"));
+
+    Cli cli = Cli.run(job, input, output, "--checkpoint-interval", 0.02);
+
+    assertThat(cli).isEqualTo(new Cli(0, "", ""));
+    Results.assertClose(Results.read(output), Results.expected(steps), 1e-5);
+  }
+
+  @Test
+  void neverMixesTwoRuns() {
+    Steps steps = Steps.small(5);
+    steps.writeJob(job);
+    Path input = steps.writeFile(temp.resolve("steps.arrow"));
+    assertThat(Cli.run(job, input, output).code()).isZero();
+
+    Cli refused = Cli.run(job, input, output);
+    assertThat(refused.code()).isEqualTo(1);
+    assertThat(refused.err()).contains("expected a folder without results, got 1 file");
+
+    assertThat(Cli.run(job, input, output, "--overwrite").code()).isZero();
+    Results.assertClose(Results.read(output), Results.expected(steps), 1e-5);
+  }
+
+  @Test
+  void badRowsGoToAFolderOfTheirOwn() throws Exception {
+    Steps steps = Steps.small(6);
+    Steps.Step last = steps.steps.get(steps.steps.size() - 1);
+    last.rows().get(0).table[0] = -5;
+    String sequence = last.rows().get(0).id;
+    steps.writeJob(job);
+    Path input = steps.writeFile(temp.resolve("steps.arrow"));
+
+    Cli cli =
+        Cli.run(
+            "run", "--job", job, "--input", input, "--output", output, "--on-bad-row",
+            "side-output");
+
+    assertThat(cli.code()).as(cli.err()).isZero();
+    assertThat(cli.out()).contains(" refused_rows=1 ");
+    List<Path> refused = Results.files(temp.resolve("results-refused"));
+    assertThat(refused).hasSize(1);
+    assertThat(Files.readAllLines(refused.get(0)))
+        .singleElement()
+        .asString()
+        .contains("\"row\": 0,", "\"sequence_id\": \"" + sequence + "\"", "block_table");
+    last.rows().remove(0);
+    Results.assertClose(Results.read(output), Results.expected(steps), 1e-5);
+  }
+
+  @Test
+  void declaresTheCachesOfAllOperators() throws Exception {
+    Steps steps = Steps.generate(7, DType.FLOAT32, 16, 64, TWO_LAYERS, 4, 4);
+    Files.writeString(
+        job,
+        steps
+            .job()
+            .replace(
+                "num_blocks: " + steps.numBlocks + "}", "num_blocks: 8192, dtype: float32}"));
+    Path input = steps.writeFile(temp.resolve("steps.arrow"));
+
+    Cli cli =
+        Cli.run("run", "--job", job, "--input", input, "--output", output, "--parallelism", 2);
+
+    assertThat(cli.code()).as(cli.err()).isZero();
+    assertThat(cli.err()).contains("KV cache 512.0 MiB, 8192 blocks of 16 tokens");
+    Results.assertClose(Results.read(output), Results.expected(steps), 1e-5);
+  }
+
+  @Test
+  void flinkOptionsPassThrough() {
+    Steps steps = Steps.small(8);
+    steps.writeJob(job);
+    Path input = steps.writeFile(temp.resolve("steps.arrow"));
+
+    Cli cli = Cli.run(job, input, output, "-D", "broadhead.backend=nonsense");
+
+    assertThat(cli.code()).isEqualTo(1);
+    assertThat(cli.err().lines()).singleElement().asString().contains("nonsense");
+  }
+}
