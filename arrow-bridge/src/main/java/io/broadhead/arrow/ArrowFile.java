@@ -28,6 +28,10 @@ public final class ArrowFile implements AutoCloseable {
   static final byte[] MAGIC = "ARROW1".getBytes(StandardCharsets.US_ASCII);
 
   private static final int HEAD = 8;
+
+  /** Bytes of a block in the footer. */
+  private static final int BLOCK = 24;
+
   private static final int TAIL = Integer.BYTES + MAGIC.length;
   private static final long WINDOW = 1L << 30;
 
@@ -56,6 +60,10 @@ public final class ArrowFile implements AutoCloseable {
       Footer footer = readFooter();
       this.schema = IpcMessages.schema(footer.schema());
       int count = footer.recordBatchesLength();
+      if (count < 0 || count > fileSize / BLOCK) {
+        throw new MalformedArrowException(
+            "expected fewer batches than the file has room for, got " + count);
+      }
       this.offsets = new long[count];
       this.metadataLengths = new int[count];
       this.bodyLengths = new long[count];

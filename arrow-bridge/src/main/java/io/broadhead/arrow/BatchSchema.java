@@ -103,7 +103,7 @@ public final class BatchSchema {
     Schema schema;
     try {
       schema = Schema.deserializeMessage(ByteBuffer.wrap(bytes));
-    } catch (RuntimeException e) {
+    } catch (RuntimeException | StackOverflowError e) {
       throw new MalformedArrowException("the bytes are no Arrow schema: " + e.getMessage(), e);
     }
     try {

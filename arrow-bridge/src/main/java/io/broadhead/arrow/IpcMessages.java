@@ -55,7 +55,8 @@ final class IpcMessages {
       return BatchSchema.of(Schema.convertSchema(schema));
     } catch (IllegalArgumentException e) {
       throw new MalformedArrowException(e.getMessage(), e);
-    } catch (RuntimeException e) {
+    } catch (RuntimeException | StackOverflowError e) {
+      // Damaged offsets can make a field its own child.
       throw damaged(e);
     }
   }
@@ -89,7 +90,7 @@ final class IpcMessages {
     };
   }
 
-  private static MalformedArrowException damaged(RuntimeException cause) {
+  private static MalformedArrowException damaged(Throwable cause) {
     return new MalformedArrowException("the message metadata is damaged: " + cause, cause);
   }
 

@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.arrow;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import io.broadhead.testing.NoLeaks;
+import io.broadhead.testing.StepBatchBuilder;
+import java.io.ByteArrayInputStream;
+import java.io.ByteArrayOutputStream;
+import java.io.IOException;
+import java.io.OutputStream;
+import java.nio.channels.Channels;
+import java.nio.file.Files;
+import java.nio.file.NoSuchFileException;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Random;
+import java.util.stream.Stream;
+import org.apache.arrow.compression.CommonsCompressionFactory;
+import org.apache.arrow.memory.BufferAllocator;
+import org.apache.arrow.vector.VectorSchemaRoot;
+import org.apache.arrow.vector.compression.CompressionUtil.CodecType;
+import org.apache.arrow.vector.compression.NoCompressionCodec;
+import org.apache.arrow.vector.ipc.ArrowFileReader;
+import org.apache.arrow.vector.ipc.ArrowStreamWriter;
+import org.apache.arrow.vector.ipc.message.IpcOption;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.extension.ExtendWith;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.EnumSource;
+
+@ExtendWith(NoLeaks.class)
+class IpcFilesTest {
+  @TempDir Path folder;
+
+  private static StepBatchBuilder step(BufferAllocator allocator, int rows) {
+    return StepBatchBuilder.decoderStep(allocator, rows, 2, 20, 4, 2, 32, 16, DType.FLOAT16)
+        .int64("note", row -> row % 2 == 0 ? null : (long) row);
+  }
+
+  private Path write(String name, Compression compression, BufferAllocator allocator, int... rows)
+      throws IOException {
+    Path path = folder.resolve(name);
+    try (ArrowBatchFileWriter writer = ArrowBatchFileWriter.create(path, compression, allocator)) {
+      for (int count : rows) {
+        try (ArrowBatch batch = step(allocator, count).build()) {
+          writer.write(batch);
+        }
+      }
+      writer.finish();
+    }
+    return path;
+  }
+
+  private static void expectStep(ArrowBatch batch, int rows, BufferAllocator allocator) {
+    try (VectorSchemaRoot expected = step(allocator, rows).root();
+        VectorSchemaRoot got = batch.toRoot(allocator)) {
+      assertThat(got.equals(expected)).isTrue();
+    }
+  }
+
+  @ParameterizedTest
+  @EnumSource(Compression.class)
+  void writtenFilesAreReadBack(Compression compression, BufferAllocator allocator)
+      throws IOException {
+    int[] rows = {3, 0, 40};
+    Path path = write("steps.arrow", compression, allocator, rows);
+    assertThat(ArrowFile.isFile(path)).isTrue();
+    try (ArrowFile file = ArrowFile.open(path, allocator)) {
+      assertThat(file.batchCount()).isEqualTo(3);
+      for (int i : new int[] {2, 0, 1}) {
+        try (ArrowBatch batch = file.read(i)) {
+          expectStep(batch, rows[i], allocator);
+          assertThat(batch.bytesCopied() == 0)
+              .isEqualTo(compression == Compression.NONE || rows[i] == 0);
+        }
+      }
+      assertThat(file.blockOffset(1)).isEqualTo(file.blockOffset(0) + file.blockLength(0));
+      assertThatThrownBy(() -> file.read(3)).isInstanceOf(IndexOutOfBoundsException.class);
+    }
+  }
+
+  @ParameterizedTest
+  @EnumSource(Compression.class)
+  void arrowsOwnReaderAgrees(Compression compression, BufferAllocator allocator)
+      throws IOException {
+    Path path = write("steps.arrow", compression, allocator, 3, 5);
+    try (var channel = Files.newByteChannel(path);
+        ArrowFileReader reader =
+            new ArrowFileReader(channel, allocator, CommonsCompressionFactory.INSTANCE)) {
+      assertThat(reader.getRecordBlocks()).hasSize(2);
+      for (int rows : new int[] {3, 5}) {
+        assertThat(reader.loadNextBatch()).isTrue();
+        try (VectorSchemaRoot expected = step(allocator, rows).root()) {
+          assertThat(reader.getVectorSchemaRoot().equals(expected)).isTrue();
+        }
+      }
+    }
+  }
+
+  @Test
+  void mappedBatchesAreAlignedSlicesOfTheFile(BufferAllocator allocator) throws IOException {
+    Path path = write("steps.arrow", Compression.NONE, allocator, 3, 5);
+    ArrowBatch kept;
+    try (ArrowFile file = ArrowFile.open(path, allocator)) {
+      kept = file.read(1);
+      assertThat(kept.bytesCopied()).isZero();
+      for (int b = 0; b < kept.schema().bufferCount(); b++) {
+        if (kept.buffer(b).readableBytes() > 0) {
+          assertThat(file.isMapped(kept.bufferAddress(b))).isTrue();
+          assertThat(kept.bufferAddress(b) % 64).isZero();
+        }
+      }
+    }
+    // The mapping lives as long as the batch.
+    try (kept) {
+      expectStep(kept, 5, allocator);
+    }
+  }
+
+  @Test
+  void filesLargerThanAWindow(BufferAllocator allocator) throws IOException {
+    Path path = write("steps.arrow", Compression.NONE, allocator, 3, 1, 8, 2, 5);
+    for (long window : new long[] {1, 5000, 10_000}) {
+      try (ArrowFile file = ArrowFile.open(path, allocator, window);
+          ArrowBatch first = file.read(0)) {
+        int index = 0;
+        for (int rows : new int[] {3, 1, 8, 2, 5}) {
+          try (ArrowBatch batch = file.read(index++)) {
+            expectStep(batch, rows, allocator);
+          }
+        }
+        expectStep(first, 3, allocator);
+      }
+    }
+  }
+
+  @ParameterizedTest
+  @EnumSource(Compression.class)
+  void streamsOfArrowsOwnWriter(Compression compression, BufferAllocator allocator)
+      throws IOException {
+    byte[] bytes = stream(compression, allocator);
+    try (ArrowStreamBatches batches =
+        new ArrowStreamBatches("test", new ByteArrayInputStream(bytes), allocator)) {
+      assertThat(batches.index()).isEqualTo(-1);
+      for (int rows : new int[] {4, 4}) {
+        try (ArrowBatch batch = batches.next()) {
+          expectStep(batch, rows, allocator);
+          assertThat(batch.bytesCopied()).isPositive();
+        }
+      }
+      assertThat(batches.next()).isNull();
+      assertThat(batches.index()).isEqualTo(1);
+    }
+  }
+
+  private static byte[] stream(Compression compression, BufferAllocator allocator)
+      throws IOException {
+    ByteArrayOutputStream out = new ByteArrayOutputStream();
+    try (VectorSchemaRoot root = step(allocator, 4).root();
+        ArrowStreamWriter writer =
+            compression == Compression.NONE
+                ? new ArrowStreamWriter(
+                    root,
+                    null,
+                    Channels.newChannel(out),
+                    IpcOption.DEFAULT,
+                    NoCompressionCodec.Factory.INSTANCE,
+                    CodecType.NO_COMPRESSION)
+                : new ArrowStreamWriter(
+                    root,
+                    null,
+                    Channels.newChannel(out),
+                    IpcOption.DEFAULT,
+                    CommonsCompressionFactory.INSTANCE,
+                    compression == Compression.LZ4 ? CodecType.LZ4_FRAME : CodecType.ZSTD)) {
+      writer.start();
+      writer.writeBatch();
+      writer.writeBatch();
+      writer.end();
+    }
+    return out.toByteArray();
+  }
+
+  @Test
+  void truncatedStreamsSayWhere(BufferAllocator allocator) throws IOException {
+    byte[] bytes = stream(Compression.NONE, allocator);
+    for (int length = 1; length < bytes.length - 8; length += 61) {
+      byte[] part = Arrays.copyOf(bytes, length);
+      boolean[] ended = {false};
+      assertThatThrownBy(
+              () -> {
+                try (ArrowStreamBatches batches =
+                    new ArrowStreamBatches(
+                        "part.arrows", new ByteArrayInputStream(part), allocator)) {
+                  for (ArrowBatch b = batches.next(); b != null; b = batches.next()) {
+                    b.close();
+                  }
+                  ended[0] = true;
+                }
+                if (ended[0]) {
+                  throw new MalformedArrowException("part.arrows ended between two messages");
+                }
+              })
+          .isInstanceOf(MalformedArrowException.class)
+          .hasMessageContaining("part.arrows");
+    }
+  }
+
+  @Test
+  void truncatedFilesSayHow(BufferAllocator allocator) throws IOException {
+    byte[] bytes = Files.readAllBytes(write("whole.arrow", Compression.NONE, allocator, 3));
+    for (int length : new int[] {0, 3, 7, 12, 17, 1000, bytes.length - 1}) {
+      Path path = Files.write(folder.resolve("part.arrow"), Arrays.copyOf(bytes, length));
+      assertThatThrownBy(() -> ArrowFile.open(path, allocator))
+          .isInstanceOf(MalformedArrowException.class)
+          .hasMessageContaining("part.arrow")
+          .hasMessageContaining(length < 6 ? "expected an Arrow IPC file" : "truncated");
+    }
+  }
+
+  @ParameterizedTest
+  @EnumSource(Compression.class)
+  void damagedFilesNeverDoWorseThanAnIoException(Compression compression, BufferAllocator allocator)
+      throws IOException {
+    byte[] bytes = Files.readAllBytes(write("whole.arrow", compression, allocator, 3, 5));
+    Random random = new Random(11);
+    Path path = folder.resolve("damaged.arrow");
+    int refused = 0;
+    for (int i = 0; i < 600; i++) {
+      byte[] damaged = bytes.clone();
+      int hits = 1 + random.nextInt(4);
+      for (int hit = 0; hit < hits; hit++) {
+        damaged[random.nextInt(damaged.length)] = (byte) random.nextInt(256);
+      }
+      Files.write(path, damaged);
+      try (ArrowFile file = ArrowFile.open(path, allocator)) {
+        for (int b = 0; b < file.batchCount(); b++) {
+          file.read(b).close();
+        }
+      } catch (IOException e) {
+        assertThat(e).hasMessageContaining("damaged.arrow");
+        refused++;
+      }
+      assertThat(allocator.getAllocatedMemory()).isZero();
+    }
+    assertThat(refused).isPositive();
+  }
+
+  @Test
+  void unfinishedFilesDoNotAppear(BufferAllocator allocator) throws IOException {
+    Path path = folder.resolve("steps.arrow");
+    try (ArrowBatchFileWriter writer =
+            ArrowBatchFileWriter.create(path, Compression.NONE, allocator);
+        ArrowBatch batch = step(allocator, 2).build()) {
+      writer.write(batch);
+      assertThat(path).doesNotExist();
+      assertThat(names()).singleElement().asString().startsWith("steps.arrow.tmp-");
+    }
+    assertThat(names()).isEmpty();
+  }
+
+  private List<String> names() throws IOException {
+    try (Stream<Path> entries = Files.list(folder)) {
+      return entries.map(entry -> entry.getFileName().toString()).sorted().toList();
+    }
+  }
+
+  @Test
+  void anotherSchemaIsRefused(BufferAllocator allocator) throws IOException {
+    try (ArrowBatchFileWriter writer =
+            ArrowBatchFileWriter.to(OutputStream.nullOutputStream(), Compression.NONE, allocator);
+        ArrowBatch batch = step(allocator, 2).build();
+        ArrowBatch other = step(allocator, 2).utf8("tag", row -> "t").build()) {
+      writer.write(batch);
+      assertThatThrownBy(() -> writer.write(other))
+          .isInstanceOf(IllegalArgumentException.class)
+          .hasMessageContaining("batch 1")
+          .hasMessageContaining("tag");
+    }
+  }
+
+  @Test
+  void filesWithoutBatches(BufferAllocator allocator) throws IOException {
+    Path path = folder.resolve("empty.arrow");
+    BatchSchema schema = BatchSchema.of(TensorField.list("query", DType.FLOAT16, 2, 4));
+    try (ArrowBatchFileWriter writer =
+        ArrowBatchFileWriter.create(path, Compression.ZSTD, allocator)) {
+      writer.start(schema);
+      writer.finish();
+    }
+    try (ArrowFile file = ArrowFile.open(path, allocator)) {
+      assertThat(file.batchCount()).isZero();
+      assertThat(file.schema()).isSameAs(schema);
+    }
+  }
+
+  @Test
+  void foldersAreReadInTheOrderOfNames(BufferAllocator allocator) throws IOException {
+    write("b.arrow", Compression.NONE, allocator, 1, 2);
+    write("c.arrow", Compression.ZSTD, allocator, 3);
+    Files.write(folder.resolve("a.arrows"), stream(Compression.NONE, allocator));
+    Files.write(folder.resolve("_SUCCESS"), new byte[0]);
+    Files.write(folder.resolve(".hidden"), new byte[0]);
+    Files.write(folder.resolve("d.arrow.tmp-1"), new byte[0]);
+    List<String> origins = new ArrayList<>();
+    try (StepInput input = StepInput.open(folder, allocator)) {
+      for (ArrowBatch batch = input.next(); batch != null; batch = input.next()) {
+        origins.add(
+            input.origin().file().getFileName()
+                + " "
+                + input.origin().batch()
+                + " "
+                + batch.numRows());
+        batch.close();
+      }
+    }
+    assertThat(origins)
+        .containsExactly(
+            "a.arrows 0 4", "a.arrows 1 4", "b.arrow 0 1", "b.arrow 1 2", "c.arrow 0 3");
+    assertThatThrownBy(() -> StepInput.open(folder.resolve("missing"), allocator))
+        .isInstanceOf(NoSuchFileException.class)
+        .hasMessageContaining("missing");
+  }
+}
