@@ -96,9 +96,9 @@ public final class JobFile {
         map.integer(JobFileKey.BLOCK_SIZE, 1, Integer.MAX_VALUE)
             .map(Long::intValue)
             .orElse(KvCacheSpec.DEFAULT_BLOCK_SIZE);
-    long numBlocks =
-        map.integer(JobFileKey.NUM_BLOCKS, 1, KvCacheSpec.MAX_BLOCKS).orElse(0L);
-    KvCacheDtype dtype = map.text(JobFileKey.DTYPE).map(t -> dtype(map, JobFileKey.DTYPE, t)).orElse(null);
+    long numBlocks = map.integer(JobFileKey.NUM_BLOCKS, 1, KvCacheSpec.MAX_BLOCKS).orElse(0L);
+    KvCacheDtype dtype =
+        map.text(JobFileKey.DTYPE).map(t -> dtype(map, JobFileKey.DTYPE, t)).orElse(null);
     return map.within(() -> new KvCacheSpec(blockSize, numBlocks, dtype));
   }
 
@@ -124,8 +124,7 @@ public final class JobFile {
     map.positive(JobFileKey.V_SCALE).ifPresent(layer::vScale);
     map.positive(JobFileKey.OUTPUT_SCALE).ifPresent(layer::outputScale);
     map.text(JobFileKey.KV_SHARING_TARGET_LAYER_NAME).ifPresent(layer::kvSharingTargetLayerName);
-    map.mapping(JobFileKey.ROPE, JobFileKey.Section.ROPE)
-        .ifPresent(rope -> layer.rope(rope(rope)));
+    map.mapping(JobFileKey.ROPE, JobFileKey.Section.ROPE).ifPresent(rope -> layer.rope(rope(rope)));
     map.bool(JobFileKey.RETURN_LSE).ifPresent(layer::returnLse);
     return map.within(layer::build);
   }
@@ -169,10 +168,8 @@ public final class JobFile {
     double attentionFactor = map.number(JobFileKey.ATTENTION_FACTOR).orElse(temperature);
     double lowFreqFactor = map.number(JobFileKey.LOW_FREQ_FACTOR).orElse(1.0);
     double highFreqFactor = map.number(JobFileKey.HIGH_FREQ_FACTOR).orElse(4.0);
-    double betaFast =
-        map.number(JobFileKey.BETA_FAST).orElse(RopeScaling.DEFAULT_BETA_FAST);
-    double betaSlow =
-        map.number(JobFileKey.BETA_SLOW).orElse(RopeScaling.DEFAULT_BETA_SLOW);
+    double betaFast = map.number(JobFileKey.BETA_FAST).orElse(RopeScaling.DEFAULT_BETA_FAST);
+    double betaSlow = map.number(JobFileKey.BETA_SLOW).orElse(RopeScaling.DEFAULT_BETA_SLOW);
     boolean truncate = map.bool(JobFileKey.TRUNCATE).orElse(true);
     return map.within(
         () ->

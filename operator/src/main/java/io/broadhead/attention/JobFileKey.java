@@ -7,7 +7,8 @@ import java.util.stream.Stream;
 /** Every key of the job file: the parser knows no other, and the reference page lists these. */
 public enum JobFileKey {
   KV_CACHE(Section.JOB, "kv_cache", "mapping", "required by layers with a cache", "the KV cache"),
-  LAYERS(Section.JOB, "layers", "list of mappings", "required", "the attention layers, one or more"),
+  LAYERS(
+      Section.JOB, "layers", "list of mappings", "required", "the attention layers, one or more"),
 
   BLOCK_SIZE(
       Section.KV_CACHE,
@@ -111,12 +112,7 @@ public enum JobFileKey {
       "none",
       "read that layer's cache and write nothing; it has the same attn_type, num_kv_heads,"
           + " head_size and kv_cache_dtype"),
-  ROPE(
-      Section.LAYER,
-      "rope",
-      "mapping",
-      "none",
-      "rotate queries and keys by the position column"),
+  ROPE(Section.LAYER, "rope", "mapping", "none", "rotate queries and keys by the position column"),
   RETURN_LSE(
       Section.LAYER,
       "return_lse",
@@ -131,11 +127,7 @@ public enum JobFileKey {
       "required",
       "leading elements of a head that are rotated"),
   MAX_POSITION(
-      Section.ROPE,
-      "max_position",
-      "integer, at least 1",
-      "required",
-      "positions are below it"),
+      Section.ROPE, "max_position", "integer, at least 1", "required", "positions are below it"),
   BASE(Section.ROPE, "base", "number above 0", "10000", "wavelength base"),
   IS_NEOX(
       Section.ROPE,

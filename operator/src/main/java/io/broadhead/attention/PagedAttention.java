@@ -289,12 +289,7 @@ public final class PagedAttention implements AutoCloseable {
     }
     String got = schema.layer(batch, other);
     throw new InvalidBatchException(
-        refuse(
-            batch,
-            schema,
-            other,
-            got,
-            misplacedMessage(layer(got), layer.orElse(null), got)),
+        refuse(batch, schema, other, got, misplacedMessage(layer(got), layer.orElse(null), got)),
         null);
   }
 

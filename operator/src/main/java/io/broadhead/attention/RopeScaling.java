@@ -9,8 +9,8 @@ import java.util.stream.Collectors;
 
 /**
  * How the frequencies of a rotary embedding are stretched beyond the context a model was trained
- * on. The parameters have the names and meanings of Hugging Face model configurations
- * ({@code rope_scaling}). Immutable.
+ * on. The parameters have the names and meanings of Hugging Face model configurations ({@code
+ * rope_scaling}). Immutable.
  *
  * <p>{@code dynamic} grows its base with the length of the sequence. Keys stay in the cache as they
  * were rotated, so one length has to serve all of them: the rope's {@code max_position}. With
@@ -67,8 +67,7 @@ public record RopeScaling(
 
   /** Frequencies as they are. */
   static final RopeScaling NONE =
-      new RopeScaling(
-          Type.DEFAULT, 1, 0, 1, 2, DEFAULT_BETA_FAST, DEFAULT_BETA_SLOW, true, 1);
+      new RopeScaling(Type.DEFAULT, 1, 0, 1, 2, DEFAULT_BETA_FAST, DEFAULT_BETA_SLOW, true, 1);
 
   public RopeScaling {
     require(JobFileKey.FACTOR, factor >= 1 && factor < Double.POSITIVE_INFINITY, factor);

@@ -35,8 +35,7 @@ public record RopeSpec(
           maxPosition);
     }
     if (!(base > 0) || Double.isInfinite(base)) {
-      throw InvalidJobException.expected(
-          JobFileKey.BASE.key(), "a finite number above 0", base);
+      throw InvalidJobException.expected(JobFileKey.BASE.key(), "a finite number above 0", base);
     }
   }
 

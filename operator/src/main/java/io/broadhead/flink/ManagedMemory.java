@@ -31,7 +31,8 @@ final class ManagedMemory implements AutoCloseable {
    * Reserves {@code bytes} of the share that the job graph declares for {@code operator}; nothing
    * if it declares none.
    *
-   * @throws KernelException {@link ErrorCode#OUT_OF_MEMORY} naming the budget and the keys to change
+   * @throws KernelException {@link ErrorCode#OUT_OF_MEMORY} naming the budget and the keys to
+   *     change
    */
   static ManagedMemory reserve(AbstractStreamOperator<?> operator, long bytes) {
     Environment environment = operator.getContainingTask().getEnvironment();

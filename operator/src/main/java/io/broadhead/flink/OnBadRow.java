@@ -8,8 +8,7 @@ import org.apache.flink.configuration.description.TextElement;
 /** What happens to a row with a value out of range. */
 public enum OnBadRow implements DescribedEnum {
   FAIL("fail", "the job fails"),
-  SIDE_OUTPUT(
-      "side-output", "the row goes to the side output, and its batch goes on without it");
+  SIDE_OUTPUT("side-output", "the row goes to the side output, and its batch goes on without it");
 
   private final String label;
   private final String description;

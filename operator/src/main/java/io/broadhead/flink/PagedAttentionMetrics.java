@@ -103,8 +103,7 @@ public final class PagedAttentionMetrics {
 
   void refused(ErrorCode code) {
     refusedRows
-        .computeIfAbsent(
-            code, c -> group.addGroup(CODE_GROUP, c.name()).counter(REFUSED_ROWS))
+        .computeIfAbsent(code, c -> group.addGroup(CODE_GROUP, c.name()).counter(REFUSED_ROWS))
         .inc();
   }
 }

@@ -96,10 +96,7 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
             ? attention.step(batch)
             : attention.step(batch, row -> refuse(row, element));
     counters.step(
-        result.numRows(),
-        attention.lastStep(),
-        batch.bytesCopied(),
-        System.nanoTime() - start);
+        result.numRows(), attention.lastStep(), batch.bytesCopied(), System.nanoTime() - start);
     return result;
   }
 
@@ -126,7 +123,8 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
     if (allocator != null) {
       long held = FlinkAllocator.close(allocator);
       if (held > 0) {
-        LOG.warn("{}: operators downstream still hold {} bytes of results", getOperatorName(), held);
+        LOG.warn(
+            "{}: operators downstream still hold {} bytes of results", getOperatorName(), held);
       }
     }
   }

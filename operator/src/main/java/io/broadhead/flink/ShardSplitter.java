@@ -33,8 +33,7 @@ public final class ShardSplitter implements FlatMapFunction<ArrowBatch, ArrowBat
         }
         return;
       }
-      ArrowBatch[] parts =
-          BatchRows.split(batch, shardOfRow, shards, FlinkAllocator.root());
+      ArrowBatch[] parts = BatchRows.split(batch, shardOfRow, shards, FlinkAllocator.root());
       try {
         for (ArrowBatch part : parts) {
           if (part != null) {
@@ -55,7 +54,9 @@ public final class ShardSplitter implements FlatMapFunction<ArrowBatch, ArrowBat
     }
   }
 
-  /** The same buffers in a batch whose creator is this operator, so that the next leaves it open. */
+  /**
+   * The same buffers in a batch whose creator is this operator, so that the next leaves it open.
+   */
   private static ArrowBatch adopted(ArrowBatch batch) {
     BatchSchema schema = batch.schema();
     long[] lengths = new long[schema.nodeCount()];

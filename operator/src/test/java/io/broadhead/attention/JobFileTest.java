@@ -276,7 +276,9 @@ class JobFileTest {
             "an encoder layer has no KV cache",
             "got fp8_e4m3"),
         badLayer(
-            "attn_type: encoder_only\n    k_scale: 2", "layers[0].k_scale", "kv_cache_dtype is auto"),
+            "attn_type: encoder_only\n    k_scale: 2",
+            "layers[0].k_scale",
+            "kv_cache_dtype is auto"),
         badLayer(
             "attn_type: encoder\n    kv_sharing_target_layer_name: z",
             "layers[0].kv_sharing_target_layer_name",
@@ -291,13 +293,15 @@ class JobFileTest {
         badFile("layers: [\n", "job.yaml:2:1: "),
         badFile("layers: [{name: 'x}]\n", "job.yaml:"),
         badFile("a: 1\n---\nb: 2\n", "job.yaml:3:1: expected one YAML document, got a second one"),
-        badFile("kv_cahce: {}\n", "job.yaml:1:1: kv_cahce: unknown key", "did you mean 'kv_cache'?"),
+        badFile(
+            "kv_cahce: {}\n", "job.yaml:1:1: kv_cahce: unknown key", "did you mean 'kv_cache'?"),
         badFile(
             "layers: [{num_heads: 1, head_size: 64}]\n", "job.yaml:1:10: layers[0].name: missing"),
         badFile("layers: [{name: a, head_size: 64}]\n", "layers[0].num_heads: missing"),
         badFile("layers: [{name: a, num_heads: 1}]\n", "layers[0].head_size: missing", "32, 64"),
         badFile("layers: [{name: 5, num_heads: 1}]\n", "layers[0].name", "got 5 (quote it"),
-        badFile("layers: [{name: '', num_heads: 1, head_size: 32}]\n", "layers[0].name", "not empty"),
+        badFile(
+            "layers: [{name: '', num_heads: 1, head_size: 32}]\n", "layers[0].name", "not empty"),
         badFile(
             "layers: [{name: a, num_heads: 1, head_size: 100}]\n",
             "job.yaml:1:45: layers[0].head_size: expected one of 32, 64, 80, 96, 128",
@@ -306,7 +310,8 @@ class JobFileTest {
             "layers: [{name: a, num_heads: 1, head_size: 32}]\n",
             "kv_cache.num_blocks: missing",
             "layer 'a' keeps a KV cache"),
-        badFile("kv_cache: {block_size: 24}\nlayers: []\n", "job.yaml:1:24: kv_cache.block_size", "24"),
+        badFile(
+            "kv_cache: {block_size: 24}\nlayers: []\n", "job.yaml:1:24: kv_cache.block_size", "24"),
         badFile("kv_cache: {num_blocks: 0}\nlayers: []\n", "kv_cache.num_blocks", "got 0"),
         badFile("kv_cache: {num_blocks: 3000000000}\nlayers: []\n", "kv_cache.num_blocks", "30000"),
         badFile("kv_cache: {dtype: half}\nlayers: []\n", "kv_cache.dtype", "float16", "got 'half'"),

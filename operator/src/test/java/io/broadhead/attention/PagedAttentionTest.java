@@ -8,14 +8,14 @@ import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.BatchSchema;
 import io.broadhead.arrow.DType;
 import io.broadhead.arrow.TensorField;
-import io.broadhead.kernel.ErrorCode;
-import io.broadhead.kernel.KernelEngine;
-import io.broadhead.kernel.KernelException;
 import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.attention.testing.ReferenceAttention;
 import io.broadhead.attention.testing.Scenario;
 import io.broadhead.attention.testing.StepBatches;
 import io.broadhead.attention.testing.StepRow;
+import io.broadhead.kernel.ErrorCode;
+import io.broadhead.kernel.KernelEngine;
+import io.broadhead.kernel.KernelException;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.stream.Stream;
@@ -67,8 +67,7 @@ class PagedAttentionTest {
     Scenario scenario = new Scenario(job, dtype, seed);
     ReferenceAttention reference = new ReferenceAttention(job, dtype);
     int[][] tokens = {{17, 1, 33, 5}, {1, 40, 1, 1}, {1, 1, 7, 0}, {1, 1, 1, 1}};
-    try (PagedAttention attention =
-        PagedAttention.open(job, TWO_THREADS, noLeaks.allocator())) {
+    try (PagedAttention attention = PagedAttention.open(job, TWO_THREADS, noLeaks.allocator())) {
       for (int[] step : tokens) {
         for (LayerSpec layer : job.layers()) {
           List<StepRow> rows = new ArrayList<>();
@@ -142,8 +141,7 @@ class PagedAttentionTest {
     LayerSpec b = small("b").kvCacheDtype(KvCacheDtype.FP8_E4M3).build();
     Job job = job(16, 8, a, b);
     Scenario scenario = new Scenario(job, DType.FLOAT16, 1);
-    try (PagedAttention attention =
-        PagedAttention.open(job, TWO_THREADS, noLeaks.allocator())) {
+    try (PagedAttention attention = PagedAttention.open(job, TWO_THREADS, noLeaks.allocator())) {
       assertThat(attention.cacheBytes()).isZero();
       stepOnce(attention, a, List.of(scenario.next("s", a, 3)), DType.FLOAT16);
       assertThat(attention.cacheBytes()).isEqualTo(2L * 8 * 16 * 2 * 64 * 2);
@@ -164,10 +162,8 @@ class PagedAttentionTest {
     LayerSpec layer = small("a").build();
     Job job = job(16, 8, layer);
     StepRow row = new Scenario(job, DType.FLOAT16, 1).next("s", layer, 3);
-    try (PagedAttention attention =
-            PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
-        ArrowBatch batch =
-            StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT16, List.of(row));
+    try (PagedAttention attention = PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
+        ArrowBatch batch = StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT16, List.of(row));
         ArrowBatch result = attention.step(batch)) {
       assertThat(attention.lastStep().queryAddress()).isEqualTo(tensorAddress(batch, "query"));
       assertThat(attention.lastStep().keyAddress()).isEqualTo(tensorAddress(batch, "key"));
@@ -192,8 +188,7 @@ class PagedAttentionTest {
     double[][][] expected =
         new ReferenceAttention(job, DType.FLOAT32).step(layer, List.of(row)).output();
     ArrowBatch result;
-    try (PagedAttention attention =
-            PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
+    try (PagedAttention attention = PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
         ArrowBatch batch =
             StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, List.of(row))) {
       result = attention.step(batch);
@@ -208,8 +203,7 @@ class PagedAttentionTest {
     LayerSpec layer = small("a").build();
     Job job = job(16, 8, layer);
     StepRow row = new Scenario(job, DType.FLOAT32, 1).next("s", layer, 2).withLayer(null);
-    try (PagedAttention attention =
-        PagedAttention.open(job, TWO_THREADS, noLeaks.allocator())) {
+    try (PagedAttention attention = PagedAttention.open(job, TWO_THREADS, noLeaks.allocator())) {
       stepOnce(attention, layer, List.of(row), DType.FLOAT32);
     }
   }
@@ -220,16 +214,21 @@ class PagedAttentionTest {
     Job job = job(16, 8, layer, small("b").build());
     StepRow row = new Scenario(job, DType.FLOAT32, 1).next("s", layer, 2).withLayer(null);
 
-    refused(job, DType.FLOAT32, List.of(row), ErrorCode.SCHEMA_MISMATCH, -1, "column layer",
-        "the job has 2 layers", "got no such column");
+    refused(
+        job,
+        DType.FLOAT32,
+        List.of(row),
+        ErrorCode.SCHEMA_MISMATCH,
+        -1,
+        "column layer",
+        "the job has 2 layers",
+        "got no such column");
   }
 
   private void refused(
       Job job, DType dtype, List<StepRow> rows, ErrorCode code, long row, String... parts) {
-    try (PagedAttention attention =
-            PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
-        ArrowBatch batch =
-            StepBatches.of(noLeaks.allocator(), job.layers().get(0), dtype, rows)) {
+    try (PagedAttention attention = PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
+        ArrowBatch batch = StepBatches.of(noLeaks.allocator(), job.layers().get(0), dtype, rows)) {
       assertThatThrownBy(() -> attention.step(batch))
           .isInstanceOfSatisfying(
               InvalidBatchException.class,
@@ -252,7 +251,13 @@ class PagedAttentionTest {
             scenario.next("t", layer, 2),
             scenario.next("u", layer, 2).withLayer("b"));
 
-    refused(job, DType.FLOAT32, rows, ErrorCode.INVALID_ROW, 2, "sequence u, row 2",
+    refused(
+        job,
+        DType.FLOAT32,
+        rows,
+        ErrorCode.INVALID_ROW,
+        2,
+        "sequence u, row 2",
         "column layer: expected the same layer in every row, 'a', got 'b'");
   }
 
@@ -262,7 +267,13 @@ class PagedAttentionTest {
     Job job = job(16, 8, layer, small("b").build());
     StepRow row = new Scenario(job, DType.FLOAT32, 1).next("s", layer, 2).withLayer("x");
 
-    refused(job, DType.FLOAT32, List.of(row), ErrorCode.INVALID_ROW, 0, "sequence s, row 0",
+    refused(
+        job,
+        DType.FLOAT32,
+        List.of(row),
+        ErrorCode.INVALID_ROW,
+        0,
+        "sequence s, row 0",
         "column layer: expected 'a', 'b', got 'x'");
   }
 
@@ -274,8 +285,15 @@ class PagedAttentionTest {
     List<StepRow> rows =
         List.of(scenario.next(41L, layer, 2), scenario.next(42L, layer, 1).withSlots(8 * 16));
 
-    refused(job, DType.FLOAT32, rows, ErrorCode.INVALID_ROW, 1, "layer 'a', sequence 42, row 1",
-        "slot_mapping", "128");
+    refused(
+        job,
+        DType.FLOAT32,
+        rows,
+        ErrorCode.INVALID_ROW,
+        1,
+        "layer 'a', sequence 42, row 1",
+        "slot_mapping",
+        "128");
   }
 
   @Test
@@ -300,10 +318,8 @@ class PagedAttentionTest {
     List<StepRow> ordered = new ArrayList<>(rows);
     ordered.set(0, rows.get(1));
     ordered.set(1, rows.get(0));
-    try (PagedAttention attention =
-            PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
-        ArrowBatch batch =
-            StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, ordered);
+    try (PagedAttention attention = PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
+        ArrowBatch batch = StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, ordered);
         ArrowBatch result = attention.step(batch, refused::add)) {
       assertThat(StepBatches.error(expected, StepBatches.read(result, "output"))).isLessThan(1e-5);
       assertThat(result.column("sequence_id").getString(1)).isEqualTo("also good");
@@ -324,8 +340,7 @@ class PagedAttentionTest {
     Job job = job(16, 8, layer, small("b").build());
     StepRow row = new Scenario(job, DType.FLOAT32, 1).next("s", layer, 2).withLayer("x");
     List<RefusedRow> refused = new ArrayList<>();
-    try (PagedAttention attention =
-            PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
+    try (PagedAttention attention = PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
         ArrowBatch batch =
             StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, List.of(row, row));
         ArrowBatch result = attention.step(batch, refused::add)) {
@@ -338,8 +353,7 @@ class PagedAttentionTest {
   void batchesWithoutRowsGiveResultsWithoutRows() {
     LayerSpec layer = small("a").build();
     Job job = job(16, 8, layer, small("b").build());
-    try (PagedAttention attention =
-            PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
+    try (PagedAttention attention = PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
         ArrowBatch batch = StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, List.of());
         ArrowBatch result = attention.step(batch)) {
       assertThat(result.numRows()).isZero();
@@ -351,8 +365,7 @@ class PagedAttentionTest {
     LayerSpec layer = small("a").build();
     Job job = job(16, 8, layer);
     StepRow row = new Scenario(job, DType.BFLOAT16, 1).next("s", layer, 2);
-    try (PagedAttention attention =
-            PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
+    try (PagedAttention attention = PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
         ArrowBatch other =
             StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, List.of(row))) {
       stepOnce(attention, layer, List.of(row), DType.BFLOAT16);
@@ -369,8 +382,7 @@ class PagedAttentionTest {
     LayerSpec layer = small("a").kvCacheDtype(KvCacheDtype.FLOAT32).build();
     Job job = job(16, 8, layer);
     StepRow row = new Scenario(job, DType.BFLOAT16, 1).next("s", layer, 2);
-    try (PagedAttention attention =
-        PagedAttention.open(job, TWO_THREADS, noLeaks.allocator())) {
+    try (PagedAttention attention = PagedAttention.open(job, TWO_THREADS, noLeaks.allocator())) {
       stepOnce(attention, layer, List.of(row), DType.BFLOAT16);
       stepOnce(attention, layer, List.of(row), DType.FLOAT32);
     }
@@ -381,10 +393,8 @@ class PagedAttentionTest {
     LayerSpec wide = LayerSpec.builder("a", 8, 64).numKvHeads(2).build();
     Job job = job(16, 8, small("a").build());
     StepRow row = new Scenario(job, DType.FLOAT32, 1).next("s", wide, 2);
-    try (PagedAttention attention =
-            PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
-        ArrowBatch batch =
-            StepBatches.of(noLeaks.allocator(), wide, DType.FLOAT32, List.of(row))) {
+    try (PagedAttention attention = PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
+        ArrowBatch batch = StepBatches.of(noLeaks.allocator(), wide, DType.FLOAT32, List.of(row))) {
       for (int again = 0; again < 2; again++) {
         assertThatThrownBy(() -> attention.step(batch))
             .isInstanceOfSatisfying(
@@ -403,7 +413,8 @@ class PagedAttentionTest {
     BatchSchema idsAsTensors =
         BatchSchema.of(TensorField.list("sequence_id", DType.FLOAT32, 4, 64));
     assertThatThrownBy(() -> new StepBatchSchema(idsAsTensors))
-        .hasMessageStartingWith("column sequence_id: expected int64 or utf8, got sequence_id: List");
+        .hasMessageStartingWith(
+            "column sequence_id: expected int64 or utf8, got sequence_id: List");
   }
 
   @Test
@@ -411,8 +422,7 @@ class PagedAttentionTest {
     LayerSpec layer = small("a").build();
     Job job = job(16, 8, layer);
     StepRow row = new Scenario(job, DType.FLOAT32, 1).next("s", layer, 2);
-    try (PagedAttention attention =
-            PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
+    try (PagedAttention attention = PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
         ArrowBatch batch =
             StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, List.of(row))) {
       long handles = 0;
@@ -442,8 +452,7 @@ class PagedAttentionTest {
     for (int i = 0; i < lengths.length; i++) {
       lengths[i] = batch.nodeLength(i);
     }
-    return ArrowBatch.adopt(
-        schema, batch.numRows(), lengths, new long[lengths.length], buffers, 0);
+    return ArrowBatch.adopt(schema, batch.numRows(), lengths, new long[lengths.length], buffers, 0);
   }
 
   @Test
@@ -452,8 +461,7 @@ class PagedAttentionTest {
 
     assertThatThrownBy(
             () ->
-                PagedAttention.open(
-                    job, new AttentionConfig("abacus", 0, 0), noLeaks.allocator()))
+                PagedAttention.open(job, new AttentionConfig("abacus", 0, 0), noLeaks.allocator()))
         .isInstanceOf(KernelException.class)
         .hasMessageContaining("abacus");
   }
@@ -463,14 +471,12 @@ class PagedAttentionTest {
     LayerSpec layer = LayerSpec.builder("a", 64, 256).build();
     Job job = job(16, Integer.MAX_VALUE, layer);
     StepRow row = new Scenario(job(16, 8, layer), DType.FLOAT32, 1).next("s", layer, 1);
-    try (PagedAttention attention =
-            PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
+    try (PagedAttention attention = PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
         ArrowBatch batch =
             StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, List.of(row))) {
       assertThatThrownBy(() -> attention.step(batch))
           .isInstanceOfSatisfying(
-              KernelException.class,
-              e -> assertThat(e.code()).isEqualTo(ErrorCode.OUT_OF_MEMORY))
+              KernelException.class, e -> assertThat(e.code()).isEqualTo(ErrorCode.OUT_OF_MEMORY))
           .hasMessageContainingAll("layer 'a'", "kv_cache.num_blocks", "2147483647 blocks");
     }
   }
@@ -478,8 +484,7 @@ class PagedAttentionTest {
   @Test
   void closingTwiceIsHarmless() {
     PagedAttention attention =
-        PagedAttention.open(
-            job(16, 8, small("a").build()), TWO_THREADS, noLeaks.allocator());
+        PagedAttention.open(job(16, 8, small("a").build()), TWO_THREADS, noLeaks.allocator());
     assertThat(attention.describe()).contains("backend", "tier", "2 threads", "1 layers");
     attention.close();
     attention.close();
@@ -489,8 +494,13 @@ class PagedAttentionTest {
   @EnumSource(AttnType.class)
   void describesWhatCachesTake(AttnType type) {
     Job job =
-        job(16, 8, small("a").attnType(type).kvCacheDtype(
-            type.cached() ? KvCacheDtype.FLOAT16 : null).build());
+        job(
+            16,
+            8,
+            small("a")
+                .attnType(type)
+                .kvCacheDtype(type.cached() ? KvCacheDtype.FLOAT16 : null)
+                .build());
 
     assertThat(job.cacheBytes()).hasValue(type.cached() ? 2L * 8 * 16 * 2 * 64 * 2 : 0);
   }

@@ -115,8 +115,7 @@ class PagedAttentionITCase {
             scenario.next("sequence " + s, LAYER, step == 0 ? 5 + 7 * s : 1 + step % 2 * s);
         rows.add(row);
         expected.put(
-            key(row.sequenceId(), row.seqLen()),
-            reference.step(LAYER, List.of(row)).output());
+            key(row.sequenceId(), row.seqLen()), reference.step(LAYER, List.of(row)).output());
       }
       steps.add(rows);
     }
@@ -146,8 +145,7 @@ class PagedAttentionITCase {
     @Override
     public void flatMap(Long step, Collector<ArrowBatch> out) {
       try (ArrowBatch batch =
-          StepBatches.of(
-              FlinkAllocator.root(), LAYER, DType.FLOAT16, steps.get(step.intValue()))) {
+          StepBatches.of(FlinkAllocator.root(), LAYER, DType.FLOAT16, steps.get(step.intValue()))) {
         lastInput = batch;
         out.collect(batch);
       }
@@ -225,7 +223,9 @@ class PagedAttentionITCase {
 
   private static List<Metric> metrics(JobExecutionResult result, String name) {
     String suffix = "." + PagedAttentionMetrics.GROUP + "." + name;
-    return METRICS.findJobMetricGroups(result.getJobID(), name.substring(name.lastIndexOf('.') + 1)).stream()
+    return METRICS
+        .findJobMetricGroups(result.getJobID(), name.substring(name.lastIndexOf('.') + 1))
+        .stream()
         .filter(t -> t.f0.getMetricIdentifier(t.f1).endsWith(suffix))
         .map(t -> t.f2)
         .toList();
@@ -340,8 +340,7 @@ class PagedAttentionITCase {
     restarts.set(RestartStrategyOptions.RESTART_STRATEGY, "fixed-delay");
     restarts.set(RestartStrategyOptions.RESTART_STRATEGY_FIXED_DELAY_ATTEMPTS, 3);
     restarts.set(
-        RestartStrategyOptions.RESTART_STRATEGY_FIXED_DELAY_DELAY,
-        java.time.Duration.ofMillis(10));
+        RestartStrategyOptions.RESTART_STRATEGY_FIXED_DELAY_DELAY, java.time.Duration.ofMillis(10));
     environment.configure(restarts);
     record(PagedAttentionStream.attend(produce(environment), JOB, options(), 1));
     environment.execute();

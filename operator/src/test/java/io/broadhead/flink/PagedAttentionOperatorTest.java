@@ -87,11 +87,9 @@ class PagedAttentionOperatorTest {
       List<StreamRecord<? extends ArrowBatch>> records = harness.extractOutputStreamRecords();
       assertThat(records).extracting(StreamRecord::getTimestamp).containsExactly(17L, 18L);
       for (int i = 0; i < 2; i++) {
-        double[][][] expected =
-            reference.step(layer, List.of(i == 0 ? first : second)).output();
+        double[][][] expected = reference.step(layer, List.of(i == 0 ? first : second)).output();
         assertThat(
-                StepBatches.error(
-                    expected, StepBatches.read(records.get(i).getValue(), "output")))
+                StepBatches.error(expected, StepBatches.read(records.get(i).getValue(), "output")))
             .isLessThan(1e-5);
       }
       closeResults(harness);
@@ -135,8 +133,7 @@ class PagedAttentionOperatorTest {
     options.setString("broadhead.on-bad-row", "side-output");
     try (var harness = harness(options);
         ArrowBatch mixed =
-            batch(
-                scenario.next("bad", layer, 1).withSlots(256), scenario.next("good", layer, 2));
+            batch(scenario.next("bad", layer, 1).withSlots(256), scenario.next("good", layer, 2));
         ArrowBatch allBad = batch(scenario.next("worse", layer, 1).withSeqLen(-1))) {
       harness.open();
       harness.processElement(mixed, 5);

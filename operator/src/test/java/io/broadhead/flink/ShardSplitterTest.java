@@ -119,8 +119,7 @@ class ShardSplitterTest {
         new ArrowBatchSerializer().serialize(batch, out);
       }
       ArrowBatch received =
-          new ArrowBatchSerializer()
-              .deserialize(new DataInputDeserializer(out.getCopyOfBuffer()));
+          new ArrowBatchSerializer().deserialize(new DataInputDeserializer(out.getCopyOfBuffer()));
       new ShardSplitter(4)
           .flatMap(received, collector(part -> assertThat(part.isReceived()).isFalse()));
       assertThat(received.isClosed()).isTrue();

@@ -14,8 +14,8 @@ import java.util.Random;
 import java.util.stream.IntStream;
 
 /**
- * A scheduler in small: hands out shuffled blocks to sequences and makes their next steps with
- * N(0, 1) tensors. Used by one thread.
+ * A scheduler in small: hands out shuffled blocks to sequences and makes their next steps with N(0,
+ * 1) tensors. Used by one thread.
  */
 public final class Scenario {
   private final Job job;
@@ -63,8 +63,7 @@ public final class Scenario {
     sequence.cached.put(layer.name(), seqLen);
     long[] slots =
         IntStream.range(cached, seqLen)
-            .mapToLong(
-                p -> (long) sequence.blocks.get(p / blockSize) * blockSize + p % blockSize)
+            .mapToLong(p -> (long) sequence.blocks.get(p / blockSize) * blockSize + p % blockSize)
             .toArray();
     int[] table = sequence.blocks.stream().mapToInt(Integer::intValue).toArray();
     int first = layer.attnType() == AttnType.DECODER ? seqLen - queries : 0;

@@ -197,7 +197,9 @@ public final class StepBatches {
     return rows;
   }
 
-  /** Largest error over the batch, relative to the largest expected magnitude if that is above 1. */
+  /**
+   * Largest error over the batch, relative to the largest expected magnitude if that is above 1.
+   */
   public static double error(double[][][] expected, double[][][] got) {
     double error = expected.length == got.length ? 0 : Double.POSITIVE_INFINITY;
     double largest = 1;

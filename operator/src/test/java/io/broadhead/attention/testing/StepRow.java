@@ -19,8 +19,7 @@ public record StepRow(
     int[] positions) {
 
   public StepRow withSlots(long... value) {
-    return new StepRow(
-        sequenceId, layer, query, key, this.value, seqLen, value, blocks, positions);
+    return new StepRow(sequenceId, layer, query, key, this.value, seqLen, value, blocks, positions);
   }
 
   public StepRow withBlocks(int... value) {
@@ -28,12 +27,10 @@ public record StepRow(
   }
 
   public StepRow withSeqLen(int value) {
-    return new StepRow(
-        sequenceId, layer, query, key, this.value, value, slots, blocks, positions);
+    return new StepRow(sequenceId, layer, query, key, this.value, value, slots, blocks, positions);
   }
 
   public StepRow withLayer(String value) {
-    return new StepRow(
-        sequenceId, value, query, key, this.value, seqLen, slots, blocks, positions);
+    return new StepRow(sequenceId, value, query, key, this.value, seqLen, slots, blocks, positions);
   }
 }
