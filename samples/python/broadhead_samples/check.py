@@ -12,6 +12,7 @@ import numpy as np
 
 from broadhead_samples import dtypes, jobfile
 from broadhead_samples.consume import ResultRow, read_batches, read_rows, tensor_rows
+from broadhead_samples.rope import rotate
 
 EXAMPLE = """\
 example:
@@ -140,25 +141,6 @@ def _tensors(batch, name, shape):
         return [np.zeros((0, *shape[1:]))] * shape[0], None
     rows, dtype = tensor_rows(batch, name)
     return [row.reshape(-1, *shape[1:]).astype(np.float64) for row in rows], dtype
-
-
-def rotate(x, position, rope):
-    """RoPE on x [n, heads, head_size] at position [n]; pairs (j, j + rotary_dim / 2) or (2j, 2j + 1)."""
-    unknown = set(rope) - {"rotary_dim", "max_position", "base", "is_neox"}
-    if unknown:
-        raise ValueError(f"rope: keys this reference does not know: {', '.join(sorted(unknown))}")
-    dim = rope["rotary_dim"]
-    frequency = rope.get("base", 10000.0) ** (-np.arange(0, dim, 2) / dim)
-    angle = position[: len(x), None, None] * frequency
-    rotated = x.copy()
-    if rope.get("is_neox", True):
-        even, odd = slice(0, dim // 2), slice(dim // 2, dim)
-    else:
-        even, odd = slice(0, dim, 2), slice(1, dim, 2)
-    a, b = x[..., even], x[..., odd]
-    rotated[..., even] = a * np.cos(angle) - b * np.sin(angle)
-    rotated[..., odd] = b * np.cos(angle) + a * np.sin(angle)
-    return rotated
 
 
 def attend(layer, query, key, value, length):

@@ -29,8 +29,8 @@ import numpy as np
 import pyarrow as pa
 
 from broadhead_samples import jobfile
-from broadhead_samples.check import rotate
 from broadhead_samples.produce import BlockAllocator, StepBatchBuilder, tensor_list, write_steps
+from broadhead_samples.rope import SCALING_KEYS, rotate
 
 EXAMPLE = """\
 example:
@@ -170,10 +170,13 @@ class Recorder:
         """The rope option that turns `raw` into `rotated`, both [n, h, d]; `width` is cos's last size."""
         config = self.model.config.get_text_config()
         parameters = getattr(config, "rope_parameters", None) or {}
-        if parameters.get("rope_type", "default") != "default":
-            raise ValueError(f"{self._names[module]}: --rope covers unscaled RoPE, got {parameters}")
+        parameters = parameters.get(getattr(module, "layer_type", None), parameters)
+        rule = parameters.get("rope_type", "default")
         rope = {"rotary_dim": width, "max_position": int(config.max_position_embeddings)}
         rope |= {"base": float(parameters.get("rope_theta", 10000.0)), "is_neox": True}
+        if SCALING_KEYS.get(rule):
+            used = {key: parameters[key] for key in SCALING_KEYS[rule] if parameters.get(key) is not None}
+            rope["rope_scaling"] = {"rope_type": rule, **used}
         raw, rotated = raw.detach().double().numpy(), rotated.detach().double().numpy()
         position = self.past + np.arange(len(raw))
         for rope["is_neox"] in (True, False):
@@ -457,6 +460,10 @@ _WHISPER = {"d_model": 256, "encoder_layers": 1, "decoder_layers": 2, "encoder_a
 _WHISPER |= {"decoder_attention_heads": 4, "encoder_ffn_dim": 256, "decoder_ffn_dim": 256, "init_std": 0.08}
 _WHISPER |= {"vocab_size": 512, "max_source_positions": 40, "max_target_positions": 256, "pad_token_id": 0}
 _WHISPER |= {"decoder_start_token_id": 1, "bos_token_id": 1, "eos_token_id": 2}
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "rope_theta": 10000.0}
+_LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64, "rope_theta": 5e5}
+_LLAMA3 |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+_LINEAR = {"rope_type": "linear", "factor": 2.5, "rope_theta": 10000.0}
 _BERT = {**_DECODER, "num_attention_heads": 4}
 _BLOOM = {"vocab_size": 512, "hidden_size": 256, "n_layer": 2, "n_head": 4, "initializer_range": 0.08}
 _MPT = {"vocab_size": 512, "d_model": 256, "n_layers": 2, "n_heads": 4, "max_seq_len": 512}
@@ -465,6 +472,9 @@ _GPTJ = {"vocab_size": 512, "n_embd": 256, "n_layer": 2, "n_head": 4, "rotary_di
 #: Small configurations with random weights: name -> (model type of transformers, settings)
 PRESETS = {
     "llama": ("llama", _GROUPED),
+    "llama31": ("llama", {**_GROUPED, "rope_parameters": _LLAMA3}),
+    "llama_linear": ("llama", {**_GROUPED, "rope_parameters": _LINEAR}),
+    "llama_yarn": ("llama", {**_GROUPED, "rope_parameters": _YARN}),
     "qwen": ("qwen3", _GROUPED),
     "mistral": ("mistral", _WINDOWED),
     "gemma2": ("gemma2", {**_WINDOWED, "query_pre_attn_scalar": 48, "attn_logit_softcapping": 5.0}),
