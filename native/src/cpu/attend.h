@@ -7,6 +7,7 @@
 #include "cpu/micro_kernels.h"
 #include "cpu/rotary.h"
 #include "cpu/score.h"
+#include "cpu/update.h"
 
 namespace broadhead::cpu::BH_TIER {
 
@@ -26,8 +27,8 @@ struct AttendScratch {
   float* sums;     ///< [heads][rows][head_size]
   SoftmaxState* states;  ///< [heads][rows]
   float* scores;   ///< [kMaxRows][kMaxSpan * kTile]
-  float* head;     ///< [head_size]
-  float* panel;    ///< [kPackedSpan] tiles of float
+  float* heads;    ///< [kTile][head_size]: keys on their way into a panel
+  Float32* panel;  ///< [kPackedSpan] tiles
 };
 
 BH_INLINE bool packs(const LayerView& layer, const CacheView* cache, const AttendItem& item) {
@@ -43,7 +44,7 @@ BH_INLINE int64_t carve(const LayerView& layer, const CacheView* cache, const At
   const int64_t sizes[] = {all_rows * layer.head_size, all_rows * layer.head_size,
                            int64_t{kMaxRows} * kMaxSpan * kTile,
                            packs(layer, cache, item) ? kPackedSpan * tile : 0,
-                           layer.head_size, all_rows * 2};
+                           cache ? 0 : kTile * layer.head_size, all_rows * 2};
   float* at[6];
   int64_t used = 0;
   for (int i = 0; i < 6; ++i) {
@@ -51,8 +52,13 @@ BH_INLINE int64_t carve(const LayerView& layer, const CacheView* cache, const At
     used += (sizes[i] + kTile - 1) / kTile * kTile;  // whole cache lines
   }
   if (scratch) {
-    *scratch = {static_cast<int>(rows), at[0], at[1], reinterpret_cast<SoftmaxState*>(at[5]),
-                at[2],                  at[4], at[3]};
+    *scratch = {static_cast<int>(rows),
+                at[0],
+                at[1],
+                reinterpret_cast<SoftmaxState*>(at[5]),
+                at[2],
+                at[4],
+                reinterpret_cast<Float32*>(at[3])};
   }
   return used;
 }
@@ -66,18 +72,19 @@ BH_INLINE const E* cached_tile(const CacheView& cache, const int32_t* blocks, in
 }
 
 template <class E>
-BH_INLINE void widen_tile(const E* tile, int head_size, float* panel) {
-  load_row(tile, 2 * kTile * head_size, panel);
+BH_INLINE void widen_tile(const E* tile, int head_size, Float32* panel) {
+  load_row(tile, 2 * kTile * head_size, &panel->value);
 }
 
 /// Makes a tile of the row's own keys and values; positions from `count` on are zero.
 template <class T>
 BH_INLINE void pack_new_tokens(const LayerView& layer, const Step& step, const StepRow& row,
-                               int kv_head, int key, int count, float* head, float* panel) {
+                               int kv_head, int key, int count, float* heads, Float32* panel) {
   const int size = layer.head_size;
   const int64_t stride = int64_t{layer.num_kv_heads} * size;
   for (int t = 0; t < kTile; ++t) {
-    float* value = panel + (kTile + t) * size;
+    float* head = heads + t * size;
+    float* value = &panel[(kTile + t) * size].value;
     if (t < count) {
       const int64_t token = key + t;
       load_head<T>(layer, step, step.key, (row.key + token) * stride + kv_head * size,
@@ -87,8 +94,8 @@ BH_INLINE void pack_new_tokens(const LayerView& layer, const Step& step, const S
     } else {
       for (int d = 0; d < size; ++d) head[d] = value[d] = 0;
     }
-    for (int d = 0; d < size; ++d) panel[d * kTile + t] = head[d];
   }
+  store_keys(heads, size, 1, panel);
 }
 
 /// Tiles of a span for one KV head, and of the one to come, for prefetching.
@@ -192,7 +199,7 @@ BH_INLINE void attend_packed(const AttendContext& context, const AttendItem& ite
   const int tile_floats = 2 * kTile * context.layer->head_size;
   const Float32* tiles[kPackedSpan];
   for (int i = 0; i < kPackedSpan; ++i) {
-    tiles[i] = reinterpret_cast<const Float32*>(scratch.panel + i * tile_floats);
+    tiles[i] = scratch.panel + i * tile_floats;
   }
   for (int begin = item.first_key; begin < item.end_key; begin += kPackedSpan * kTile) {
     const int end = min_int(begin + kPackedSpan * kTile, item.end_key);
@@ -271,15 +278,15 @@ static void attend(const AttendContext& context, const AttendItem& item, float* 
   const StepRow& row = context.step->rows[item.row];
   if (!context.cache) {
     with_tensor_dtype(layer.dtype, [&](auto t) {
-      attend_packed(context, item, scratch, [&](int head, int key, float* panel) {
+      attend_packed(context, item, scratch, [&](int head, int key, Float32* panel) {
         pack_new_tokens<decltype(t)>(layer, *context.step, row, head, key,
-                                     min_int(row.num_keys - key, kTile), scratch.head, panel);
+                                     min_int(row.num_keys - key, kTile), scratch.heads, panel);
       });
     });
   } else if (packs(layer, context.cache, item)) {
     const int32_t* blocks = context.step->blocks + row.blocks;
     with_dtype(context.cache->dtype, [&](auto e) {
-      attend_packed(context, item, scratch, [&](int head, int key, float* panel) {
+      attend_packed(context, item, scratch, [&](int head, int key, Float32* panel) {
         widen_tile(cached_tile<decltype(e)>(*context.cache, blocks, head, key), layer.head_size,
                    panel);
       });

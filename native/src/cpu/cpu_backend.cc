@@ -106,8 +106,7 @@ class CpuLayer final : public Layer {
   int64_t update() {
     if (!step_->key) return 0;
     plan_.plan_update(*step_, threads_);
-    // One scratch for each thread: a head, and its rounded copy.
-    reserve_scratch(int64_t{2} * view_.head_size);
+    reserve_scratch(cpu::update_scratch(view_.head_size));
     const int threads = step_->slots_repeat ? 1 : threads_;
     workers_->run(
         threads, static_cast<int64_t>(plan_.updates().size()),

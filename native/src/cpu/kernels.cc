@@ -2,7 +2,6 @@
 // All kernels of one instruction set tier; compiled once per tier with BH_TIER and its flags.
 #include "cpu/kernels.h"
 
-#include "cpu/attend.h"
 #include "cpu/merge.h"
 #include "cpu/update.h"
 
@@ -10,9 +9,7 @@ namespace broadhead::cpu::BH_TIER {
 
 static int64_t scratch_floats(const LayerView& layer, const CacheView* cache,
                               const AttendItem& item) {
-  const int64_t attend_floats = carve(layer, cache, item, nullptr, nullptr);
-  const int64_t row_floats = int64_t{2} * layer.head_size;
-  return attend_floats > row_floats ? attend_floats : row_floats;
+  return carve(layer, cache, item, nullptr, nullptr);
 }
 
 extern const Kernels kKernels;

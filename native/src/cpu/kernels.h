@@ -105,6 +105,9 @@ struct MergeContext {
   float* lse;
 };
 
+/// Floats of scratch that `update` needs.
+constexpr int64_t update_scratch(int head_size) { return int64_t{kTile} * head_size; }
+
 struct Kernels {
   /// Writes new tokens first .. end - 1 of a row to the cache.
   void (*update)(const LayerView& layer, const Step& step, const CacheView& cache, int64_t row,
@@ -114,7 +117,7 @@ struct Kernels {
   void (*merge)(const AttendContext& context, int64_t token, float* scratch);
   /// Joins finished results of a token.
   void (*merge_results)(const MergeContext& context, int64_t token);
-  /// Floats of scratch that `attend` needs for such an item; enough for `update` and `merge` as well.
+  /// Floats of scratch that `attend` needs for such an item; `merge` needs no more.
   int64_t (*scratch_floats)(const LayerView& layer, const CacheView* cache, const AttendItem& item);
 };
 

@@ -78,6 +78,28 @@ BH_INLINE IntVec iota_int() {
   return v;
 }
 
+/// Transposes kWidth vectors in place.
+BH_INLINE void transpose(Vec (&rows)[kWidth]) {
+#pragma GCC unroll 8
+  for (int step = 1; step < kWidth; step *= 2) {
+    IntVec low;
+    IntVec high;
+#pragma GCC unroll 16
+    for (int lane = 0; lane < kWidth; ++lane) {
+      low[lane] = lane & step ? kWidth + lane - step : lane;
+      high[lane] = lane & step ? kWidth + lane : lane + step;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kWidth; ++i) {
+      if (i & step) continue;
+      const Vec a = rows[i];
+      const Vec b = rows[i + step];
+      rows[i] = __builtin_shuffle(a, b, low);
+      rows[i + step] = __builtin_shuffle(a, b, high);
+    }
+  }
+}
+
 /// e^x for x <= 88, relative error below 3e-7; exactly 0 below -87.3, NaN for NaN. Range reduction
 /// by ln 2 in two parts and a polynomial of degree 6 on [-ln2/2, ln2/2].
 BH_INLINE Vec exp(Vec x) {
