@@ -170,7 +170,7 @@ final class AttendCommand extends EngineCommand {
           ? attention.step(batch)
           : attention.step(batch, row -> refusedRows.add(origin, row));
     } catch (InvalidBatchException e) {
-      throw new WorkFailedException(origin + ": " + e.getMessage(), e);
+      throw new WorkFailedException(origin + ", " + e.getMessage(), e);
     }
   }
 

@@ -304,15 +304,13 @@ final class FlinkRun {
                 job, new AttentionConfig(options.backend, 1, options.device), allocator);
         StepInput steps = StepInput.open(input, allocator)) {
       Problems problems = new Problems(attention);
-      for (ArrowBatch batch = steps.next();
-          batch != null && problems.all().isEmpty();
-          batch = steps.next()) {
+      for (ArrowBatch batch = steps.next(); batch != null; batch = steps.next()) {
         try (ArrowBatch open = batch) {
           problems.check(steps.origin(), open);
         }
-      }
-      if (!problems.all().isEmpty()) {
-        return new WorkFailedException(problems.all().get(0), failure);
+        if (!problems.all().isEmpty()) {
+          return new WorkFailedException(problems.all().get(0), failure);
+        }
       }
     } catch (IOException | RuntimeException e) {
       failure.addSuppressed(e);

@@ -49,12 +49,11 @@ class BadInputTest {
     assertThat(cli.code()).as(cli.err()).isEqualTo(1);
     assertThat(cli.out()).isEmpty();
     assertThat(cli.err().lines()).singleElement().asString().contains(fragments);
-    assertThat(Results.files(temp))
-        .as("nothing beside the input")
-        .allSatisfy(file -> assertThat(file).isIn(job, input));
     assertThat(output).doesNotExist();
     try (Stream<Path> left = Files.walk(temp)) {
-      assertThat(left.filter(Files::isRegularFile)).allMatch(f -> f.equals(job) || f.equals(input));
+      assertThat(left.filter(Files::isRegularFile))
+          .as("nothing beside the input, hidden or not")
+          .allMatch(file -> file.equals(job) || file.equals(input));
     } catch (IOException e) {
       throw new AssertionError(e);
     }
@@ -113,7 +112,7 @@ class BadInputTest {
     steps.writeFile(input);
 
     assertFails(
-        command, input + ", batch 3, ", "row 2", "sequence " + sequence, column, "expected", "got");
+        command, input + ", batch 3, ", "row 2", "sequence " + sequence, column, "expected");
   }
 
   @ParameterizedTest
@@ -198,14 +197,17 @@ class BadInputTest {
 
   @ParameterizedTest
   @EnumSource(Command.class)
-  void missingInputAndJob(Command command) {
-    Steps steps = Steps.small(10);
-    steps.writeJob(job);
+  void missingInput(Command command) {
+    Steps.small(10).writeJob(job);
     assertFails(command, "--input " + input + ": no such file or folder");
-    steps.writeFile(input);
-    Path there = job;
+  }
+
+  @ParameterizedTest
+  @EnumSource(Command.class)
+  void missingJob(Command command) {
+    Steps.small(10).writeFile(input);
     job = temp.resolve("other.yaml");
-    assertFails(command, "--job " + job + ": no such file or folder", there.getRoot().toString());
+    assertFails(command, "--job " + job + ": no such file or folder");
   }
 
   @ParameterizedTest
