@@ -355,11 +355,11 @@ StepRow StepReader::row(int64_t r) const {
     throw Failure(BH_INVALID_ROW, r, "column seq_len, row %" PRId64 ": null, expected an int32", r);
   }
   row.seq_len = seq_len_[r];
-  const int64_t least = spec_.is_causal() ? row.num_queries : 0;
-  if (row.seq_len < least) {
+  const int least = spec_.is_causal() ? row.num_queries : 0;
+  if (row.seq_len < least && row.seq_len != 0) {
     throw Failure(BH_INVALID_ROW, r,
-                  "column seq_len, row %" PRId64 ": %d, expected at least %" PRId64
-                  " (the row's query tokens)",
+                  "column seq_len, row %" PRId64
+                  ": %d, expected 0 (padding) or at least %d (the row's query tokens)",
                   r, row.seq_len, least);
   }
   const int block_size = cache_->options().block_size;

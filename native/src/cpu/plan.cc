@@ -42,7 +42,7 @@ QueryToken visible_keys(const LayerSpec& spec, const StepRow& row, int64_t row_i
   const int64_t first = int64_t{token.position} - window + 1;
   const int64_t end = spec.is_causal() ? int64_t{token.position} + 1 : token.position + window;
   token.first = static_cast<int32_t>(std::max<int64_t>(first, 0));
-  token.end = static_cast<int32_t>(std::min<int64_t>(end, row.seq_len));
+  token.end = static_cast<int32_t>(std::clamp<int64_t>(end, 0, row.seq_len));
   token.first = std::min(token.first, token.end);
   return token;
 }
