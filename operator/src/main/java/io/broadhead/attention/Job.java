@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.attention;
 
+import io.broadhead.arrow.DType;
 import java.io.Serializable;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -41,6 +42,22 @@ public record Job(KvCacheSpec kvCache, List<LayerSpec> layers) implements Serial
                 + layer.name()
                 + "' keeps a KV cache");
       }
+    }
+    requireCountableBytes(kvCache, layers);
+  }
+
+  /** Even the widest element type leaves the bytes of all caches a number that a long holds. */
+  private static void requireCountableBytes(KvCacheSpec kvCache, List<LayerSpec> layers) {
+    long sum = 0;
+    try {
+      for (LayerSpec layer : layers) {
+        sum = Math.addExact(sum, kvCache.bytes(layer, DType.FLOAT32));
+      }
+    } catch (ArithmeticException e) {
+      throw InvalidJobException.expected(
+          JobFileKey.KV_CACHE.key() + "." + JobFileKey.NUM_BLOCKS.key(),
+          "caches of less than 2^63 bytes in all",
+          kvCache.numBlocks() + " blocks of " + kvCache.blockSize() + " tokens");
     }
   }
 

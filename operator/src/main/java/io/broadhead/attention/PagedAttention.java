@@ -143,6 +143,7 @@ public final class PagedAttention implements AutoCloseable {
    */
   public ArrowBatch step(ArrowBatch batch) {
     Bound bound = bound(batch);
+    requireSequenceIds(batch, bound.schema);
     LayerSpec layer = layerOf(batch, bound.schema);
     try {
       StepBinding binding = binding(bound, layer, batch.schema());
@@ -201,6 +202,7 @@ public final class PagedAttention implements AutoCloseable {
     List<RefusedRow> refused = new ArrayList<>();
     Optional<LayerSpec> layer = Optional.empty();
     boolean[] misplaced = new boolean[batch.numRows()];
+    long nullSequence = bound.schema.firstNullSequence(batch, 0);
     for (int row = 0; row < batch.numRows(); row++) {
       Optional<LayerSpec> rowLayer =
           bound.schema.hasLayer()
@@ -209,15 +211,17 @@ public final class PagedAttention implements AutoCloseable {
       if (layer.isEmpty()) {
         layer = rowLayer;
       }
-      if (rowLayer.isEmpty() || rowLayer.get() != layer.get()) {
+      String message = null;
+      String got = bound.schema.hasLayer() ? bound.schema.layer(batch, row) : "";
+      if (row == nullSequence) {
+        message = StepBatchSchema.NULL_SEQUENCE;
+        nullSequence = bound.schema.firstNullSequence(batch, row + 1);
+      } else if (rowLayer.isEmpty() || rowLayer.get() != layer.get()) {
+        message = misplacedMessage(rowLayer, layer.orElse(null), got);
+      }
+      if (message != null) {
         misplaced[row] = true;
-        refused.add(
-            refuse(
-                batch,
-                bound.schema,
-                row,
-                bound.schema.layer(batch, row),
-                misplacedMessage(rowLayer, layer.orElse(null), bound.schema.layer(batch, row))));
+        refused.add(refuse(batch, bound.schema, row, got, message));
       }
     }
     layer.ifPresent(spec -> addBadRows(batch, bound, spec, misplaced, refused));
@@ -271,6 +275,15 @@ public final class PagedAttention implements AutoCloseable {
         + layer.name()
         + "', got "
         + quoted;
+  }
+
+  private static void requireSequenceIds(ArrowBatch batch, StepBatchSchema schema) {
+    long row = schema.firstNullSequence(batch, 0);
+    if (row >= 0) {
+      String layer = schema.hasLayer() ? schema.layer(batch, row) : "";
+      throw new InvalidBatchException(
+          refuse(batch, schema, row, layer, StepBatchSchema.NULL_SEQUENCE), null);
+    }
   }
 
   /** The layer of a batch whose rows all say the same, or the error of the first that does not. */
@@ -500,7 +513,8 @@ public final class PagedAttention implements AutoCloseable {
         + info.threads()
         + " threads, "
         + job.layers().size()
-        + " layers, KV cache "
+        + (job.layers().size() == 1 ? " layer" : " layers")
+        + ", KV cache "
         + planned;
   }
 

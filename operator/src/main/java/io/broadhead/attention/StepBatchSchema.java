@@ -22,6 +22,8 @@ final class StepBatchSchema {
   /** Stands for rows whose layer is null. */
   private static final String NO_LAYER = "";
 
+  static final String NULL_SEQUENCE = "column sequence_id: expected an id in every row, got null";
+
   private final BatchSchema schema;
   private final int layerColumn;
   private final boolean idsAreText;
@@ -114,6 +116,17 @@ final class StepBatchSchema {
         return row;
       }
       from = to;
+    }
+    return -1;
+  }
+
+  /** The first row at or after {@code from} whose sequence id is null, or -1. */
+  long firstNullSequence(ArrowBatch batch, long from) {
+    ArrowColumn ids = batch.column(StepColumns.SEQUENCE_ID);
+    for (long row = from; ids.nullCount() > 0 && row < ids.length(); row++) {
+      if (ids.isNull(row)) {
+        return row;
+      }
     }
     return -1;
   }

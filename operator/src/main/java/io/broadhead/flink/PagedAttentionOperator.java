@@ -15,6 +15,8 @@ import org.apache.flink.streaming.api.operators.StreamOperatorParameters;
 import org.apache.flink.streaming.runtime.streamrecord.StreamRecord;
 import org.apache.flink.util.IOUtils;
 import org.apache.flink.util.OutputTag;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /**
  * Runs {@link PagedAttention} on a stream of step batches: one result batch for each, in order.
@@ -39,6 +41,8 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
   /** Rows that were left out of their batch, with code and reason. */
   public static final OutputTag<RefusedRow> REFUSED_ROWS =
       new OutputTag<>("refused-rows", TypeInformation.of(RefusedRow.class));
+
+  private static final Logger LOGGER = LoggerFactory.getLogger(PagedAttentionOperator.class);
 
   private final Job job;
   private final AttentionConfig config;
@@ -67,7 +71,7 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
     allocator = FlinkAllocator.child(getOperatorName());
     attention = PagedAttention.open(job, config, allocator);
     counters = new PagedAttentionMetrics(getMetricGroup(), attention);
-    LOG.info(
+    LOGGER.info(
         "{} {}: {}, {}",
         getOperatorName(),
         getRuntimeContext().getTaskInfo().getTaskNameWithSubtasks(),
@@ -123,7 +127,7 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
     if (allocator != null) {
       long held = FlinkAllocator.close(allocator);
       if (held > 0) {
-        LOG.warn(
+        LOGGER.warn(
             "{}: operators downstream still hold {} bytes of results", getOperatorName(), held);
       }
     }

@@ -314,6 +314,12 @@ class JobFileTest {
             "kv_cache: {block_size: 24}\nlayers: []\n", "job.yaml:1:24: kv_cache.block_size", "24"),
         badFile("kv_cache: {num_blocks: 0}\nlayers: []\n", "kv_cache.num_blocks", "got 0"),
         badFile("kv_cache: {num_blocks: 3000000000}\nlayers: []\n", "kv_cache.num_blocks", "30000"),
+        badFile(
+            """
+            kv_cache: {block_size: 2147483632, num_blocks: 2147483647}
+            layers: [{name: a, num_heads: 8, head_size: 256}]
+            """,
+            "job.yaml:1:48: kv_cache.num_blocks: expected caches of less than 2^63 bytes"),
         badFile("kv_cache: {dtype: half}\nlayers: []\n", "kv_cache.dtype", "float16", "got 'half'"),
         badFile(
             """

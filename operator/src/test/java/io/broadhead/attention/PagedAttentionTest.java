@@ -335,6 +335,27 @@ class PagedAttentionTest {
   }
 
   @Test
+  void rowsWithoutASequenceAreRefused() {
+    LayerSpec layer = small("a").build();
+    Job job = job(16, 8, layer);
+    Scenario scenario = new Scenario(job, DType.FLOAT32, 1);
+    List<StepRow> rows =
+        List.of(
+            scenario.next("s", layer, 2),
+            scenario.next(null, layer, 2),
+            scenario.next("t", layer, 2));
+    List<RefusedRow> refused = new ArrayList<>();
+    try (PagedAttention attention = PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
+        ArrowBatch batch = StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, rows);
+        ArrowBatch result = attention.step(batch, refused::add)) {
+      assertThat(result.numRows()).isEqualTo(2);
+      assertThatThrownBy(() -> attention.step(batch))
+          .hasMessageContainingAll("row 1", "column sequence_id", "got null");
+    }
+    assertThat(refused).extracting(RefusedRow::row).containsExactly(1L);
+  }
+
+  @Test
   void aBatchOfBadRowsGivesAnEmptyResult() {
     LayerSpec layer = small("a").build();
     Job job = job(16, 8, layer, small("b").build());
@@ -485,7 +506,7 @@ class PagedAttentionTest {
   void closingTwiceIsHarmless() {
     PagedAttention attention =
         PagedAttention.open(job(16, 8, small("a").build()), TWO_THREADS, noLeaks.allocator());
-    assertThat(attention.describe()).contains("backend", "tier", "2 threads", "1 layers");
+    assertThat(attention.describe()).contains("backend", "tier", "2 threads", "1 layer,");
     attention.close();
     attention.close();
   }

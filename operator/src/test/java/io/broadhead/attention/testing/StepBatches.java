@@ -10,9 +10,12 @@ import io.broadhead.arrow.TensorField;
 import io.broadhead.attention.LayerSpec;
 import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
+import java.util.HashMap;
 import java.util.List;
+import java.util.Map;
 import java.util.function.Function;
 import java.util.function.ToIntFunction;
+import java.util.stream.IntStream;
 import org.apache.arrow.memory.ArrowBuf;
 import org.apache.arrow.memory.BufferAllocator;
 import org.apache.arrow.vector.types.pojo.ArrowType;
@@ -28,6 +31,7 @@ public final class StepBatches {
   private final DType dtype;
   private final List<Field> fields = new ArrayList<>();
   private final List<Long> lengths = new ArrayList<>();
+  private final Map<Integer, Long> nullCounts = new HashMap<>();
   private final List<ArrowBuf> buffers = new ArrayList<>();
 
   private StepBatches(BufferAllocator allocator, DType dtype) {
@@ -45,7 +49,7 @@ public final class StepBatches {
   }
 
   private ArrowBatch build(LayerSpec layer, List<StepRow> rows) {
-    if (rows.isEmpty() || rows.get(0).sequenceId() instanceof String) {
+    if (rows.isEmpty() || !(rows.get(0).sequenceId() instanceof Long)) {
       text(StepColumns.SEQUENCE_ID, rows, r -> (String) r.sequenceId());
     } else {
       column(StepColumns.SEQUENCE_ID, new ArrowType.Int(64, true), rows.size());
@@ -77,7 +81,9 @@ public final class StepBatches {
         BatchSchema.of(new Schema(fields)),
         rows.size(),
         lengths.stream().mapToLong(Long::longValue).toArray(),
-        new long[lengths.size()],
+        IntStream.range(0, lengths.size())
+            .mapToLong(node -> nullCounts.getOrDefault(node, 0L))
+            .toArray(),
         buffers.toArray(new ArrowBuf[0]),
         0);
   }
@@ -97,8 +103,14 @@ public final class StepBatches {
 
   private void text(String name, List<StepRow> rows, Function<StepRow, String> text) {
     column(name, new ArrowType.Utf8(), rows.size());
-    List<byte[]> values =
-        rows.stream().map(r -> text.apply(r).getBytes(StandardCharsets.UTF_8)).toList();
+    List<byte[]> values = new ArrayList<>();
+    for (StepRow row : rows) {
+      String value = text.apply(row);
+      if (value == null) {
+        setNull(rows.size(), values.size());
+      }
+      values.add(value == null ? new byte[0] : value.getBytes(StandardCharsets.UTF_8));
+    }
     offsets(rows.size(), i -> values.get(i).length);
     ArrowBuf data = add(values.stream().mapToInt(v -> v.length).sum());
     long at = 0;
@@ -106,6 +118,24 @@ public final class StepBatches {
       data.setBytes(at, value);
       at += value.length;
     }
+  }
+
+  /** Makes a row of the column that was just begun null. */
+  private void setNull(int rows, int row) {
+    int node = lengths.size() - 1;
+    if (!nullCounts.containsKey(node)) {
+      int last = fields.size() - 1;
+      Field field = fields.get(last);
+      fields.set(last, new Field(field.getName(), FieldType.nullable(field.getType()), null));
+      buffers.remove(buffers.size() - 1);
+      ArrowBuf validity = add((rows + 7) / 8);
+      for (int i = 0; i < rows; i++) {
+        validity.setByte(i / 8, 0xff);
+      }
+    }
+    ArrowBuf validity = buffers.get(buffers.size() - 1);
+    validity.setByte(row / 8, validity.getByte(row / 8) & ~(1 << row % 8));
+    nullCounts.merge(node, 1L, Long::sum);
   }
 
   private int offsets(int rows, ToIntFunction<Integer> size) {
