@@ -25,6 +25,7 @@ import org.apache.flink.streaming.api.graph.StreamGraph;
  * A Flink cluster in this JVM for one job. {@link #close} returns when every thread of the cluster
  * has ended, so that nothing of the job is left behind.
  */
+@SuppressWarnings("try") // closing Flink's cluster may be interrupted
 final class EmbeddedCluster implements AutoCloseable {
   private final MiniCluster cluster;
   private JobID job;

@@ -102,6 +102,7 @@ final class FlinkRun {
     }
   }
 
+  @SuppressWarnings("try") // see EmbeddedCluster
   private void runHere(Path input, Path output, long begun) throws Exception {
     int parallelism = options.parallelism == null ? 1 : options.parallelism;
     int threads = threadsOf(parallelism);

@@ -75,6 +75,7 @@ public final class StepFileSource extends AbstractFileSource<ArrowBatch, FileSou
   }
 
   /** Flink's reader, and the memory that outlives its last batch. */
+  @SuppressWarnings("try") // closing Flink's reader may be interrupted
   private record OwningReader(
       SourceReader<ArrowBatch, FileSourceSplit> reader, SourceMemory memory)
       implements SourceReader<ArrowBatch, FileSourceSplit> {

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.job.source;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.arrow.Compression;
+import io.broadhead.job.Leaks;
+import io.broadhead.job.Steps;
+import java.io.IOException;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import org.apache.flink.configuration.Configuration;
+import org.apache.flink.connector.file.src.FileSourceSplit;
+import org.apache.flink.connector.file.src.FileSourceSplitSerializer;
+import org.apache.flink.connector.file.src.reader.BulkFormat;
+import org.apache.flink.connector.file.src.util.CheckpointedPosition;
+import org.apache.flink.connector.file.src.util.RecordAndPosition;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.extension.ExtendWith;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.EnumSource;
+import org.junit.jupiter.params.provider.ValueSource;
+
+@ExtendWith(Leaks.class)
+class ArrowIpcFormatTest {
+  @TempDir Path temp;
+
+  private final Steps steps = Steps.small(11);
+
+  /** What identifies a batch: its row count and the tokens of its first sequence. */
+  private static String describe(ArrowBatch batch) {
+    return batch.numRows() + "/" + batch.column("request").getLong(0);
+  }
+
+  private List<String> expected() {
+    return steps.steps.stream()
+        .map(step -> step.rows().size() + "/" + step.rows().get(0).seqLen * 10L)
+        .toList();
+  }
+
+  private static List<FileSourceSplit> splits(Path file, long bytes) throws IOException {
+    return new ArrayList<>(
+        new StepFileEnumerator(bytes)
+            .enumerateSplits(
+                new org.apache.flink.core.fs.Path[] {
+                  new org.apache.flink.core.fs.Path(file.toUri())
+                },
+                1));
+  }
+
+  /** Reads up to {@code limit} batches; the position behind the last goes to {@code position}. */
+  private static List<String> read(
+      ArrowIpcFormat format, FileSourceSplit split, int limit, List<CheckpointedPosition> position)
+      throws IOException {
+    List<String> batches = new ArrayList<>();
+    Configuration none = new Configuration();
+    try (BulkFormat.Reader<ArrowBatch> reader =
+        split.getReaderPosition().isPresent()
+            ? format.restoreReader(none, split)
+            : format.createReader(none, split)) {
+      while (batches.size() < limit) {
+        BulkFormat.RecordIterator<ArrowBatch> iterator = reader.readBatch();
+        if (iterator == null) {
+          break;
+        }
+        RecordAndPosition<ArrowBatch> record = iterator.next();
+        batches.add(describe(record.getRecord()));
+        position.add(new CheckpointedPosition(record.getOffset(), record.getRecordSkipCount()));
+        assertThat(iterator.next()).isNull();
+        iterator.releaseBatch();
+      }
+    }
+    return batches;
+  }
+
+  @ParameterizedTest
+  @ValueSource(longs = {700, 5_000, 20_000, 100_000, Long.MAX_VALUE})
+  void splitsOfAnySizeTogetherGiveEveryBatchOnceAndInOrder(long bytes) throws IOException {
+    Path file = steps.writeFile(temp.resolve("steps.arrow"));
+    List<String> batches = new ArrayList<>();
+    try (SourceMemory memory = new SourceMemory()) {
+      ArrowIpcFormat format = new ArrowIpcFormat(memory);
+      for (FileSourceSplit split : splits(file, bytes)) {
+        batches.addAll(read(format, split, Integer.MAX_VALUE, new ArrayList<>()));
+      }
+    }
+    assertThat(batches).containsExactlyElementsOf(expected());
+  }
+
+  private enum Form {
+    FILE,
+    COMPRESSED,
+    STREAM
+  }
+
+  @ParameterizedTest
+  @EnumSource(Form.class)
+  void aRestoredReaderGoesOnBehindTheLastEmittedBatch(Form form) throws IOException {
+    Path file =
+        switch (form) {
+          case FILE -> steps.writeFile(temp.resolve("steps.arrow"));
+          case COMPRESSED ->
+              steps.writeFile(temp.resolve("steps.arrow"), Compression.ZSTD, steps.steps);
+          case STREAM -> steps.writeStream(temp.resolve("steps.arrows"));
+        };
+    for (int before = 1; before <= steps.steps.size(); before++) {
+      List<CheckpointedPosition> positions = new ArrayList<>();
+      List<String> batches;
+      try (SourceMemory memory = new SourceMemory()) {
+        FileSourceSplit split = splits(file, Long.MAX_VALUE).get(0);
+        batches = read(new ArrowIpcFormat(memory), split, before, positions);
+        FileSourceSplit checkpointed =
+            split.updateWithCheckpointedPosition(positions.get(before - 1));
+        FileSourceSplit restored =
+            FileSourceSplitSerializer.INSTANCE.deserialize(
+                FileSourceSplitSerializer.INSTANCE.getVersion(),
+                FileSourceSplitSerializer.INSTANCE.serialize(checkpointed));
+        batches.addAll(
+            read(new ArrowIpcFormat(memory), restored, Integer.MAX_VALUE, new ArrayList<>()));
+      }
+      assertThat(batches).containsExactlyElementsOf(expected());
+    }
+  }
+
+  @Test
+  void anUncompressedFileIsReadWithoutACopy() throws IOException {
+    Path file = steps.writeFile(temp.resolve("steps.arrow"));
+    try (SourceMemory memory = new SourceMemory();
+        BulkFormat.Reader<ArrowBatch> reader =
+            new ArrowIpcFormat(memory)
+                .createReader(new Configuration(), splits(file, Long.MAX_VALUE).get(0))) {
+      BulkFormat.RecordIterator<ArrowBatch> iterator = reader.readBatch();
+      assertThat(iterator.next().getRecord().bytesCopied()).isZero();
+      iterator.releaseBatch();
+    }
+  }
+
+  @Test
+  void whatACancelledTaskDropsIsReleased() throws IOException {
+    Path file = steps.writeFile(temp.resolve("steps.arrow"));
+    SourceMemory memory = new SourceMemory();
+    BulkFormat.Reader<ArrowBatch> reader =
+        new ArrowIpcFormat(memory)
+            .createReader(new Configuration(), splits(file, Long.MAX_VALUE).get(0));
+    reader.readBatch();
+    ArrowBatch taken = reader.readBatch().next().getRecord();
+
+    memory.close();
+
+    assertThatThrownBy(() -> taken.column("request").getLong(0))
+        .isInstanceOf(IllegalStateException.class);
+    assertThatThrownBy(reader::readBatch).hasMessageContaining("closed");
+    reader.close();
+  }
+}
