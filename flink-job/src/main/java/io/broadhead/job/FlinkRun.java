@@ -47,6 +47,7 @@ final class FlinkRun {
 
   private final RunCommand options;
   private final Job job;
+  private volatile boolean interrupted;
 
   FlinkRun(RunCommand options, Job job) {
     this.options = options;
@@ -95,6 +96,9 @@ final class FlinkRun {
       runHere(input, output, begun);
       return 0;
     } catch (JobExecutionException e) {
+      if (interrupted) {
+        return Main.FAILED;
+      }
       throw explained(e, input);
     } finally {
       OutputFolder.removeUnfinished(output, ResultFileSink.RESULTS, madeOutput);
@@ -158,8 +162,10 @@ final class FlinkRun {
     }
   }
 
-  /** Ends the job on Ctrl-C; what no checkpoint covers is removed. */
+  /** Ends the job on Ctrl-C, which needs no message; what no checkpoint covers is removed. */
+  @SuppressWarnings("try") // see EmbeddedCluster
   private void end(EmbeddedCluster cluster) {
+    interrupted = true;
     try (cluster) {
       cluster.cancel();
       cluster.await(Duration.ofSeconds(10).toMillis());
