@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "harness.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "number_format.h"
+
+namespace broadhead::test {
+namespace {
+
+/// Error of a float32 rotation of elements of about N(0, 1), its operands up to 5.
+constexpr double kRotationError = 16 * 0x1p-24;
+
+bool same_element(int dtype, uint32_t a, uint32_t b) {
+  return a == b || (std::isnan(decode(dtype, a)) && std::isnan(decode(dtype, b)));
+}
+
+/// Compares the written slots of one half of a block, and takes over what is stored.
+void compare_elements(const char* what, LogicalCache& mirror, int64_t block, const Bytes& stored,
+                      uint8_t* expected, double tolerance) {
+  const bh_cache_options& pool = mirror.options();
+  const int64_t width = int64_t{pool.num_kv_heads} * pool.head_size;
+  for (int64_t i = 0; i < pool.block_size * width; ++i) {
+    const uint32_t got = load_bits(pool.dtype, stored.data(), i);
+    const uint32_t wanted = load_bits(pool.dtype, expected, i);
+    const int64_t slot = block * pool.block_size + i / width;
+    const bool written = mirror.written()[static_cast<size_t>(slot)];
+    const double error = std::fabs(decode(pool.dtype, got) - decode(pool.dtype, wanted));
+    if (written ? same_element(pool.dtype, got, wanted) || error <= tolerance : got == wanted) {
+      continue;
+    }
+    ADD_FAILURE() << what << " in slot " << slot << (written ? "" : " (not to be written)")
+                  << ", element " << i % width << ": bits " << got << ", expected " << wanted;
+    return;
+  }
+  std::memcpy(expected, stored.data(), stored.size());
+}
+
+}  // namespace
+
+double compare_result(const LayerConfig& layer, const StepResult& result,
+                      const Expected& expected) {
+  const int dtype = layer.output_dtype();
+  const double unit = layer.output_scale > 0 ? double{layer.output_scale} : 1;
+  const double limit = decode(dtype, encode(dtype, 1e300)) * unit;
+  double largest = 1;
+  for (const double e : expected.output) largest = std::max(largest, std::fabs(e));
+  double worst = 0;
+  auto compare = [&worst](const char* what, size_t i, double got, double wanted, double tolerance) {
+    if (got == wanted) return;
+    const double ratio = std::fabs(got - wanted) / tolerance;
+    if (!(ratio <= 1) && worst <= 1) {
+      ADD_FAILURE() << what << " element " << i << ": " << got << ", expected " << wanted << " +- "
+                    << tolerance;
+    }
+    worst = std::isnan(ratio) ? HUGE_VAL : std::max(worst, ratio);
+  };
+  const auto width = static_cast<size_t>(layer.query_width());
+  for (size_t i = 0; i < expected.output.size(); ++i) {
+    const double wanted = std::clamp(expected.output[i], -limit, limit);
+    compare("output", i,
+            result.output(static_cast<int64_t>(i / width), static_cast<int64_t>(i % width)), wanted,
+            rounding_error(dtype, wanted / unit) * unit + kFloat32Error * largest);
+  }
+  const auto heads = static_cast<size_t>(layer.num_heads);
+  for (size_t i = 0; layer.return_lse && i < expected.lse.size(); ++i) {
+    const double wanted = expected.lse[i];
+    compare("lse", i,
+            double{result.lse(static_cast<int64_t>(i / heads), static_cast<int>(i % heads))},
+            wanted, kFloat32Error * std::max(1.0, std::fabs(wanted)));
+  }
+  return worst;
+}
+
+void compare_cache(const LayerConfig& layer, const bh_cache* cache, LogicalCache& mirror) {
+  const bh_cache_options& pool = mirror.options();
+  const auto bytes = static_cast<size_t>(mirror.block_bytes());
+  ASSERT_EQ(bh_cache_block_bytes(cache), mirror.block_bytes());
+  const bool inexact =
+      layer.rotary_dim > 0 && layer.dtype == BH_FLOAT32 && pool.dtype == BH_FLOAT32;
+  Bytes keys(bytes), values(bytes);
+  for (int64_t block = 0; block < pool.num_blocks; ++block) {
+    bh_error error{};
+    ASSERT_EQ(bh_cache_read_block(cache, block, keys.data(), values.data(), &error), BH_OK)
+        << error.message;
+    if (std::memcmp(keys.data(), mirror.keys(block), bytes) != 0) {
+      compare_elements("key", mirror, block, keys, mirror.keys(block),
+                       inexact ? kRotationError : 0);
+    }
+    if (std::memcmp(values.data(), mirror.values(block), bytes) != 0) {
+      compare_elements("value", mirror, block, values, mirror.values(block), 0);
+    }
+  }
+}
+
+void write_cache(bh_cache* cache, const LogicalCache& mirror) {
+  for (int64_t block = 0; block < mirror.options().num_blocks; ++block) {
+    bh_error error{};
+    ASSERT_EQ(bh_cache_write_block(cache, block, mirror.keys(block), mirror.values(block), &error),
+              BH_OK)
+        << error.message;
+  }
+}
+
+int32_t run_step(bh_layer* layer, const LayerConfig& config, const StepBatch& batch,
+                 StepResult& result, bh_error& error, bh_step_stats* stats) {
+  const Binding binding = make_binding(layer, step_schema(config, batch));
+  ArrowArray array = export_array(step_array(config, batch));
+  const int32_t status = bh_step(binding.get(), &array, result.array(), stats, &error);
+  EXPECT_EQ(array.release, nullptr) << "the batch is taken by move";
+  return status;
+}
+
+Session::Session(const Target& target, int threads, const LayerConfig& config,
+                 bh_cache_options pool)
+    : config_(config), engine_(open_engine(target, threads, reason_)) {
+  if (!engine_) return;
+  if (pool.num_blocks > 0) {
+    pool.struct_size = sizeof pool;
+    pool.num_kv_heads = config.num_kv_heads;
+    pool.head_size = config.head_size;
+    mirror_ = std::make_unique<LogicalCache>(pool);
+    cache_ = make_cache(engine_.get(), pool);
+    write_cache(cache_.get(), *mirror_);
+  }
+  layer_ = make_layer(engine_.get(), config_, cache_.get());
+}
+
+void Session::share_cache() {
+  config_.read_only_cache = true;
+  sharing_layer_ = make_layer(engine_.get(), config_, cache_.get());
+}
+
+std::unique_ptr<StepResult> Session::step(const StepBatch& batch) {
+  auto result = std::make_unique<StepResult>(config_, batch);
+  bh_error error{};
+  bh_step_stats stats{};
+  bh_layer* layer = sharing_layer_ ? sharing_layer_.get() : layer_.get();
+  const int32_t status = run_step(layer, config_, batch, *result, error, &stats);
+  EXPECT_EQ(status, BH_OK) << "row " << error.row << ": " << error.message;
+  if (status != BH_OK) {
+    worst_ = HUGE_VAL;
+    return result;
+  }
+  if (mirror_) {
+    update_reference(config_, batch, *mirror_);
+    compare_cache(config_, cache_.get(), *mirror_);
+  }
+  const Expected expected = attend_reference(config_, batch, mirror_.get());
+  worst_ = std::max(worst_, compare_result(config_, *result, expected));
+  EXPECT_TRUE(result->guards_intact()) << "the step wrote past the end of its result";
+  EXPECT_TRUE(result->has_offsets_of(batch));
+
+  int64_t written = 0;
+  for (const StepRow& row : batch.rows) {
+    if (!mirror_ || config_.read_only_cache || !batch.has_key) break;
+    written += std::count_if(row.slots.begin(), row.slots.end(), [](int64_t s) { return s >= 0; });
+  }
+  EXPECT_EQ(stats.query_tokens, batch.num_queries(config_));
+  EXPECT_EQ(stats.written_tokens, written);
+  if (stats.query_tokens > 0 && stats.bytes_staged == 0) {
+    EXPECT_EQ(stats.output_address, reinterpret_cast<int64_t>(result->output_address()));
+  }
+  return result;
+}
+
+}  // namespace broadhead::test
