@@ -221,9 +221,9 @@ void Plan::divide(const LayerSpec& spec, int threads) {
     item.num_heads = unit.heads_per_item;
     for (int piece = 0; piece < pieces; ++piece) {
       item.piece = first_piece + piece;
-      item.first_key = std::min(unit.first_key + piece * keys_per_piece, round_down(unit.end_key));
-      item.end_key = piece + 1 == pieces ? unit.end_key
-                                         : std::min(item.first_key + keys_per_piece, unit.end_key);
+      // Pieces are whole tiles, so that nothing may be left for the last ones.
+      item.first_key = std::min(unit.first_key + piece * keys_per_piece, unit.end_key);
+      item.end_key = std::min(item.first_key + keys_per_piece, unit.end_key);
       for (item.first_head = 0; item.first_head < spec.num_kv_heads;
            item.first_head += unit.heads_per_item) {
         items_.push_back(item);
