@@ -6,7 +6,6 @@ result's dtype. The command exits with 1 if any row is missing, surplus, of anot
 """
 
 import argparse
-import sys
 
 import numpy as np
 
@@ -253,23 +252,23 @@ class Comparison:
             entry["bad"] += 1
             self.problems.append(f"{_name(key)}: error {error:.3g} is above {tolerance:g}")
 
-    def report(self, out=sys.stdout, limit=5):
+    def report(self, limit=5):
         """Prints the table; returns True if everything agreed."""
         width = max([5, *(len(name) for name in self.by_layer)])
         title = f"{'layer':<{width}} {'rows':>6} {'tokens':>7} {'worst':>9} {'lse':>9} {'allowed':>8}  dtype"
-        print(title, file=out)
+        print(title)
         for name, e in self.by_layer.items():
             lse = "-" if e["lse"] is None else f"{e['lse']:.2g}"
             bad = f"   {e['bad']} BAD" if e["bad"] else ""
             counts = f"{name:<{width}} {e['rows']:>6} {e['tokens']:>7}"
-            print(f"{counts} {e['worst']:>9.2g} {lse:>9} {e['tolerance']:>8g}  {e['dtype']}{bad}", file=out)
+            print(f"{counts} {e['worst']:>9.2g} {lse:>9} {e['tolerance']:>8g}  {e['dtype']}{bad}")
         for problem in self.problems[:limit]:
-            print(problem, file=out)
+            print(problem)
         if len(self.problems) > limit:
-            print(f"... and {len(self.problems) - limit} more", file=out)
+            print(f"... and {len(self.problems) - limit} more")
         rows = sum(entry["rows"] for entry in self.by_layer.values())
         good = bool(rows) and not self.problems
-        print(f"{rows} rows compared: {'all agree' if good else 'FAILED'}", file=out)
+        print(f"{rows} rows compared: {'all agree' if good else 'FAILED'}")
         return good
 
 

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of the sample package that need neither Broadhead nor a model."""
+
+import contextlib
+import io
+import pathlib
+import tempfile
+import unittest
+
+import numpy as np
+import pyarrow as pa
+
+from broadhead_samples import check, consume, dtypes, jobfile, produce
+from broadhead_samples.rope import rotate
+
+FEATURES = [
+    "",
+    "--dtype float32 --sliding-window 20 --alibi",
+    "--dtype bfloat16 --logits-soft-cap 5 --sinks --return-lse",
+    "--kv-cache-dtype fp8 --k-scale 0.037 --v-scale 0.011 --dtype bfloat16",
+    "--rope gptj --rotary-dim 32 --share-kv",
+    "--attn-type encoder --sliding-window 7 --sinks",
+    "--attn-type encoder_decoder --string-ids",
+    "--format stream --compression zstd",
+    "--managed --compression lz4",
+]
+
+
+def quietly(function, *args):
+    """Calls a command's main without its output; returns (exit code, output)."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        code = function(*args)
+    return code, out.getvalue()
+
+
+def write_output(path, rows, dtype="float32", shift=0.0):
+    """Writes ResultRows as a result file, one row a batch, every value moved by `shift`."""
+    batches = []
+    for row in rows:
+        field, output = produce.tensor_list([row.output + shift], row.output.shape[1:], dtype, "output")
+        ids, layers = pa.array([row.sequence_id]), pa.array([row.layer])
+        schema = pa.schema([("sequence_id", ids.type), ("layer", pa.utf8()), field])
+        batches.append(pa.RecordBatch.from_arrays([ids, layers, output], schema=schema))
+    produce.write_ipc(path, batches)
+
+
+class DtypesTest(unittest.TestCase):
+    """Conversions between floats and stored bits."""
+
+    def test_every_float8_code_survives(self):
+        for dtype in ("float8_e4m3fn", "float8_e5m2"):
+            values = dtypes.decode(np.arange(256, dtype=np.uint8), dtype)
+            finite = np.isfinite(values)
+            codes = dtypes.encode(values, dtype)
+            np.testing.assert_array_equal(codes[finite], np.arange(256)[finite])
+
+    def test_float8_rounds_to_even_and_saturates(self):
+        values = np.array([0.0, 17.0, 19.0, 1e9, -1e9, np.inf, 2.0**-10, 1.5 * 2.0**-9])
+        got = dtypes.decode(dtypes.encode(values, "float8_e4m3fn"), "float8_e4m3fn")
+        np.testing.assert_array_equal(got, [0.0, 16.0, 20.0, 448.0, -448.0, 448.0, 0.0, 2.0**-8])
+        self.assertTrue(np.isnan(dtypes.decode(dtypes.encode(np.nan, "float8_e4m3fn"), "float8_e4m3fn")))
+
+    def test_bfloat16_rounds_to_even(self):
+        values = np.array([1.0, 1 + 2.0**-8, 1 + 3 * 2.0**-8, np.inf, np.nan], np.float32)
+        got = dtypes.decode(dtypes.encode(values, "bfloat16"), "bfloat16")
+        np.testing.assert_array_equal(got, [1.0, 1.0, 1 + 2.0**-6, np.inf, np.nan])
+
+
+class JobFileTest(unittest.TestCase):
+    """The YAML subset."""
+
+    def test_reads_what_it_writes(self):
+        job = {
+            "kv_cache": {"block_size": 16, "num_blocks": 64, "dtype": "auto"},
+            "layers": [
+                {"name": "a.0", "num_heads": 2, "head_size": 64, "scale": 1e-05, "sinks": [1.0, -0.5]},
+                {"name": "b", "num_heads": 4, "rope": {"rotary_dim": 32, "rope_scaling": {"factor": 2.0}}},
+            ],
+        }
+        self.assertEqual(job, jobfile.parse(jobfile.dump_job(job, "a comment: with [brackets")))
+
+    def test_reads_block_style(self):
+        text = """
+# comment
+layers:
+- name: 'a # b'   # trailing
+  sinks:
+    - 1
+    - 2.5
+  alibi_slopes: [0.5,
+                 0.25]
+"""
+        expected = {"layers": [{"name": "a # b", "sinks": [1, 2.5], "alibi_slopes": [0.5, 0.25]}]}
+        self.assertEqual(expected, jobfile.parse(text))
+
+    def test_names_the_line_of_what_it_cannot_read(self):
+        for text in ("a: 1\nb: &x 2", "a: 1\nb", "a: 1\nb: [1, 2", "a: 1\na: 2"):
+            with self.assertRaisesRegex(ValueError, "job.yaml:2"):
+                jobfile.parse(text)
+
+
+class BatchesTest(unittest.TestCase):
+    """Building and reading batches."""
+
+    def test_slices_and_nulls_read_right(self):
+        rng = np.random.default_rng(0)
+        rows = [rng.standard_normal((n, 2, 4)).astype(np.float32) for n in (3, 0, 2, 5)]
+        builder = produce.StepBatchBuilder("float32", "a")
+        for i, row in enumerate(rows):
+            builder.add(i, query=row, key=None if i == 1 else row, value=None if i == 1 else row, seq_len=9)
+        batch = builder.build()
+        for start in range(4):
+            part = batch.slice(start)
+            for name in ("query", "key"):
+                got, dtype = consume.tensor_rows(part, name)
+                self.assertEqual(dtype, "float32")
+                for want, row in zip(rows[start:], got, strict=True):
+                    np.testing.assert_array_equal(want, row)
+        self.assertTrue(batch.column("key")[1].as_py() is None)
+
+    def test_wrong_shapes_are_explained(self):
+        builder = produce.StepBatchBuilder()
+        builder.add(1, query=np.zeros((2, 2, 4))).add(2, query=np.zeros((2, 3, 4)))
+        with self.assertRaisesRegex(
+            ValueError, r"column query, row 1: expected \[n, 2, 4\], got \[2, 3, 4\]"
+        ):
+            builder.build()
+        with self.assertRaisesRegex(ValueError, "row 0: slot_mapping has 1 entries for 2 keys"):
+            zeros = np.zeros((2, 1, 4))
+            produce.StepBatchBuilder().add(1, key=zeros, value=zeros, slot_mapping=[1])
+
+    def test_blocks_are_distinct_and_come_back(self):
+        blocks = produce.BlockAllocator(num_blocks=4, block_size=16, seed=1)
+        slots = np.concatenate([blocks.append("a", 17), blocks.append("b", 16), blocks.append("a", 1)])
+        self.assertEqual(len(set(slots.tolist())), 34)
+        self.assertEqual(list(blocks.table("a")), [slots[0] // 16, slots[16] // 16])
+        with self.assertRaisesRegex(ValueError, "all 4 blocks"):
+            blocks.append("c", 17)
+        blocks.free("a")
+        self.assertEqual(len(blocks.append("c", 16)), 16)
+
+
+class CheckTest(unittest.TestCase):
+    """The reference and the comparison."""
+
+    def test_rope_keeps_lengths_and_depends_on_distance_only(self):
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((1, 1, 64))
+        y = rng.standard_normal((1, 1, 64))
+        for neox in (True, False):
+            rope = {"rotary_dim": 48, "max_position": 100, "is_neox": neox}
+            near = rotate(x, [3], rope) @ rotate(y, [5], rope)[0].T
+            far = rotate(x, [73], rope) @ rotate(y, [75], rope)[0].T
+            np.testing.assert_allclose(near, far, atol=1e-12)
+
+    def test_result_does_not_depend_on_chunking(self):
+        layer = {"name": "a", "num_heads": 4, "num_kv_heads": 2, "head_size": 32, "sliding_window": 9}
+        rng = np.random.default_rng(0)
+        q, k, v = (rng.standard_normal((40, h, 32)) for h in (4, 2, 2))
+        outputs = []
+        for chunk in (40, 7, 1):
+            reference = check.Reference({"kv_cache": {"block_size": 16}, "layers": [layer]})
+            blocks = produce.BlockAllocator(8, 16, seed=chunk)
+            rows = []
+            for at in range(0, 40, chunk):
+                part = slice(at, min(at + chunk, 40))
+                slots = blocks.append("s", len(k[part]))
+                builder = produce.StepBatchBuilder("float32")
+                builder.add(
+                    "s",
+                    query=q[part],
+                    key=k[part],
+                    value=v[part],
+                    seq_len=part.stop,
+                    slot_mapping=slots,
+                    block_table=blocks.table("s"),
+                )
+                rows.append(reference.step(builder.build())[0].output)
+            outputs.append(np.concatenate(rows))
+        np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-12)
+        np.testing.assert_allclose(outputs[0], outputs[2], atol=1e-12)
+
+    def test_every_feature_compares_equal_with_itself_and_not_when_moved(self):
+        for options in FEATURES:
+            with self.subTest(options), tempfile.TemporaryDirectory() as folder:
+                small = [
+                    folder,
+                    "--sequences",
+                    "3",
+                    "--steps",
+                    "5",
+                    "--max-prompt",
+                    "20",
+                    "--head-size",
+                    "32",
+                ]
+                self.assertEqual(quietly(produce.main, small + options.split())[0], 0)
+                job, steps = str(pathlib.Path(folder, "job.yaml")), str(pathlib.Path(folder, "steps.arrow"))
+                rows = list(check.reference_rows(jobfile.load_job(job), steps))
+                result = str(pathlib.Path(folder, "result.arrow"))
+                write_output(result, rows)
+                self.assertEqual(quietly(check.main, ["--job", job, "--steps", steps, result])[0], 0)
+                write_output(result, rows, shift=0.1)
+                code, text = quietly(check.main, ["--job", job, "--steps", steps, result])
+                self.assertEqual(code, 1)
+                self.assertIn("error 0.", text)
+                write_output(result, rows[1:])
+                code, text = quietly(check.main, ["--job", job, "--steps", steps, result])
+                self.assertEqual(code, 1)
+                self.assertIn("missing in the result", text)
+
+    def test_consume_prints_and_saves(self):
+        with tempfile.TemporaryDirectory() as folder:
+            result, saved = str(pathlib.Path(folder, "r.arrow")), str(pathlib.Path(folder, "r.npz"))
+            rows = [consume.ResultRow(5, "a", np.ones((2, 1, 4), np.float32), None, "float32", {})]
+            write_output(result, rows, "bfloat16")
+            code, text = quietly(consume.main, [result, "--npz", saved])
+            self.assertEqual(code, 0)
+            self.assertIn("1 rows, 1 sequence and layer pairs, 2 tokens", text)
+            np.testing.assert_array_equal(np.load(saved)["a/5/0"], np.ones((2, 1, 4)))
+
+
+if __name__ == "__main__":
+    unittest.main()
