@@ -63,25 +63,41 @@ public record TensorField(DType dtype, List<Integer> shape, boolean canonical) {
     return list(name, dtype, true, true, shape);
   }
 
+  /**
+   * A column of {@code tensor[shape]} with the canonical extension type, one tensor a row, without
+   * nulls.
+   */
+  public static Field tensor(String name, DType dtype, int... shape) {
+    return tensor(name, dtype, true, dtypeMetadata(dtype), shape);
+  }
+
   private static Field list(
       String name, DType dtype, boolean nullable, boolean canonical, int... shape) {
+    Field tensor = tensor("item", dtype, canonical, Map.of(), shape);
+    return new Field(
+        name,
+        new FieldType(nullable, new ArrowType.List(), null, dtypeMetadata(dtype)),
+        List.of(tensor));
+  }
+
+  private static Field tensor(
+      String name, DType dtype, boolean canonical, Map<String, String> metadata, int... shape) {
     int size = Arrays.stream(shape).reduce(1, Math::multiplyExact);
-    Map<String, String> tensorMetadata = new LinkedHashMap<>();
+    Map<String, String> tensorMetadata = new LinkedHashMap<>(metadata);
     if (canonical) {
       tensorMetadata.put(EXTENSION_NAME_KEY, EXTENSION_NAME);
       tensorMetadata.put(
           EXTENSION_METADATA_KEY, "{\"shape\":" + Arrays.toString(shape).replace(" ", "") + "}");
     }
     Field element = new Field("item", FieldType.notNullable(dtype.storage()), null);
-    Field tensor =
-        new Field(
-            "item",
-            new FieldType(false, new ArrowType.FixedSizeList(size), null, tensorMetadata),
-            List.of(element));
-    Map<String, String> columnMetadata =
-        dtype.isArrowNative() ? Map.of() : Map.of(DTYPE_KEY, dtype.label());
     return new Field(
-        name, new FieldType(nullable, new ArrowType.List(), null, columnMetadata), List.of(tensor));
+        name,
+        new FieldType(false, new ArrowType.FixedSizeList(size), null, tensorMetadata),
+        List.of(element));
+  }
+
+  private static Map<String, String> dtypeMetadata(DType dtype) {
+    return dtype.isArrowNative() ? Map.of() : Map.of(DTYPE_KEY, dtype.label());
   }
 
   /**
@@ -93,13 +109,23 @@ public record TensorField(DType dtype, List<Integer> shape, boolean canonical) {
     if (!(column.getType() instanceof ArrowType.List) || column.getChildren().size() != 1) {
       return Optional.empty();
     }
-    Field tensor = column.getChildren().get(0);
+    return ofTensor(column, column.getChildren().get(0));
+  }
+
+  /**
+   * Reads the field of a column that holds one tensor a row; empty if it is no tensor with an
+   * element type of {@link DType}.
+   */
+  public static Optional<TensorField> ofTensor(Field column) {
+    return ofTensor(column, column);
+  }
+
+  private static Optional<TensorField> ofTensor(Field column, Field tensor) {
     if (!(tensor.getType() instanceof ArrowType.FixedSizeList list)
         || tensor.getChildren().size() != 1) {
       return Optional.empty();
     }
-    Field element = tensor.getChildren().get(0);
-    Optional<DType> dtype = elementType(column, tensor, element);
+    Optional<DType> dtype = elementType(column, tensor, tensor.getChildren().get(0));
     if (dtype.isEmpty()) {
       return Optional.empty();
     }

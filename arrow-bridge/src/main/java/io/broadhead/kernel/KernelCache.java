@@ -1,10 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.kernel;
 
+import io.broadhead.arrow.Allocators;
+import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.arrow.ArrowColumn;
+import io.broadhead.arrow.BatchSchema;
+import io.broadhead.arrow.StepColumns;
+import io.broadhead.arrow.TensorField;
 import io.broadhead.nativelib.bh_cache;
 import io.broadhead.nativelib.bh_cache_options;
 import io.broadhead.nativelib.global.broadhead;
+import java.lang.ref.Reference;
 import org.apache.arrow.memory.ArrowBuf;
+import org.apache.arrow.memory.BufferAllocator;
+import org.apache.arrow.vector.types.pojo.Field;
 
 /**
  * A pool of KV cache blocks. Every slot reads as zero until it is written. Its owner closes it;
@@ -89,6 +98,154 @@ public final class KernelCache extends NativeHandle {
     } finally {
       exit();
     }
+  }
+
+  /** Schema of block contents: one tensor [block_size, num_kv_heads, head_size] a row. */
+  public BatchSchema blockSchema() {
+    int[] shape = {config.blockSize(), config.numKvHeads(), config.headSize()};
+    return BatchSchema.of(
+        TensorField.tensor(StepColumns.KEY, config.dtype(), shape),
+        TensorField.tensor(StepColumns.VALUE, config.dtype(), shape));
+  }
+
+  /**
+   * Copies blocks out, one a row, with the schema {@link #blockSchema()}. The caller closes the
+   * batch.
+   *
+   * @throws KernelException naming the first block that there is not
+   */
+  public ArrowBatch readBlocks(long[] blocks, BufferAllocator allocator) {
+    enter();
+    try {
+      requireBlocks(blocks);
+      long blockBytes = broadhead.bh_cache_block_bytes(handle);
+      long columnBytes = Math.multiplyExact(blockBytes, blocks.length);
+      ArrowBuf memory = allocator.buffer(2 * Allocators.roundUp(columnBytes));
+      boolean done = false;
+      try {
+        long key = memory.memoryAddress();
+        long value = key + Allocators.roundUp(columnBytes);
+        for (int i = 0; i < blocks.length; i++) {
+          long block = blocks[i];
+          Address keyAddress = new Address(key + i * blockBytes);
+          Address valueAddress = new Address(value + i * blockBytes);
+          NativeErrors.check(
+              error ->
+                  broadhead.bh_cache_read_block(handle, block, keyAddress, valueAddress, error));
+        }
+        ArrowBuf none = allocator.getEmpty();
+        ArrowBuf[] buffers = {
+          none,
+          none,
+          memory.slice(0, columnBytes),
+          none,
+          none,
+          memory.slice(Allocators.roundUp(columnBytes), columnBytes)
+        };
+        long elements = columnBytes / config.dtype().byteWidth();
+        long[] lengths = {blocks.length, elements, blocks.length, elements};
+        memory.getReferenceManager().retain();
+        ArrowBatch batch =
+            ArrowBatch.adopt(
+                blockSchema(),
+                blocks.length,
+                lengths,
+                new long[lengths.length],
+                buffers,
+                2 * columnBytes);
+        done = true;
+        return batch;
+      } finally {
+        if (!done) {
+          memory.close();
+        }
+      }
+    } finally {
+      exit();
+    }
+  }
+
+  /**
+   * Writes row i of {@code contents}, which {@link #readBlocks} made or something else with its
+   * columns, to block {@code blocks[i]}. Nothing is written if anything is wrong.
+   *
+   * @throws KernelException naming the column or the block
+   */
+  public void writeBlocks(long[] blocks, ArrowBatch contents) {
+    enter();
+    try {
+      requireBlocks(blocks);
+      if (contents.numRows() != blocks.length) {
+        throw new KernelException(
+            ErrorCode.INVALID_ARGUMENT,
+            -1,
+            "contents: expected "
+                + blocks.length
+                + " rows, one for each block, got "
+                + contents.numRows());
+      }
+      long blockBytes = broadhead.bh_cache_block_bytes(handle);
+      long key = blockValues(contents, StepColumns.KEY);
+      long value = blockValues(contents, StepColumns.VALUE);
+      for (int i = 0; i < blocks.length; i++) {
+        long block = blocks[i];
+        Address keyAddress = new Address(key + i * blockBytes);
+        Address valueAddress = new Address(value + i * blockBytes);
+        NativeErrors.check(
+            error ->
+                broadhead.bh_cache_write_block(handle, block, keyAddress, valueAddress, error));
+      }
+    } finally {
+      exit();
+      Reference.reachabilityFence(contents);
+    }
+  }
+
+  private void requireBlocks(long[] blocks) {
+    for (long block : blocks) {
+      if (block < 0 || block >= config.numBlocks()) {
+        throw new KernelException(
+            ErrorCode.INVALID_ARGUMENT,
+            -1,
+            "block: expected 0 to " + (config.numBlocks() - 1) + ", got " + block);
+      }
+    }
+  }
+
+  private long blockValues(ArrowBatch contents, String name) {
+    Field expected = blockSchema().field(name.equals(StepColumns.KEY) ? 0 : 1);
+    TensorField tensor = TensorField.ofTensor(expected).orElseThrow();
+    int index = contents.schema().index(name);
+    boolean fits =
+        index >= 0
+            && TensorField.ofTensor(contents.schema().field(index))
+                .filter(
+                    got ->
+                        got.dtype() == tensor.dtype()
+                            && (got.canonical()
+                                ? got.shape().equals(tensor.shape())
+                                : got.elements() == tensor.elements()))
+                .isPresent();
+    if (!fits) {
+      throw new KernelException(
+          ErrorCode.SCHEMA_MISMATCH,
+          -1,
+          "column "
+              + name
+              + ": expected tensor"
+              + tensor.shape()
+              + "<"
+              + tensor.dtype()
+              + ">, got "
+              + (index < 0 ? "no such column" : contents.schema().field(index)));
+    }
+    ArrowColumn column = contents.column(name);
+    long nulls = column.nullCount() + column.child().nullCount();
+    if (nulls > 0) {
+      throw new KernelException(
+          ErrorCode.SCHEMA_MISMATCH, -1, "column " + name + ": expected no nulls, got " + nulls);
+    }
+    return column.child().values().memoryAddress();
   }
 
   private Address blockAddress(String what, ArrowBuf buffer) {

@@ -1,12 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.kernel;
 
-import io.broadhead.arrow.Allocators;
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.BatchSchema;
-import io.broadhead.arrow.DType;
 import io.broadhead.arrow.StepColumns;
-import io.broadhead.arrow.TensorField;
 import io.broadhead.nativelib.bh_binding;
 import io.broadhead.nativelib.bh_error;
 import io.broadhead.nativelib.bh_step_stats;
@@ -17,10 +14,8 @@ import java.util.List;
 import java.util.Optional;
 import org.apache.arrow.c.ArrowSchema;
 import org.apache.arrow.c.Data;
-import org.apache.arrow.memory.ArrowBuf;
 import org.apache.arrow.memory.BufferAllocator;
 import org.apache.arrow.memory.util.MemoryUtil;
-import org.apache.arrow.vector.types.pojo.Field;
 
 /**
  * A layer and the schema of its step batches, checked once; runs the steps.
@@ -39,16 +34,8 @@ public final class StepBinding extends NativeHandle {
   private final bh_binding handle = new bh_binding();
   private final KernelLayer layer;
   private final BatchSchema schema;
-  private final BatchSchema resultSchema;
   private final BufferAllocator allocator;
-  private final int queryNode;
-  private final int queryOffsets;
-  private final int[] passedNodes;
-  private final int[] passedBuffers;
-  private final int headElements;
-  private final long tensorBytes;
-  private final boolean returnLse;
-  private final int numHeads;
+  private final ResultColumns results;
 
   private CArrays batchArrays;
   private CArrays resultArrays;
@@ -68,30 +55,16 @@ public final class StepBinding extends NativeHandle {
     this.layer = layer;
     this.schema = schema;
     this.allocator = allocator;
-    LayerConfig config = layer.config();
-    DType outputDType = config.outputDType();
-    this.numHeads = config.numHeads();
-    this.headElements = Math.multiplyExact(config.numHeads(), config.headSize());
-    this.tensorBytes = (long) headElements * outputDType.byteWidth();
-    this.returnLse = config.returnLse();
-    int query = schema.index(StepColumns.QUERY);
-    this.queryNode = query < 0 ? -1 : schema.firstNode(query);
-    this.queryOffsets = query < 0 ? -1 : schema.firstBuffer(query) + 1;
-
     try {
-      int[] passed = passedColumns(schema);
-      this.passedNodes = nodesOf(schema, passed);
-      this.passedBuffers = buffersOf(schema, passed);
-      BatchSchema produced = producedSchema(config, outputDType);
-      this.resultSchema = passed.length == 0 ? produced : schema.select(passed).join(produced);
+      this.results = new ResultColumns(layer.config(), schema, allocator);
       int[] exported = exportedColumns(schema);
       bind(schema.select(exported));
       this.batchArrays = new CArrays(allocator, schema, exported, broadhead.bh_borrowed_release());
       this.resultArrays =
           new CArrays(
               allocator,
-              produced,
-              returnLse ? new int[] {0, 1} : new int[] {0},
+              results.produced(),
+              results.returnLse() ? new int[] {0, 1} : new int[] {0},
               broadhead.bh_borrowed_release());
       this.stats = new bh_step_stats();
       this.statsAddress = stats.address();
@@ -103,31 +76,6 @@ public final class StepBinding extends NativeHandle {
     }
   }
 
-  private static int[] passedColumns(BatchSchema schema) {
-    for (String name : List.of(StepColumns.OUTPUT, StepColumns.LSE)) {
-      if (schema.contains(name)) {
-        throw new KernelException(
-            ErrorCode.SCHEMA_MISMATCH,
-            -1,
-            "column "
-                + name
-                + ": expected no column of that name in a step batch, since the result has one");
-      }
-    }
-    List<Integer> columns = new ArrayList<>();
-    for (String name : List.of(StepColumns.SEQUENCE_ID, StepColumns.LAYER)) {
-      if (schema.contains(name)) {
-        columns.add(schema.index(name));
-      }
-    }
-    for (int i = 0; i < schema.columnCount(); i++) {
-      if (!StepColumns.STEP.contains(schema.field(i).getName())) {
-        columns.add(i);
-      }
-    }
-    return columns.stream().mapToInt(Integer::intValue).toArray();
-  }
-
   private static int[] exportedColumns(BatchSchema schema) {
     List<Integer> columns = new ArrayList<>();
     for (int i = 0; i < schema.columnCount(); i++) {
@@ -136,35 +84,6 @@ public final class StepBinding extends NativeHandle {
       }
     }
     return columns.stream().mapToInt(Integer::intValue).toArray();
-  }
-
-  private static BatchSchema producedSchema(LayerConfig config, DType outputDType) {
-    Field output =
-        TensorField.list(StepColumns.OUTPUT, outputDType, config.numHeads(), config.headSize());
-    return config.returnLse()
-        ? BatchSchema.of(
-            output, TensorField.plainList(StepColumns.LSE, DType.FLOAT32, config.numHeads()))
-        : BatchSchema.of(output);
-  }
-
-  private static int[] nodesOf(BatchSchema schema, int[] columns) {
-    List<Integer> nodes = new ArrayList<>();
-    for (int column : columns) {
-      for (int node = schema.firstNode(column); node < schema.firstNode(column + 1); node++) {
-        nodes.add(node);
-      }
-    }
-    return nodes.stream().mapToInt(Integer::intValue).toArray();
-  }
-
-  private static int[] buffersOf(BatchSchema schema, int[] columns) {
-    List<Integer> buffers = new ArrayList<>();
-    for (int column : columns) {
-      for (int b = schema.firstBuffer(column); b < schema.firstBuffer(column + 1); b++) {
-        buffers.add(b);
-      }
-    }
-    return buffers.stream().mapToInt(Integer::intValue).toArray();
   }
 
   private void bind(BatchSchema exported) {
@@ -190,7 +109,7 @@ public final class StepBinding extends NativeHandle {
    * {@code output} and, if the layer returns it, {@code lse}.
    */
   public BatchSchema resultSchema() {
-    return resultSchema;
+    return results.schema();
   }
 
   /**
@@ -210,24 +129,18 @@ public final class StepBinding extends NativeHandle {
   }
 
   private ArrowBatch runStep(ArrowBatch batch) {
-    int rows = batch.numRows();
-    long tokens = queryTokens(batch);
-    long offsetBytes = Allocators.roundUp((rows + 1L) * Integer.BYTES);
-    long valueBytes = Math.multiplyExact(tokens, tensorBytes);
-    long valueSpace = Allocators.roundUp(valueBytes);
-    long lseBytes = returnLse ? tokens * numHeads * Float.BYTES : 0;
-    long size = offsetBytes + valueSpace + (returnLse ? offsetBytes + lseBytes : 0);
-    // One allocation for all that the kernels write; the batch's buffers are slices of it.
-    ArrowBuf memory = allocator.buffer(size);
-    boolean done = false;
-    try {
-      long offsets = memory.memoryAddress();
+    try (ResultColumns.Draft draft = results.draft(batch)) {
       batchArrays.point(batch);
-      resultArrays.begin(rows);
-      pointResult(OUTPUT_NODE, rows, tokens, headElements, offsets, offsets + offsetBytes);
-      if (returnLse) {
-        long lseOffsets = offsets + offsetBytes + valueSpace;
-        pointResult(LSE_NODE, rows, tokens, numHeads, lseOffsets, lseOffsets + offsetBytes);
+      resultArrays.begin(draft.rows);
+      pointResult(
+          OUTPUT_NODE,
+          draft,
+          results.tensorElements(),
+          draft.offsetsAddress(),
+          draft.valuesAddress());
+      if (results.returnLse()) {
+        pointResult(
+            LSE_NODE, draft, results.numHeads(), draft.lseOffsetsAddress(), draft.lsesAddress());
       }
       int status =
           broadhead.bh_step(handle, batchArrays.address(), resultArrays.address(), stats, error);
@@ -235,92 +148,17 @@ public final class StepBinding extends NativeHandle {
         throw NativeErrors.toException(status, error);
       }
       lastStats = readStats();
-      ArrowBatch result =
-          assemble(batch, tokens, memory, offsetBytes, valueBytes, valueSpace, lseBytes);
-      done = true;
-      return result;
-    } finally {
-      if (!done) {
-        memory.close();
-      }
+      return draft.finish(lastStats.bytesStaged());
     }
-  }
-
-  private long queryTokens(ArrowBatch batch) {
-    if (queryNode < 0 || batch.numRows() == 0) {
-      return 0;
-    }
-    ArrowBuf offsets = batch.buffer(queryOffsets);
-    long tokens = (long) offsets.getInt(4L * batch.numRows()) - offsets.getInt(0);
-    if (tokens < 0 || tokens > batch.nodeLength(queryNode + 1)) {
-      throw new KernelException(
-          ErrorCode.INVALID_ARGUMENT,
-          -1,
-          "column query: expected offsets over at most "
-              + batch.nodeLength(queryNode + 1)
-              + " tokens, got "
-              + tokens);
-    }
-    return tokens;
   }
 
   private void pointResult(
-      int node, long rows, long tokens, int elements, long offsets, long values) {
-    resultArrays.header(node, rows, 0);
+      int node, ResultColumns.Draft draft, int elements, long offsets, long values) {
+    resultArrays.header(node, draft.rows, 0);
     resultArrays.buffer(node, 1, offsets);
-    resultArrays.header(node + 1, tokens, 0);
-    resultArrays.header(node + 2, tokens * elements, 0);
+    resultArrays.header(node + 1, draft.tokens, 0);
+    resultArrays.header(node + 2, draft.tokens * elements, 0);
     resultArrays.buffer(node + 2, 1, values);
-  }
-
-  private ArrowBatch assemble(
-      ArrowBatch batch,
-      long tokens,
-      ArrowBuf memory,
-      long offsetBytes,
-      long valueBytes,
-      long valueSpace,
-      long lseBytes) {
-    int rows = batch.numRows();
-    long[] lengths = new long[resultSchema.nodeCount()];
-    long[] nullCounts = new long[lengths.length];
-    ArrowBuf[] buffers = new ArrowBuf[resultSchema.bufferCount()];
-    int node = 0;
-    for (int from : passedNodes) {
-      lengths[node] = batch.nodeLength(from);
-      nullCounts[node++] = batch.nullCount(from);
-    }
-    int buffer = 0;
-    for (int from : passedBuffers) {
-      buffers[buffer] = batch.buffer(from);
-      buffers[buffer++].getReferenceManager().retain();
-    }
-    lengths[node++] = rows;
-    lengths[node++] = tokens;
-    lengths[node++] = tokens * headElements;
-    long usedOffsets = (rows + 1L) * Integer.BYTES;
-    ArrowBuf none = allocator.getEmpty();
-    buffers[buffer++] = none;
-    buffers[buffer++] = memory.slice(0, usedOffsets);
-    buffers[buffer++] = none;
-    buffers[buffer++] = none;
-    buffers[buffer++] = memory.slice(offsetBytes, valueBytes);
-    int slices = 2;
-    if (returnLse) {
-      lengths[node++] = rows;
-      lengths[node++] = tokens;
-      lengths[node] = tokens * numHeads;
-      long start = offsetBytes + valueSpace;
-      buffers[buffer++] = none;
-      buffers[buffer++] = memory.slice(start, usedOffsets);
-      buffers[buffer++] = none;
-      buffers[buffer++] = none;
-      buffers[buffer] = memory.slice(start + offsetBytes, lseBytes);
-      slices = 4;
-    }
-    memory.getReferenceManager().retain(slices - 1);
-    return ArrowBatch.adopt(
-        resultSchema, rows, lengths, nullCounts, buffers, lastStats.bytesStaged());
   }
 
   /**
