@@ -17,6 +17,8 @@ import io.broadhead.kernel.KernelEngine;
 import io.broadhead.kernel.KernelException;
 import io.broadhead.kernel.KernelLayer;
 import io.broadhead.kernel.LayerConfig;
+import io.broadhead.kernel.ResultColumns;
+import io.broadhead.kernel.ResultMerger;
 import io.broadhead.kernel.RopeConfig;
 import io.broadhead.kernel.RowError;
 import io.broadhead.kernel.StepBinding;
@@ -51,6 +53,10 @@ public final class PagedAttention implements AutoCloseable {
   /** Schemas whose bindings are kept; a stream has one for each layer shape, or few. */
   private static final int MAX_SCHEMAS = 64;
 
+  /** Element types that queries, keys and values may have. */
+  private static final List<DType> ELEMENT_TYPES =
+      List.of(DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16);
+
   private final Job job;
   private final Map<String, LayerSpec> layersByName;
   private final BufferAllocator allocator;
@@ -60,6 +66,7 @@ public final class PagedAttention implements AutoCloseable {
   private final Map<LayerKey, KernelLayer> layers = new HashMap<>();
   private final Map<BatchSchema, Bound> schemas = new LinkedHashMap<>(16, 0.75f, true);
   private StepStats lastStep;
+  private long lastRowBytesCopied;
   private long cacheBytes;
 
   private record LayerKey(String name, DType dtype) {}
@@ -112,7 +119,7 @@ public final class PagedAttention implements AutoCloseable {
   /** Fails if no element type that a batch may have will do. */
   private void requireSupport(LayerSpec layer) {
     KernelException reason = null;
-    for (DType dtype : new DType[] {DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16}) {
+    for (DType dtype : ELEMENT_TYPES) {
       DType cacheDtype =
           layer.attnType().cached() ? layer.kvCacheDtype().dtype().orElse(dtype) : null;
       Optional<KernelException> unsupported =
@@ -149,6 +156,7 @@ public final class PagedAttention implements AutoCloseable {
       StepBinding binding = binding(bound, layer, batch.schema());
       ArrowBatch result = binding.step(batch);
       lastStep = binding.lastStats();
+      lastRowBytesCopied = 0;
       return result;
     } catch (KernelException e) {
       throw named(e, layer, batch, bound.schema);
@@ -172,10 +180,191 @@ public final class PagedAttention implements AutoCloseable {
       }
       try (ArrowBatch rest = BatchRows.take(batch, without(bad, batch.numRows()), allocator)) {
         ArrowBatch result = step(rest);
+        lastRowBytesCopied = rest.bytesCopied();
         bad.forEach(refused);
         return result;
       }
     }
+  }
+
+  /**
+   * A profile run: the result that {@code batch} would have if no query saw a key, zeros and -inf
+   * in {@code lse}, in the shape and element type of the layer's results. The batch needs only a
+   * query column, and a layer column if the job has several layers. Touches no cache and reserves
+   * none: it is what a framework calls to size its buffers before the first step.
+   *
+   * @throws InvalidBatchException if the queries are not those of the layer
+   */
+  public ArrowBatch profile(ArrowBatch batch) {
+    LayerSpec layer = profiledLayer(batch);
+    int query = batch.schema().index(StepColumns.QUERY);
+    Optional<TensorField> tensors =
+        query < 0 ? Optional.empty() : TensorField.of(batch.schema().field(query));
+    boolean fits =
+        tensors
+            .filter(t -> ELEMENT_TYPES.contains(t.dtype()))
+            .filter(t -> t.elements() == layer.numHeads() * layer.headSize())
+            .filter(t -> !t.canonical() || t.shape().get(0) == layer.numHeads())
+            .isPresent();
+    if (!fits) {
+      throw new InvalidBatchException(
+          ErrorCode.SCHEMA_MISMATCH,
+          -1,
+          "layer '"
+              + layer.name()
+              + "': column query: expected list<tensor["
+              + layer.numHeads()
+              + ", "
+              + layer.headSize()
+              + "]> of float16, bfloat16 or float32, got "
+              + (query < 0 ? "no such column" : batch.schema().field(query)),
+          null);
+    }
+    try {
+      return new ResultColumns(config(layer, tensors.get().dtype()), batch.schema(), allocator)
+          .zeros(batch);
+    } catch (KernelException e) {
+      throw new InvalidBatchException(
+          e.code(), e.row(), "layer '" + layer.name() + "': " + e.getMessage(), e);
+    }
+  }
+
+  private LayerSpec profiledLayer(ArrowBatch batch) {
+    if (!batch.schema().contains(StepColumns.LAYER)) {
+      return onlyLayer();
+    }
+    if (batch.numRows() == 0) {
+      return layerByQuery(batch.schema());
+    }
+    String name = StepBatchSchema.layerOf(batch);
+    return layer(name)
+        .orElseThrow(
+            () ->
+                new InvalidBatchException(
+                    ErrorCode.SCHEMA_MISMATCH,
+                    -1,
+                    misplacedMessage(Optional.empty(), null, name),
+                    null));
+  }
+
+  /** As {@link PartialResults#merge}, with the backend that is open here. */
+  public ArrowBatch merge(List<ArrowBatch> parts) {
+    return PartialResults.merge(new ResultMerger(engine, allocator), parts);
+  }
+
+  /**
+   * Copies blocks of a layer's cache: block {@code source[i]} to block {@code target[i]}, for each
+   * i in order. Nothing is copied if an id is out of range.
+   *
+   * @throws KernelException {@link ErrorCode#INVALID_ARGUMENT} naming what is wrong
+   */
+  public void copyBlocks(String layer, long[] source, long[] target) {
+    if (source.length != target.length) {
+      throw badArgument(
+          layer, "copyBlocks: expected " + source.length + " target blocks, got " + target.length);
+    }
+    withCache(
+        layer,
+        null,
+        cache -> {
+          cache.copyBlocks(source, target);
+          return null;
+        });
+  }
+
+  /**
+   * One block of a layer's cache in logical order: a batch of one row with the columns {@code key}
+   * and {@code value}, each a tensor [block_size, num_kv_heads, head_size] of the cache's element
+   * type. An fp8 cache gives its codes, before {@code k_scale} and {@code v_scale}. The caller
+   * closes the batch.
+   *
+   * @throws KernelException {@link ErrorCode#INVALID_ARGUMENT} naming what is wrong
+   */
+  public ArrowBatch readBlock(String layer, long block) {
+    return swapOut(layer, block);
+  }
+
+  /** Writes what {@link #readBlock} read, or contents of that form, to a block. */
+  public void writeBlock(String layer, long block, ArrowBatch contents) {
+    swapIn(layer, new long[] {block}, contents);
+  }
+
+  /**
+   * Copies blocks of a layer's cache out, one a row, in the form of {@link #readBlock}; whoever
+   * hands out block ids may give the blocks to others then. The caller closes the batch.
+   *
+   * @throws KernelException {@link ErrorCode#INVALID_ARGUMENT} naming what is wrong
+   */
+  public ArrowBatch swapOut(String layer, long... blocks) {
+    return withCache(layer, null, cache -> cache.readBlocks(blocks, allocator));
+  }
+
+  /**
+   * Copies what {@link #swapOut} gave back in: row i to block {@code blocks[i]}, which need not be
+   * the block that it came from, nor in the same process or backend. Reserves the layer's cache if
+   * it has had no batch yet. Nothing is written if anything is wrong.
+   *
+   * @throws KernelException {@link ErrorCode#INVALID_ARGUMENT} or {@link ErrorCode#SCHEMA_MISMATCH}
+   *     naming what is wrong
+   */
+  public void swapIn(String layer, long[] blocks, ArrowBatch contents) {
+    int key = contents.schema().index(StepColumns.KEY);
+    DType stored =
+        key < 0
+            ? null
+            : TensorField.ofTensor(contents.schema().field(key))
+                .map(TensorField::dtype)
+                .filter(ELEMENT_TYPES::contains)
+                .orElse(null);
+    withCache(
+        layer,
+        stored,
+        cache -> {
+          cache.writeBlocks(blocks, contents);
+          return null;
+        });
+  }
+
+  /**
+   * Calls {@code use} with the cache of the layer called {@code name}.
+   *
+   * @param dtype what a cache with kv_cache_dtype auto becomes if there is none yet, or null
+   */
+  private <T> T withCache(String name, DType dtype, Function<KernelCache, T> use) {
+    LayerSpec layer = layer(name).orElseThrow(() -> badArgument(name, "expected " + layerNames()));
+    if (!layer.attnType().cached()) {
+      throw badArgument(
+          name, "expected a layer with a KV cache, got one of type " + layer.attnType().label());
+    }
+    LayerSpec owner = job.cacheOwner(layer);
+    KernelCache cache = caches.get(owner.name());
+    try {
+      if (cache == null) {
+        Optional<DType> stored = owner.kvCacheDtype().dtype().or(() -> Optional.ofNullable(dtype));
+        if (stored.isEmpty()) {
+          throw badArgument(
+              name,
+              "its cache does not exist before the layer's first batch, which settles kv_cache_dtype"
+                  + " auto; set kv_cache_dtype to reserve it at once");
+        }
+        cache = cache(owner, stored.get());
+      }
+      return use.apply(cache);
+    } catch (KernelException e) {
+      if (e.code() != ErrorCode.INVALID_ARGUMENT && e.code() != ErrorCode.SCHEMA_MISMATCH
+          || e.getMessage().startsWith("layer '")) {
+        throw e;
+      }
+      throw new KernelException(e.code(), e.row(), "layer '" + name + "': " + e.getMessage());
+    }
+  }
+
+  private static KernelException badArgument(String layer, String message) {
+    return new KernelException(ErrorCode.INVALID_ARGUMENT, -1, "layer '" + layer + "': " + message);
+  }
+
+  private String layerNames() {
+    return job.layers().stream().map(LayerSpec::name).collect(Collectors.joining("', '", "'", "'"));
   }
 
   private static int[] without(List<RefusedRow> bad, int rows) {
@@ -266,10 +455,7 @@ public final class PagedAttention implements AutoCloseable {
   private String misplacedMessage(Optional<LayerSpec> rowLayer, LayerSpec layer, String got) {
     String quoted = got.isEmpty() ? "null" : "'" + got + "'";
     if (rowLayer.isEmpty()) {
-      return "column layer: expected "
-          + job.layers().stream().map(LayerSpec::name).collect(Collectors.joining("', '", "'", "'"))
-          + ", got "
-          + quoted;
+      return "column layer: expected " + layerNames() + ", got " + quoted;
     }
     return "column layer: expected the same layer in every row, '"
         + layer.name()
@@ -521,6 +707,14 @@ public final class PagedAttention implements AutoCloseable {
   /** What the last successful step did, or null before the first. */
   public StepStats lastStep() {
     return lastStep;
+  }
+
+  /**
+   * Payload bytes that the last successful step copied, beyond those that were copied to make its
+   * batch: rows that were gathered because others were left out, and what was staged for kernels.
+   */
+  public long lastBytesCopied() {
+    return lastStep == null ? 0 : lastRowBytesCopied + lastStep.bytesStaged();
   }
 
   /** Bytes of the KV caches that exist by now. */

@@ -90,10 +90,44 @@ final class StepBatchSchema {
     return layerColumn >= 0;
   }
 
+  /**
+   * What the layer column says in all rows.
+   *
+   * @throws InvalidBatchException if it is no text, or not the same in all rows
+   */
+  static String layerOf(ArrowBatch batch) {
+    ArrowColumn column = batch.column(StepColumns.LAYER);
+    Field field = batch.schema().field(batch.schema().index(StepColumns.LAYER));
+    if (!(field.getType() instanceof ArrowType.Utf8)) {
+      throw mismatch(StepColumns.LAYER, "utf8", field);
+    }
+    String first = text(column, 0);
+    for (long row = 1; row < column.length(); row++) {
+      String other = text(column, row);
+      if (!other.equals(first)) {
+        throw new InvalidBatchException(
+            ErrorCode.INVALID_ROW,
+            row,
+            "row "
+                + row
+                + ": column layer: expected the same layer in every row, '"
+                + first
+                + "', got '"
+                + other
+                + "'",
+            null);
+      }
+    }
+    return first;
+  }
+
+  private static String text(ArrowColumn column, long row) {
+    return column.isNull(row) ? NO_LAYER : column.getString(row);
+  }
+
   /** What the layer column says in {@code row}; empty text for null. */
   String layer(ArrowBatch batch, long row) {
-    ArrowColumn column = batch.column(StepColumns.LAYER);
-    return column.isNull(row) ? NO_LAYER : column.getString(row);
+    return text(batch.column(StepColumns.LAYER), row);
   }
 
   /** The first row whose layer differs from that of row 0, or -1. Compares bytes, makes no text. */

@@ -59,7 +59,8 @@ public final class PagedAttentionMetrics {
               BYTES_COPIED,
               "counter",
               "payload bytes copied on the way to the kernels: decompression, network edges, row"
-                  + " splits and staging; 0 for uncompressed, memory-mapped, chained input"),
+                  + " splits, rows gathered where others were refused, and staging; 0 for"
+                  + " uncompressed, memory-mapped, chained input"),
           new Description(
               CODE_GROUP + ".<error code>." + REFUSED_ROWS,
               "counter",
@@ -91,13 +92,13 @@ public final class PagedAttentionMetrics {
     group.gauge(CACHE_BYTES, (Gauge<Long>) attention::cacheBytes);
   }
 
-  void step(long rows, StepStats stats, long batchBytesCopied, long nanos) {
+  void step(long rows, StepStats stats, long copied, long nanos) {
     steps.inc();
     sequences.inc(rows);
     queryTokens.inc(stats.queryTokens());
     writtenTokens.inc(stats.writtenTokens());
     bytesInPlace.inc(stats.bytesInPlace());
-    bytesCopied.inc(batchBytesCopied + stats.bytesStaged());
+    bytesCopied.inc(copied);
     stepTimeMicros.update(nanos / 1000);
   }
 

@@ -100,7 +100,10 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
             ? attention.step(batch)
             : attention.step(batch, row -> refuse(row, element));
     counters.step(
-        result.numRows(), attention.lastStep(), batch.bytesCopied(), System.nanoTime() - start);
+        result.numRows(),
+        attention.lastStep(),
+        batch.bytesCopied() + attention.lastBytesCopied(),
+        System.nanoTime() - start);
     return result;
   }
 

@@ -12,10 +12,10 @@ import org.apache.flink.streaming.api.datastream.SingleOutputStreamOperator;
 
 /** Puts paged attention into a Flink job graph. */
 public final class PagedAttentionStream {
-  /** Name and uid of the operator. */
+  /** Name and uid of the operator, unless it is given another. */
   public static final String OPERATOR = "paged-attention";
 
-  /** Name and uid of the splitter. */
+  /** Name and uid of the splitter; an operator with a name of its own puts that before it. */
   public static final String SPLITTER = "shard-splitter";
 
   private PagedAttentionStream() {}
@@ -35,6 +35,16 @@ public final class PagedAttentionStream {
    */
   public static SingleOutputStreamOperator<ArrowBatch> attend(
       DataStream<ArrowBatch> steps, Job job, ReadableConfig options, int parallelism) {
+    return attend(steps, job, options, parallelism, OPERATOR);
+  }
+
+  /**
+   * As above, for job graphs with more than one such operator.
+   *
+   * @param name name and uid of the operator, unique in the job graph
+   */
+  public static SingleOutputStreamOperator<ArrowBatch> attend(
+      DataStream<ArrowBatch> steps, Job job, ReadableConfig options, int parallelism, String name) {
     PagedAttentionOperatorFactory factory = new PagedAttentionOperatorFactory(job, options);
     int shards =
         options.getOptional(PagedAttentionOptions.SHARDS).isPresent()
@@ -50,9 +60,9 @@ public final class PagedAttentionStream {
     }
     SingleOutputStreamOperator<ArrowBatch> results =
         shards == 1
-            ? steps.transform(OPERATOR, ArrowBatchTypeInfo.INSTANCE, factory).setParallelism(1)
-            : attendByShard(steps, factory, shards, parallelism);
-    results.uid(OPERATOR);
+            ? steps.transform(name, ArrowBatchTypeInfo.INSTANCE, factory).setParallelism(1)
+            : attendByShard(steps, factory, shards, parallelism, name);
+    results.uid(name);
     // Unknown with kv_cache_dtype auto, which the first batch settles: then nothing is declared.
     long cacheMebibytes = (job.cacheBytes().orElse(0) + (1 << 20) - 1) >> 20;
     if (cacheMebibytes > 0) {
@@ -68,7 +78,9 @@ public final class PagedAttentionStream {
       DataStream<ArrowBatch> steps,
       PagedAttentionOperatorFactory factory,
       int shards,
-      int parallelism) {
+      int parallelism,
+      String name) {
+    String splitter = name.equals(OPERATOR) ? SPLITTER : name + "-" + SPLITTER;
     int configured = steps.getExecutionEnvironment().getMaxParallelism();
     int maxParallelism =
         configured > 0
@@ -78,11 +90,11 @@ public final class PagedAttentionStream {
                 Integer.highestOneBit(2 * shards - 1));
     return steps
         .flatMap(new ShardSplitter(shards), ArrowBatchTypeInfo.INSTANCE)
-        .name(SPLITTER)
-        .uid(SPLITTER)
+        .name(splitter)
+        .uid(splitter)
         .setParallelism(steps.getParallelism())
         .keyBy(new ShardKey(shards, maxParallelism), Types.INT)
-        .transform(OPERATOR, ArrowBatchTypeInfo.INSTANCE, factory)
+        .transform(name, ArrowBatchTypeInfo.INSTANCE, factory)
         .setParallelism(parallelism)
         .setMaxParallelism(maxParallelism);
   }
