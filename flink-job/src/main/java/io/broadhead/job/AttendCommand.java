@@ -10,14 +10,15 @@ import io.broadhead.attention.InvalidBatchException;
 import io.broadhead.attention.Job;
 import io.broadhead.attention.JobFile;
 import io.broadhead.attention.PagedAttention;
-import io.broadhead.attention.RefusedRow;
 import io.broadhead.kernel.EngineInfo;
 import java.nio.file.Path;
 import org.apache.arrow.memory.BufferAllocator;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Option;
 
-/** {@code broadhead attend}: step batches in, result batches out, in one thread and without Flink. */
+/**
+ * {@code broadhead attend}: step batches in, result batches out, in one thread and without Flink.
+ */
 @Command(
     name = "attend",
     mixinStandardHelpOptions = true,
@@ -95,7 +96,7 @@ final class AttendCommand extends EngineCommand {
   boolean quiet;
 
   @Override
-  int execute() throws Exception {
+  int executeOnEngine() throws Exception {
     requireKnownBackend();
     Failure.requireReadable(job, "--job");
     Failure.requireReadable(input, "--input");
@@ -104,7 +105,8 @@ final class AttendCommand extends EngineCommand {
     try (BufferAllocator allocator = Allocators.root();
         PagedAttention attention =
             PagedAttention.open(loaded, new AttentionConfig(backend, threads, device), allocator);
-        ResultFiles results = ResultFiles.create(output, overwrite, loaded, compression, allocator);
+        ResultFiles results =
+            ResultFiles.create(output, overwrite, input, loaded, compression, allocator);
         RefusedFile refusedRows = new RefusedFile(refusedFile())) {
       EngineInfo engine = attention.engine();
       if (!quiet) {

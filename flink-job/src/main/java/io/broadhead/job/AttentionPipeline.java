@@ -19,8 +19,8 @@ import org.apache.flink.streaming.api.environment.StreamExecutionEnvironment;
 
 /**
  * The job graph: step files, attention, result files, and a file sink for refused rows. The source
- * has one subtask, so that the steps of a sequence keep their order; with one shard all of it is one
- * chain and batches go by reference.
+ * has one subtask, so that the steps of a sequence keep their order; with one shard all of it is
+ * one chain and batches go by reference.
  *
  * @param refused folder for refused rows, or null if there can be none
  * @param countSequences whether the different sequences are counted, as only a bounded job can

@@ -31,7 +31,7 @@ import picocli.CommandLine.Parameters;
       "  broadhead compare expected.arrow out.arrow",
       "  broadhead compare expected/ results/ --tolerance 1e-4",
     })
-final class CompareCommand extends EngineCommand {
+final class CompareCommand extends ReportingCommand {
   private static final int PROBLEMS_SHOWN = 5;
 
   @Parameters(

@@ -2,13 +2,13 @@
 package io.broadhead.job;
 
 import com.sun.management.OperatingSystemMXBean;
+import io.broadhead.job.text.Json;
+import io.broadhead.job.text.Units;
 import io.broadhead.kernel.BackendInfo;
 import io.broadhead.kernel.EngineConfig;
 import io.broadhead.kernel.EngineInfo;
 import io.broadhead.kernel.KernelEngine;
 import io.broadhead.kernel.KernelException;
-import io.broadhead.job.text.Json;
-import io.broadhead.job.text.Units;
 import java.io.PrintWriter;
 import java.lang.management.ManagementFactory;
 import java.util.LinkedHashMap;
@@ -41,7 +41,7 @@ final class DoctorCommand extends EngineCommand {
   boolean json;
 
   @Override
-  int execute() {
+  int executeOnEngine() {
     requireKnownBackend();
     Report report = Report.make(new EngineConfig(backend, threads, device));
     if (json) {

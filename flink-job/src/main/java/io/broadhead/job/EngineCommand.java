@@ -3,20 +3,12 @@ package io.broadhead.job;
 
 import io.broadhead.kernel.BackendInfo;
 import io.broadhead.kernel.KernelEngine;
-import java.io.PrintWriter;
 import java.util.ArrayList;
 import java.util.List;
-import java.util.concurrent.Callable;
-import picocli.CommandLine;
-import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
-import picocli.CommandLine.ParameterException;
-import picocli.CommandLine.Spec;
 
-/** What all commands share: the engine's options, and how a failure is told. */
-abstract class EngineCommand implements Callable<Integer> {
-  @Spec CommandSpec spec;
-
+/** The options of the commands that open a backend. */
+abstract class EngineCommand extends ReportingCommand {
   @Option(
       names = "--backend",
       paramLabel = "NAME",
@@ -40,49 +32,14 @@ abstract class EngineCommand implements Callable<Integer> {
       description = "Device index for GPU backends. Default: ${DEFAULT-VALUE}.")
   int device;
 
-  @Option(
-      names = {"-v", "--verbose"},
-      description = "Log what the libraries do, and print the stack trace of a failure.")
-  boolean verbose;
-
-  /** Does the work; a returned exit code other than 0 has been explained to the user. */
-  abstract int execute() throws Exception;
+  /** Does the work, the engine's options being in range. */
+  abstract int executeOnEngine() throws Exception;
 
   @Override
-  public final Integer call() {
+  final int execute() throws Exception {
     requireOption(threads >= 0, "--threads", "0 or more", threads);
     requireOption(device >= 0, "--device", "0 or more", device);
-    try {
-      return execute();
-    } catch (ParameterException e) {
-      throw e;
-    } catch (Exception | OutOfMemoryError | LinkageError e) {
-      err().println("broadhead " + spec.name() + ": " + Failure.describe(e));
-      if (verbose) {
-        e.printStackTrace(err());
-      } else if (Failure.isUnexpected(e)) {
-        err().println("(--verbose prints the stack trace)");
-      }
-      return Main.FAILED;
-    }
-  }
-
-  final PrintWriter out() {
-    return spec.commandLine().getOut();
-  }
-
-  final PrintWriter err() {
-    return spec.commandLine().getErr();
-  }
-
-  final void requireOption(boolean holds, String option, String expected, Object got) {
-    if (!holds) {
-      throw usage(option + ": expected " + expected + ", got " + got);
-    }
-  }
-
-  final ParameterException usage(String message) {
-    return new ParameterException(spec.commandLine(), message);
+    return executeOnEngine();
   }
 
   /** Refuses a backend name that this build does not know. */
@@ -91,13 +48,5 @@ abstract class EngineCommand implements Callable<Integer> {
     KernelEngine.backends().stream().map(BackendInfo::name).forEach(names::add);
     requireOption(
         names.contains(backend), "--backend", "one of " + String.join(", ", names), backend);
-  }
-
-  /** Prints a usage error in one line, with the way to more. */
-  static int onUsageError(ParameterException e, String[] args) {
-    CommandLine line = e.getCommandLine();
-    line.getErr().println(line.getCommandSpec().qualifiedName() + ": " + e.getMessage());
-    line.getErr().println("Try '" + line.getCommandSpec().qualifiedName() + " --help'.");
-    return CommandLine.ExitCode.USAGE;
   }
 }

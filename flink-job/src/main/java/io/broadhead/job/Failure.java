@@ -12,6 +12,8 @@ import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.util.List;
 import java.util.Optional;
+import java.util.concurrent.CompletionException;
+import java.util.concurrent.ExecutionException;
 
 /** Turns what was thrown into the one line that a user reads. */
 final class Failure {
@@ -50,9 +52,28 @@ final class Failure {
           + root.getMessage()
           + " (java -Xmx... raises the limit of the Java heap; the KV cache lies outside it)";
     }
-    String message = root.getMessage();
-    return root.getClass().getSimpleName()
-        + (message == null || message.isBlank() ? "" : ": " + oneLine(message));
+    Throwable context = failure;
+    while (context != root && says(context).isEmpty()) {
+      context = context.getCause();
+    }
+    String cause = root.getClass().getSimpleName() + after(": ", oneLine(root.getMessage()));
+    return context == root ? cause : oneLine(context.getMessage()) + " (" + cause + ")";
+  }
+
+  /** What {@code failure} adds to its cause; empty for the wrappers of thread pools and Flink. */
+  private static String says(Throwable failure) {
+    String message = oneLine(failure.getMessage());
+    boolean wrapper =
+        failure instanceof ExecutionException
+            || failure instanceof CompletionException
+            || failure.getClass().getName().startsWith("org.apache.flink.runtime.")
+            || failure.getCause() != null
+                && message.contains(oneLine(failure.getCause().toString()));
+    return wrapper ? "" : message;
+  }
+
+  private static String after(String separator, String text) {
+    return text.isEmpty() ? "" : separator + text;
   }
 
   /** Whether nobody expected this failure, so that a stack trace may help. */

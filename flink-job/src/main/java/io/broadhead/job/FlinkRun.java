@@ -17,6 +17,8 @@ import io.broadhead.kernel.EngineConfig;
 import io.broadhead.kernel.EngineInfo;
 import io.broadhead.kernel.KernelEngine;
 import java.io.IOException;
+import java.net.URI;
+import java.nio.file.FileSystemNotFoundException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Duration;
@@ -62,6 +64,9 @@ final class FlinkRun {
   // ---- on a cluster that exists --------------------------------------------------------------
 
   private int executeThere(StreamExecutionEnvironment env) throws Exception {
+    if (options.overwrite) {
+      throw options.usage("--overwrite: not on a cluster; choose another --output");
+    }
     Configuration configuration = jobConfiguration();
     configuration.set(PagedAttentionOptions.THREADS, options.threads);
     env.configure(configuration);
@@ -81,8 +86,8 @@ final class FlinkRun {
 
   private int executeHere() throws Exception {
     options.requireKnownBackend();
-    Path input = Path.of(options.input);
-    Path output = Path.of(options.output);
+    Path input = localPath("--input", options.input);
+    Path output = localPath("--output", options.output);
     Failure.requireReadable(input, "--input");
     if (options.watch && !Files.isDirectory(input)) {
       throw options.usage("--watch: expected --input to be a folder, got the file " + input);
@@ -90,7 +95,7 @@ final class FlinkRun {
     if (!options.watch && StepInput.files(input).isEmpty()) {
       throw new WorkFailedException(input + ": expected step files, got an empty folder");
     }
-    boolean madeOutput = OutputFolder.prepare(output, options.overwrite);
+    boolean madeOutput = OutputFolder.prepare(output, options.overwrite, input);
     long begun = System.nanoTime();
     try {
       runHere(input, output, begun);
@@ -117,9 +122,7 @@ final class FlinkRun {
     configuration.set(PagedAttentionOptions.SHARDS, shards(parallelism));
     EngineInfo engine = engineInfo(threads);
     if (!options.quiet) {
-      options
-          .err()
-          .println(EngineLine.start(options.spec.name(), engine, job, parallelism));
+      options.err().println(EngineLine.start(options.spec.name(), engine, job, parallelism));
     }
     try (RunMetrics metrics = RunMetrics.attachTo(configuration)) {
       StreamExecutionEnvironment env =
@@ -127,7 +130,7 @@ final class FlinkRun {
       pipeline(
               flinkPath(input),
               flinkPath(output),
-              flinkPath(Path.of(refusedFolder())),
+              flinkPath(localPath("--refused", refusedFolder())),
               parallelism)
           .addTo(env, configuration);
       StreamGraph graph = env.getStreamGraph();
@@ -169,7 +172,8 @@ final class FlinkRun {
     try (cluster) {
       cluster.cancel();
       cluster.await(Duration.ofSeconds(10).toMillis());
-      OutputFolder.removeUnfinished(Path.of(options.output), ResultFileSink.RESULTS, false);
+      OutputFolder.removeUnfinished(
+          localPath("--output", options.output), ResultFileSink.RESULTS, false);
       removeUnfinishedRefused();
     } catch (Exception e) {
       options.err().println("broadhead run: " + Failure.describe(e));
@@ -231,6 +235,19 @@ final class FlinkRun {
     return new MemorySize(Math.multiplyExact(cache, (long) parallelism)).add(SPARE_MANAGED_MEMORY);
   }
 
+  /** A path, or a file: URI, which is how Flink's users write paths. */
+  private static Path localPath(String option, String text) throws WorkFailedException {
+    if (!text.contains(":/")) {
+      return Path.of(text);
+    }
+    try {
+      return Path.of(URI.create(text));
+    } catch (IllegalArgumentException | FileSystemNotFoundException e) {
+      throw new WorkFailedException(
+          option + ": expected a path of this machine, got " + text + " (" + e.getMessage() + ")");
+    }
+  }
+
   private static org.apache.flink.core.fs.Path flinkPath(Path path) {
     return new org.apache.flink.core.fs.Path(path.toAbsolutePath().normalize().toUri());
   }
@@ -289,13 +306,15 @@ final class FlinkRun {
         : options.output.replaceAll("/+$", "") + "-refused";
   }
 
-  private void removeUnfinishedRefused() throws IOException {
-    OutputFolder.removeUnfinished(Path.of(refusedFolder()), "refused", false);
+  private void removeUnfinishedRefused() throws IOException, WorkFailedException {
+    OutputFolder.removeUnfinished(
+        localPath("--refused", refusedFolder()), ResultFileSink.REFUSED, false);
   }
 
   /**
    * Tells where in the input the batch is that the job stumbled over: an operator knows it only by
-   * its rows, and those of one shard. Checking the input again costs nothing but the failure's time.
+   * its rows, and those of one shard. Checking the input again costs nothing but the failure's
+   * time.
    */
   private Exception explained(JobExecutionException failure, Path input) {
     Throwable cause = failure;

@@ -52,7 +52,7 @@ final class InspectCommand extends EngineCommand {
   int values;
 
   @Override
-  int execute() throws Exception {
+  int executeOnEngine() throws Exception {
     requireOption(values >= 0, "--values", "0 or more", values);
     requireKnownBackend();
     Failure.requireReadable(path, "PATH");
@@ -82,8 +82,7 @@ final class InspectCommand extends EngineCommand {
         JobFile.load(job), new AttentionConfig(backend, threads, device), allocator);
   }
 
-  private void inspect(Path file, BufferAllocator allocator, Problems problems)
-      throws IOException {
+  private void inspect(Path file, BufferAllocator allocator, Problems problems) throws IOException {
     out().println(file);
     Set<BatchSchema> schemas = new HashSet<>();
     long batches = 0;

@@ -71,7 +71,7 @@ public final class Main {
     CommandLine line = new CommandLine(new Main()).setOut(out).setErr(err);
     line.setCaseInsensitiveEnumValuesAllowed(true);
     line.setUsageHelpAutoWidth(true);
-    line.setParameterExceptionHandler(EngineCommand::onUsageError);
+    line.setParameterExceptionHandler(ReportingCommand::onUsageError);
     if (args.length == 0) {
       line.usage(err);
       return CommandLine.ExitCode.USAGE;

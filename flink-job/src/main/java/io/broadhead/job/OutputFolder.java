@@ -5,6 +5,7 @@ import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
+import java.util.function.Predicate;
 import java.util.stream.Stream;
 
 /** A folder for results: never a mixture of two runs. */
@@ -16,9 +17,11 @@ final class OutputFolder {
   /**
    * Makes {@code folder}, and refuses it if it holds results, or removes them.
    *
+   * @param input what must not be removed with them
    * @return whether the folder was made here
    */
-  static boolean prepare(Path folder, boolean overwrite) throws IOException, WorkFailedException {
+  static boolean prepare(Path folder, boolean overwrite, Path input)
+      throws IOException, WorkFailedException {
     if (Files.exists(folder) && !Files.isDirectory(folder)) {
       throw new WorkFailedException("--output " + folder + ": expected a folder, got a file");
     }
@@ -27,7 +30,10 @@ final class OutputFolder {
       return true;
     }
     List<Path> results = find(folder, name -> name.endsWith(".arrow") && !name.startsWith("."));
-    if (!results.isEmpty() && !overwrite) {
+    if (results.isEmpty()) {
+      return false;
+    }
+    if (!overwrite) {
       throw new WorkFailedException(
           "--output "
               + folder
@@ -37,6 +43,10 @@ final class OutputFolder {
               + ", such as "
               + folder.relativize(results.get(0))
               + "; choose another folder, or --overwrite to remove them");
+    }
+    if (input.toRealPath().startsWith(folder.toRealPath())) {
+      throw new WorkFailedException(
+          "--overwrite: expected --input outside the folder " + folder + ", got " + input);
     }
     for (Path result : results) {
       Files.delete(result);
@@ -76,8 +86,7 @@ final class OutputFolder {
     }
   }
 
-  private static List<Path> find(Path folder, java.util.function.Predicate<String> name)
-      throws IOException {
+  private static List<Path> find(Path folder, Predicate<String> name) throws IOException {
     try (Stream<Path> entries = Files.walk(folder, DEPTH)) {
       return entries
           .filter(Files::isRegularFile)

@@ -45,11 +45,16 @@ final class ResultFiles implements AutoCloseable {
 
   /** Prepares {@code output} for the results of {@code job}; nothing is written yet. */
   static ResultFiles create(
-      Path output, boolean overwrite, Job job, Compression compression, BufferAllocator allocator)
+      Path output,
+      boolean overwrite,
+      Path input,
+      Job job,
+      Compression compression,
+      BufferAllocator allocator)
       throws IOException, WorkFailedException {
     boolean folder = isFolder(output);
     if (folder) {
-      OutputFolder.prepare(output, overwrite);
+      OutputFolder.prepare(output, overwrite, input);
     } else {
       Path parent = output.toAbsolutePath().getParent();
       if (!Files.isDirectory(parent)) {

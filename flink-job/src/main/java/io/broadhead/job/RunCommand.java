@@ -123,7 +123,7 @@ final class RunCommand extends EngineCommand {
   @Option(
       names = "-D",
       paramLabel = "KEY=VALUE",
-      description = "A Flink or broadhead.* configuration option; may be given several times.")
+      description = "A Flink configuration option; may be given several times.")
   Map<String, String> configuration = new LinkedHashMap<>();
 
   @Option(
@@ -132,7 +132,7 @@ final class RunCommand extends EngineCommand {
   boolean quiet;
 
   @Override
-  int execute() throws Exception {
+  int executeOnEngine() throws Exception {
     requireOption(
         parallelism == null || parallelism >= 1, "--parallelism", "1 or more", parallelism);
     requireOption(
@@ -147,6 +147,10 @@ final class RunCommand extends EngineCommand {
         "--checkpoint-interval",
         "a number of seconds above 0",
         checkpointInterval);
+    for (String key : configuration.keySet()) {
+      requireOption(
+          !key.startsWith("broadhead."), "-D", "a Flink option (broadhead.* are --options)", key);
+    }
     Failure.requireReadable(job, "--job");
     Job loaded = JobFile.load(job);
     return new FlinkRun(this, loaded).execute();

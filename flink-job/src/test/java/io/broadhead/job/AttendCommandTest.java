@@ -92,8 +92,17 @@ class AttendCommandTest {
 
     Cli cli =
         Cli.run(
-            "attend", "--job", job, "--input", input, "--output", output, "--backend", "cpu",
-            "--threads", 1);
+            "attend",
+            "--job",
+            job,
+            "--input",
+            input,
+            "--output",
+            output,
+            "--backend",
+            "cpu",
+            "--threads",
+            1);
 
     assertThat(cli.code()).isZero();
     assertThat(cli.err().lines())
@@ -177,7 +186,14 @@ class AttendCommandTest {
 
     Cli cli =
         Cli.run(
-            "attend", "--job", job, "--input", input, "--output", output, "--on-bad-row",
+            "attend",
+            "--job",
+            job,
+            "--input",
+            input,
+            "--output",
+            output,
+            "--on-bad-row",
             "side-output");
 
     assertThat(cli.code()).isZero();

@@ -31,8 +31,7 @@ record Cli(int code, String out, String err) {
     return command("run", job, input, output, more);
   }
 
-  private static Cli command(
-      String name, Path job, Path input, Path output, Object... more) {
+  private static Cli command(String name, Path job, Path input, Path output, Object... more) {
     Object[] args =
         new Object[] {name, "--quiet", "--job", job, "--input", input, "--output", output};
     Object[] all = Arrays.copyOf(args, args.length + more.length);

@@ -46,6 +46,7 @@ class CommandLineTest {
         "run --job j --input i --output o --parallelism 0  | --parallelism: expected 1 or more",
         "run --job j --input i --output o --parallelism 4 --shards 2 | --shards: expected at least",
         "run --job j --input i --output o --checkpoint-interval 0 | --checkpoint-interval",
+        "run --job j --input i --output o -D broadhead.backend=cpu | -D: expected a Flink option",
         "run --job j --input i --output o --what           | Unknown option: '--what'",
         "inspect                                           | Missing required parameter: 'PATH'",
         "inspect p --values -1                             | --values: expected 0 or more",
@@ -90,6 +91,23 @@ class CommandLineTest {
 
     assertThat(cli.code()).isEqualTo(1);
     assertThat(cli.err()).contains("--output", "there is no folder " + temp.resolve("no"));
+  }
+
+  @Test
+  void overwritingNeverRemovesTheInput() {
+    Steps steps = Steps.small(1);
+    Path job = steps.writeJob(temp.resolve("job.yaml"));
+    Path folder = steps.writeFolder(temp.resolve("steps"));
+    int files = Results.files(folder).size();
+
+    Cli attend = Cli.attend(job, folder, folder, "--overwrite");
+    Cli run = Cli.run(job, folder, folder, "--overwrite");
+
+    assertThat(attend.code()).isEqualTo(1);
+    assertThat(run.code()).isEqualTo(1);
+    assertThat(attend.err()).contains("--overwrite: expected --input outside the folder");
+    assertThat(run.err()).contains("--overwrite: expected --input outside the folder");
+    assertThat(Results.files(folder)).hasSize(files);
   }
 
   @Test

@@ -17,7 +17,9 @@ import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
-/** What is shipped, as it is shipped: {@code java -jar} from another folder, and the cluster's jars. */
+/**
+ * What is shipped, as it is shipped: {@code java -jar} from another folder, and the cluster's jars.
+ */
 class PackagedIT {
   private static final Path TARGET = Path.of(System.getProperty("broadhead.target"));
   private static final Duration PATIENCE = Duration.ofMinutes(3);
@@ -29,6 +31,7 @@ class PackagedIT {
         new ArrayList<>(
             List.of(
                 Path.of(System.getProperty("java.home"), "bin", "java").toString(),
+                "-Xlog:class+load:file=" + temp.resolve("classes"),
                 "-jar",
                 TARGET.resolve("broadhead.jar").toString()));
     Arrays.stream(args).map(Object::toString).forEach(command::add);
@@ -59,6 +62,14 @@ class PackagedIT {
     assertThat(cli.code()).as(cli.err()).isZero();
     assertThat(cli.err()).isEmpty();
     assertThat(cli.out()).contains("jvm flags  nothing is missing", "chosen     backend cpu");
+    assertNoFlink();
+  }
+
+  /** Flink's classes would double the time to start. */
+  private void assertNoFlink() throws IOException {
+    assertThat(Files.readString(temp.resolve("classes")))
+        .contains("io.broadhead.job.Main")
+        .doesNotContain(" org.apache.flink.");
   }
 
   @Test
@@ -72,13 +83,22 @@ class PackagedIT {
     assertThat(attend.code()).as(attend.err()).isZero();
     assertThat(attend.err().lines()).singleElement().asString().startsWith("broadhead attend: ");
     assertThat(attend.out().lines()).singleElement().asString().contains(" bytes_copied=0 ");
-    Results.assertClose(
-        Results.read(temp.resolve("out.arrow")), Results.expected(steps), 1e-5);
+    assertNoFlink();
+    Results.assertClose(Results.read(temp.resolve("out.arrow")), Results.expected(steps), 1e-5);
 
     Cli run =
         java(
-            "run", "--job", "job.yaml", "--input", "steps.arrow", "--output", "results",
-            "--parallelism", 2, "--shards", 4);
+            "run",
+            "--job",
+            "job.yaml",
+            "--input",
+            "steps.arrow",
+            "--output",
+            "results",
+            "--parallelism",
+            2,
+            "--shards",
+            4);
     assertThat(run.code()).as(run.err()).isZero();
     assertThat(run.err().lines()).singleElement().asString().startsWith("broadhead run: ");
     assertThat(run.out().lines()).singleElement().asString().startsWith("done: ");
@@ -113,8 +133,18 @@ class PackagedIT {
     Path prepared = steps.writeFolder(temp.resolve("prepared"));
     Process process =
         start(
-            "run", "--job", "job.yaml", "--input", "incoming", "--output", "results", "--watch",
-            "--watch-interval", 0.2, "--checkpoint-interval", 0.5);
+            "run",
+            "--job",
+            "job.yaml",
+            "--input",
+            "incoming",
+            "--output",
+            "results",
+            "--watch",
+            "--watch-interval",
+            0.2,
+            "--checkpoint-interval",
+            0.5);
     try {
       for (Path file : Results.files(prepared)) {
         Files.move(file, incoming.resolve(file.getFileName()), StandardCopyOption.ATOMIC_MOVE);

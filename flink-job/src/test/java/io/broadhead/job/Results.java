@@ -81,8 +81,7 @@ public final class Results {
       for (int j = 0; j < values.length; j++) {
         values[j] = Steps.decode(dtype, elements.getLong(start + j));
       }
-      rows.put(
-          new Key(layer, sequence, nth), new Row(batch.column("request").getLong(i), values));
+      rows.put(new Key(layer, sequence, nth), new Row(batch.column("request").getLong(i), values));
     }
   }
 

@@ -70,8 +70,17 @@ class RunCommandITCase {
 
     Cli cli =
         Cli.run(
-            "run", "--job", job, "--input", input, "--output", output, "--parallelism", 2,
-            "--shards", 4);
+            "run",
+            "--job",
+            job,
+            "--input",
+            input,
+            "--output",
+            output,
+            "--parallelism",
+            2,
+            "--shards",
+            4);
 
     assertThat(cli.code()).as(cli.err()).isZero();
     assertThat(cli.out()).contains(" sequences=9 ", " tokens=" + steps.tokens() + " ");
@@ -131,7 +140,14 @@ class RunCommandITCase {
 
     Cli cli =
         Cli.run(
-            "run", "--job", job, "--input", input, "--output", output, "--on-bad-row",
+            "run",
+            "--job",
+            job,
+            "--input",
+            input,
+            "--output",
+            output,
+            "--on-bad-row",
             "side-output");
 
     assertThat(cli.code()).as(cli.err()).isZero();
@@ -153,8 +169,7 @@ class RunCommandITCase {
         job,
         steps
             .job()
-            .replace(
-                "num_blocks: " + steps.numBlocks + "}", "num_blocks: 8192, dtype: float32}"));
+            .replace("num_blocks: " + steps.numBlocks + "}", "num_blocks: 8192, dtype: float32}"));
     Path input = steps.writeFile(temp.resolve("steps.arrow"));
 
     Cli cli =
@@ -171,9 +186,23 @@ class RunCommandITCase {
     steps.writeJob(job);
     Path input = steps.writeFile(temp.resolve("steps.arrow"));
 
-    Cli cli = Cli.run(job, input, output, "-D", "broadhead.backend=nonsense");
+    Cli cli = Cli.run(job, input, output, "-D", "taskmanager.memory.managed.size=nonsense");
 
     assertThat(cli.code()).isEqualTo(1);
-    assertThat(cli.err().lines()).singleElement().asString().contains("nonsense");
+    assertThat(cli.err()).contains("nonsense");
+    assertThat(output).doesNotExist();
+  }
+
+  @Test
+  void inputAndOutputMayBeFileUris() {
+    Steps steps = Steps.small(9);
+    steps.writeJob(job);
+    Path input = steps.writeFile(temp.resolve("steps.arrow"));
+
+    Cli cli =
+        Cli.run("run", "-q", "--job", job, "--input", input.toUri(), "--output", output.toUri());
+
+    assertThat(cli).isEqualTo(new Cli(0, "", ""));
+    Results.assertClose(Results.read(output), Results.expected(steps), 1e-5);
   }
 }

@@ -62,8 +62,7 @@ public final class Steps {
   public final List<Layer> layers;
   public final List<Step> steps = new ArrayList<>();
 
-  private Steps(
-      DType dtype, int blockSize, int headSize, int numBlocks, List<Layer> layers) {
+  private Steps(DType dtype, int blockSize, int headSize, int numBlocks, List<Layer> layers) {
     this.dtype = dtype;
     this.blockSize = blockSize;
     this.headSize = headSize;
@@ -114,7 +113,11 @@ public final class Steps {
         for (int s : order) {
           rows.add(
               steps.row(
-                  random, layer, "seq-" + s, done[s], chunk[s],
+                  random,
+                  layer,
+                  "seq-" + s,
+                  done[s],
+                  chunk[s],
                   blocks.subList(s * blocksEach, (s + 1) * blocksEach)));
         }
         steps.steps.add(new Step(layer, rows));
@@ -222,7 +225,8 @@ public final class Steps {
   public Path writeStream(Path file) {
     try (BufferAllocator allocator = Allocators.root();
         OutputStream out = Files.newOutputStream(file)) {
-      try (VectorSchemaRoot root = VectorSchemaRoot.create(schema(layers.get(0)).arrow(), allocator);
+      try (VectorSchemaRoot root =
+              VectorSchemaRoot.create(schema(layers.get(0)).arrow(), allocator);
           ArrowStreamWriter writer = new ArrowStreamWriter(root, null, out)) {
         for (Step step : steps) {
           try (ArrowBatch batch = batch(step, allocator);
@@ -285,8 +289,10 @@ public final class Steps {
     builder.text(rows.stream().map(row -> row.id).toList());
     builder.text(rows.stream().map(row -> step.layer().name()).toList());
     builder.int64(rows.stream().mapToLong(row -> row.seqLen * 10L).toArray());
-    builder.tensors(dtype, step.layer().heads() * headSize, rows.stream().map(r -> r.query).toList());
-    builder.tensors(dtype, step.layer().kvHeads() * headSize, rows.stream().map(r -> r.key).toList());
+    builder.tensors(
+        dtype, step.layer().heads() * headSize, rows.stream().map(r -> r.query).toList());
+    builder.tensors(
+        dtype, step.layer().kvHeads() * headSize, rows.stream().map(r -> r.key).toList());
     builder.tensors(
         dtype, step.layer().kvHeads() * headSize, rows.stream().map(r -> r.value).toList());
     builder.int32(rows.stream().mapToInt(row -> row.seqLen).toArray());

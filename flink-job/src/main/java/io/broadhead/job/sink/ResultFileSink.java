@@ -22,7 +22,8 @@ public final class ResultFileSink {
   /** What the names of result files end with. */
   public static final String RESULT_SUFFIX = ".arrow";
 
-  private static final String REFUSED = "refused";
+  /** What the names of files with refused rows start with. */
+  public static final String REFUSED = "refused";
 
   private ResultFileSink() {}
 

@@ -35,8 +35,7 @@ public final class ResultLayout implements Serializable {
   }
 
   private static List<Object> shape(LayerSpec layer) {
-    return List.of(
-        layer.numHeads(), layer.headSize(), layer.outputScale() > 0, layer.returnLse());
+    return List.of(layer.numHeads(), layer.headSize(), layer.outputScale() > 0, layer.returnLse());
   }
 
   /**

@@ -102,9 +102,7 @@ final class ArrowIpcFormat implements BulkFormat<ArrowBatch, FileSourceSplit> {
       }
       return new StreamBatches(
           new ArrowStreamBatches(
-              split.path().getPath(),
-              new BufferedInputStream(in, READ_AHEAD),
-              memory.allocator()));
+              split.path().getPath(), new BufferedInputStream(in, READ_AHEAD), memory.allocator()));
     } catch (IOException | RuntimeException e) {
       in.close();
       throw e;

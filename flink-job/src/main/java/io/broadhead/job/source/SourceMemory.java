@@ -9,8 +9,8 @@ import java.util.Set;
 import org.apache.arrow.memory.BufferAllocator;
 
 /**
- * What one source reader holds outside the heap: its allocator and every batch that was read and not
- * yet emitted and released. Flink drops queued batches without a word when a task is cancelled;
+ * What one source reader holds outside the heap: its allocator and every batch that was read and
+ * not yet emitted and released. Flink drops queued batches without a word when a task is cancelled;
  * {@link #close} releases them.
  *
  * <p>Safe for use from the fetcher thread, which reads, and the task thread, which releases.

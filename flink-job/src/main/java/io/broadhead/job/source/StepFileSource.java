@@ -52,8 +52,8 @@ public final class StepFileSource extends AbstractFileSource<ArrowBatch, FileSou
   }
 
   /**
-   * Reads the files of a folder, then looks for new ones at every {@code interval} and never ends. A
-   * file is read once, so it must be complete when it appears: move it into the folder.
+   * Reads the files of a folder, then looks for new ones at every {@code interval} and never ends.
+   * A file is read once, so it must be complete when it appears: move it into the folder.
    */
   public static StepFileSource watching(Path folder, Duration interval) {
     // Flink's continuous enumerator remembers paths, so it would drop all splits of a file but one.
@@ -76,8 +76,7 @@ public final class StepFileSource extends AbstractFileSource<ArrowBatch, FileSou
 
   /** Flink's reader, and the memory that outlives its last batch. */
   @SuppressWarnings("try") // closing Flink's reader may be interrupted
-  private record OwningReader(
-      SourceReader<ArrowBatch, FileSourceSplit> reader, SourceMemory memory)
+  private record OwningReader(SourceReader<ArrowBatch, FileSourceSplit> reader, SourceMemory memory)
       implements SourceReader<ArrowBatch, FileSourceSplit> {
 
     @Override
