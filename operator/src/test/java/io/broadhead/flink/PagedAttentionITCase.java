@@ -380,6 +380,54 @@ class PagedAttentionITCase {
   }
 
   @Test
+  void rowsGatheredAroundARefusedOneCountAsCopied() throws Exception {
+    StepRow bad = steps.get(STEPS - 1).get(3).withSlots(1 << 20);
+    steps.get(STEPS - 1).set(3, bad);
+    expected.remove(key(bad.sequenceId(), bad.seqLen()));
+    StreamExecutionEnvironment environment = environment(true);
+    Configuration options = options().set(PagedAttentionOptions.ON_BAD_ROW, OnBadRow.SIDE_OUTPUT);
+    record(PagedAttentionStream.attend(produce(environment), JOB, options, 1));
+    JobExecutionResult result = environment.execute();
+
+    assertResults();
+    long tensors =
+        steps.get(STEPS - 1).stream()
+                .filter(row -> row != bad)
+                .mapToLong(r -> r.query().length)
+                .sum()
+            * (4 + 2 + 2)
+            * 64
+            * DType.FLOAT16.byteWidth();
+    assertThat(counter(result, PagedAttentionMetrics.BYTES_COPIED))
+        .isBetween(tensors, tensors + 4096);
+  }
+
+  @Test
+  void twoOperatorsShareAJobGraph() throws Exception {
+    StreamExecutionEnvironment environment = environment(true);
+    DataStream<ArrowBatch> produced = produce(environment);
+    Configuration options = options().set(PagedAttentionOptions.SHARDS, 2);
+    record(PagedAttentionStream.attend(produced, JOB, options, 2));
+    record(PagedAttentionStream.attend(produced, JOB, options, 2, "attention-of-the-draft"));
+    List<String> uids =
+        environment.getStreamGraph(false).getStreamNodes().stream()
+            .map(node -> node.getTransformationUID())
+            .filter(uid -> uid != null)
+            .toList();
+    assertThat(uids)
+        .containsExactlyInAnyOrder(
+            "shard-splitter",
+            "paged-attention",
+            "attention-of-the-draft-shard-splitter",
+            "attention-of-the-draft");
+    JobExecutionResult result = environment.execute();
+
+    assertResults();
+    assertThat(RESULT_BATCHES.get()).isGreaterThanOrEqualTo(2 * STEPS);
+    assertThat(counter(result, PagedAttentionMetrics.SEQUENCES)).isEqualTo(2 * STEPS * SEQUENCES);
+  }
+
+  @Test
   void parallelismAboveTheShardsIsRefusedAtSubmission() {
     Configuration options = options().set(PagedAttentionOptions.SHARDS, 2);
     DataStream<ArrowBatch> steps = produce(environment(true));
