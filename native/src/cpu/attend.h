@@ -14,26 +14,31 @@ namespace broadhead::cpu::BH_TIER {
 /// Tiles that are worked on together: where they are read from the cache itself, several streams
 /// of memory at once; where they were widened beforehand, a panel for the second-level cache.
 constexpr int kDirectSpan = 4;
-constexpr int kPackedSpan = 8;
-constexpr int kMaxSpan = kPackedSpan;
+constexpr int kPanelSpan = 8;
+constexpr int kMaxSpan = kPanelSpan;
+
+/// Tiles of a panel whose keys stay in the first-level cache while all query rows pass.
+constexpr int kKeyGroup = 2;
 
 /// Above this many query rows it pays to widen a tile once instead of in every micro-kernel.
 constexpr int kPackRows = 2 * kMaxRows;
 
 /// An item's scratch, carved from one run of floats.
 struct AttendScratch {
-  int rows;        ///< query rows of a KV head: tokens * group_size
-  float* query;    ///< [heads][rows][head_size], scaled
-  float* sums;     ///< [heads][rows][head_size]
+  int rows;              ///< query rows of a KV head: tokens * group_size
+  float* query;          ///< [heads][rows][head_size], scaled
+  float* sums;           ///< [heads][rows][head_size]
   SoftmaxState* states;  ///< [heads][rows]
-  float* scores;   ///< [kMaxRows][kMaxSpan * kTile]
-  float* heads;    ///< [kTile][head_size]: keys on their way into a panel
-  Float32* panel;  ///< [kPackedSpan] tiles
+  float* scores;         ///< [rows][kMaxSpan * kTile]
+  float* factors;        ///< [rows]
+  float* heads;          ///< [kTile][head_size]: keys on their way into a tile
+  float* tile;           ///< a tile on its way into the panel
+  float* panel;          ///< keys, [kPanelSpan] tiles, then values in slices
 };
 
 BH_INLINE bool packs(const LayerView& layer, const CacheView* cache, const AttendItem& item) {
   if (!cache) return true;
-  return cache->dtype != BH_FLOAT32 && item.num_tokens * layer.group_size > kPackRows;
+  return item.num_tokens * layer.group_size > kPackRows;
 }
 
 BH_INLINE int64_t carve(const LayerView& layer, const CacheView* cache, const AttendItem& item,
@@ -41,25 +46,26 @@ BH_INLINE int64_t carve(const LayerView& layer, const CacheView* cache, const At
   const int64_t rows = int64_t{item.num_tokens} * layer.group_size;
   const int64_t all_rows = rows * item.num_heads;
   const int64_t tile = int64_t{2} * kTile * layer.head_size;
-  const int64_t sizes[] = {all_rows * layer.head_size, all_rows * layer.head_size,
-                           int64_t{kMaxRows} * kMaxSpan * kTile,
-                           packs(layer, cache, item) ? kPackedSpan * tile : 0,
-                           cache ? 0 : kTile * layer.head_size, all_rows * 2};
-  float* at[6];
+  const bool panel = packs(layer, cache, item);
   int64_t used = 0;
-  for (int i = 0; i < 6; ++i) {
-    at[i] = floats + used;
-    used += (sizes[i] + kTile - 1) / kTile * kTile;  // whole cache lines
-  }
-  if (scratch) {
-    *scratch = {static_cast<int>(rows),
-                at[0],
-                at[1],
-                reinterpret_cast<SoftmaxState*>(at[5]),
-                at[2],
-                at[4],
-                reinterpret_cast<Float32*>(at[3])};
-  }
+  auto take = [&](int64_t count) {
+    float* at = floats + used;
+    used += (count + kTile - 1) / kTile * kTile;  // whole cache lines
+    return at;
+  };
+  AttendScratch carved;
+  carved.rows = static_cast<int>(rows);
+  carved.query = take(all_rows * layer.head_size);
+  carved.sums = take(all_rows * layer.head_size);
+  carved.states = reinterpret_cast<SoftmaxState*>(take(all_rows * 2));
+  carved.scores = take(rows * kMaxSpan * kTile);
+  carved.factors = take(rows);
+  carved.heads = take(cache ? 0 : kTile * layer.head_size);
+  carved.tile = take(cache ? 0 : tile);
+  const int64_t slices = (layer.head_size + kSlice - 1) / kSlice;
+  carved.panel =
+      take(panel ? kPanelSpan * int64_t{kTile} * (layer.head_size + slices * kSlice) : 0);
+  if (scratch) *scratch = carved;
   return used;
 }
 
@@ -71,20 +77,188 @@ BH_INLINE const E* cached_tile(const CacheView& cache, const int32_t* blocks, in
   return reinterpret_cast<const E*>(cache.tile(blocks[block], head, tile));
 }
 
+/// Keys and values of some tiles of one KV head.
 template <class E>
-BH_INLINE void widen_tile(const E* tile, int head_size, Float32* panel) {
-  load_row(tile, 2 * kTile * head_size, &panel->value);
+struct Span {
+  const E* const* keys;
+  Values<E> values;
+  const E* const* next;  ///< keys of the span to come, for prefetching
+  int begin;             ///< key positions
+  int end;
+  int head;         ///< KV head, counted within the item
+  int key_group;    ///< tiles that all rows pass before the next ones
+  int value_slice;  ///< columns likewise
+};
+
+/// Some query rows that one micro-kernel takes, and which keys of a span they see.
+struct RowChunk {
+  int first_row;
+  int rows;
+  int first;  ///< keys, counted from the span's begin
+  int end;
+
+  [[gnu::always_inline]] int first_tile() const { return first / kTile; }
+  [[gnu::always_inline]] int end_tile() const { return (end + kTile - 1) / kTile; }
+};
+
+template <int kRows>
+struct Rows {
+  static constexpr int kCount = kRows;
+};
+
+/// Calls visit(Rows<rows>).
+template <int kRows, class Visit>
+BH_INLINE void with_rows(int rows, Visit&& visit) {
+  if constexpr (kRows == 1) {
+    visit(Rows<1>{});
+  } else if (rows == kRows) {
+    visit(Rows<kRows>{});
+  } else {
+    with_rows<kRows - 1>(rows, visit);
+  }
+}
+
+/// Calls visit(chunk) for chunks of the item's rows, as even as they can be, that see some key of
+/// the span.
+template <class E, class Visit>
+BH_INLINE void for_each_chunk(const AttendContext& context, const AttendItem& item,
+                              const AttendScratch& scratch, const Span<E>& span, Visit&& visit) {
+  const int group = context.layer->group_size;
+  const int chunks = (scratch.rows + kMaxRows - 1) / kMaxRows;
+  int row = 0;
+  for (int c = 0; c < chunks; ++c) {
+    const int rows = (scratch.rows - row) / (chunks - c);
+    // Tokens of a row ascend in position, and so do both ends of what they see; tokens of several
+    // rows see all of the span.
+    const int first = max_int(context.token(item, row / group).first, span.begin);
+    const int end = min_int(context.token(item, (row + rows - 1) / group).end, span.end);
+    if (first < end) visit(RowChunk{row, rows, first - span.begin, end - span.begin});
+    row += rows;
+  }
+}
+
+template <class E, bool kAhead>
+static void score_span(const AttendContext& context, const AttendItem& item,
+                       const AttendScratch& scratch, const Span<E>& span) {
+  const int size = context.layer->head_size;
+  constexpr int kStride = kMaxSpan * kTile;
+  const float* query = scratch.query + int64_t{span.head} * scratch.rows * size;
+  const int num_tiles = (span.end - span.begin + kTile - 1) / kTile;
+  for (int group = 0; group < num_tiles; group += span.key_group) {
+    for_each_chunk(context, item, scratch, span, [&](const RowChunk& chunk) {
+      const int first = max_int(group, chunk.first_tile());
+      const int count = min_int(group + span.key_group, chunk.end_tile()) - first;
+      with_rows<kMaxRows>(chunk.rows, [&](auto rows) {
+        score_rows<E, decltype(rows)::kCount, kAhead>(
+            query + chunk.first_row * size, size, span.keys + first, count,
+            scratch.scores + chunk.first_row * kStride + first * kTile, kStride);
+      });
+    });
+  }
+}
+
+template <class E>
+static void weigh_span(const AttendContext& context, const AttendItem& item,
+                       const AttendScratch& scratch, const Span<E>& span) {
+  const LayerView& layer = *context.layer;
+  const int group = layer.group_size;
+  for_each_chunk(context, item, scratch, span, [&](const RowChunk& chunk) {
+    const int first = chunk.first_tile() * kTile;
+    const int count = chunk.end_tile() * kTile - first;
+    for (int row = chunk.first_row; row < chunk.first_row + chunk.rows; ++row) {
+      const int head = (item.first_head + span.head) * group + row % group;
+      const ScoreTransform transform = {layer.logits_soft_cap,
+                                        layer.alibi_slopes ? layer.alibi_slopes[head] : 0};
+      scratch.factors[row] =
+          softmax_update(transform, context.token(item, row / group), span.begin + first, count,
+                         scratch.scores + row * kMaxSpan * kTile + first,
+                         scratch.states[int64_t{span.head} * scratch.rows + row]);
+    }
+  });
+}
+
+template <class E, bool kAhead>
+static void accumulate_span(const AttendContext& context, const AttendItem& item,
+                            const AttendScratch& scratch, const Span<E>& span) {
+  const int size = context.layer->head_size;
+  constexpr int kStride = kMaxSpan * kTile;
+  float* sums = scratch.sums + int64_t{span.head} * scratch.rows * size;
+  for (int column = 0; column < size; column += span.value_slice) {
+    const int end_column = min_int(column + span.value_slice, size);
+    for_each_chunk(context, item, scratch, span, [&](const RowChunk& chunk) {
+      with_rows<kMaxRows>(chunk.rows, [&](auto rows) {
+        accumulate_rows<E, decltype(rows)::kCount, kAhead>(
+            scratch.scores + chunk.first_row * kStride, kStride, span.values, span.next,
+            chunk.first, chunk.end, size, column, end_column, scratch.factors + chunk.first_row,
+            sums + chunk.first_row * size);
+      });
+    });
+  }
+}
+
+template <class E, bool kAhead>
+BH_INLINE void attend_span(const AttendContext& context, const AttendItem& item,
+                           const AttendScratch& scratch, const Span<E>& span) {
+  score_span<E, kAhead>(context, item, scratch, span);
+  weigh_span(context, item, scratch, span);
+  accumulate_span<E, kAhead>(context, item, scratch, span);
+}
+
+/// All spans of the item, read where the cache has them: every head of a span, then the next span,
+/// so that blocks stream by whole.
+template <class E>
+static void attend_direct(const AttendContext& context, const AttendItem& item,
+                          const AttendScratch& scratch) {
+  const int size = context.layer->head_size;
+  const int32_t* blocks = context.step->blocks + context.step->rows[item.row].blocks;
+  const int last_tile = (item.end_key - 1) / kTile * kTile;
+  const E* tiles[2][kDirectSpan];
+  const E* values[kDirectSpan];
+  auto find_tiles = [&](int begin, int head, const E** found) {
+    for (int i = 0; i < kDirectSpan; ++i) {
+      found[i] = cached_tile<E>(*context.cache, blocks, item.first_head + head,
+                                min_int(begin + i * kTile, last_tile));
+    }
+  };
+  int now = 0;
+  if (item.first_key < item.end_key) find_tiles(item.first_key, 0, tiles[now]);
+  for (int begin = item.first_key; begin < item.end_key; begin += kDirectSpan * kTile) {
+    const int end = min_int(begin + kDirectSpan * kTile, item.end_key);
+    for (int head = 0; head < item.num_heads; ++head, now = 1 - now) {
+      const bool last_head = head + 1 == item.num_heads;
+      find_tiles(last_head ? begin + kDirectSpan * kTile : begin, last_head ? 0 : head + 1,
+                 tiles[1 - now]);
+      for (int i = 0; i < kDirectSpan; ++i) values[i] = tiles[now][i] + kTile * size;
+      attend_span<E, true>(context, item, scratch,
+                           {tiles[now], {values, size, kSlice}, tiles[1 - now], begin, end, head,
+                            kDirectSpan, size});
+    }
+  }
+}
+
+/// Widens a tile into place `index` of the panel.
+template <class E>
+BH_INLINE void pack_tile(const E* tile, int head_size, int index, const AttendScratch& scratch) {
+  load_row(tile, kTile * head_size, scratch.panel + index * kTile * head_size);
+  float* values = scratch.panel + kPanelSpan * kTile * head_size;
+  for (int t = 0; t < kTile; ++t) {
+    const E* value = tile + (kTile + t) * head_size;
+    for (int column = 0; column < head_size; column += kSlice) {
+      load_row(value + column, min_int(kSlice, head_size - column),
+               values + column * kPanelSpan * kTile + (index * kTile + t) * kSlice);
+    }
+  }
 }
 
 /// Makes a tile of the row's own keys and values; positions from `count` on are zero.
 template <class T>
-BH_INLINE void pack_new_tokens(const LayerView& layer, const Step& step, const StepRow& row,
-                               int kv_head, int key, int count, float* heads, Float32* panel) {
+BH_INLINE void make_tile(const LayerView& layer, const Step& step, const StepRow& row, int kv_head,
+                         int key, int count, float* heads, Float32* tile) {
   const int size = layer.head_size;
   const int64_t stride = int64_t{layer.num_kv_heads} * size;
   for (int t = 0; t < kTile; ++t) {
     float* head = heads + t * size;
-    float* value = &panel[(kTile + t) * size].value;
+    float* value = &tile[(kTile + t) * size].value;
     if (t < count) {
       const int64_t token = key + t;
       load_head<T>(layer, step, step.key, (row.key + token) * stride + kv_head * size,
@@ -95,119 +269,30 @@ BH_INLINE void pack_new_tokens(const LayerView& layer, const Step& step, const S
       for (int d = 0; d < size; ++d) head[d] = value[d] = 0;
     }
   }
-  store_keys(heads, size, 1, panel);
+  store_keys(heads, size, 1, tile);
 }
 
-/// Tiles of a span for one KV head, and of the one to come, for prefetching.
-template <class E>
-struct Span {
-  const E* const* tiles;
-  const E* const* next;
-  int begin;  ///< key positions
-  int end;
-  int head;  ///< KV head, counted within the item
-};
-
-/// One span for kRows query rows from `first_row` on.
-template <class E, int kRows, bool kAhead>
-BH_INLINE void attend_rows(const AttendContext& context, const AttendItem& item,
-                           const AttendScratch& scratch, const Span<E>& span, int first_row) {
-  const LayerView& layer = *context.layer;
-  const int size = layer.head_size;
-  const int group = layer.group_size;
-  // Tokens of a row ascend in position, and so do both ends of what they see; tokens of several
-  // rows see all of the span.
-  const int first = max_int(context.token(item, first_row / group).first, span.begin);
-  const int end = min_int(context.token(item, (first_row + kRows - 1) / group).end, span.end);
-  if (first >= end) return;
-
-  const int first_tile = (first - span.begin) / kTile;
-  const int num_tiles = (end - span.begin + kTile - 1) / kTile - first_tile;
-  const int base = span.begin + first_tile * kTile;
-  const E* const* tiles = span.tiles + first_tile;
-  constexpr int kStride = kMaxSpan * kTile;
-  const int64_t row = int64_t{span.head} * scratch.rows + first_row;
-  score_rows<E, kRows, kAhead>(scratch.query + row * size, size, tiles, num_tiles, scratch.scores,
-                               kStride);
-  float factors[kRows];
-  for (int r = 0; r < kRows; ++r) {
-    const int head = (item.first_head + span.head) * group + (first_row + r) % group;
-    const ScoreTransform transform = {layer.logits_soft_cap,
-                                      layer.alibi_slopes ? layer.alibi_slopes[head] : 0};
-    factors[r] = softmax_update(transform, context.token(item, (first_row + r) / group), base, num_tiles * kTile,
-                                scratch.scores + r * kStride, scratch.states[row + r]);
-  }
-  accumulate_rows<E, kRows, kAhead>(scratch.scores, kStride, tiles, span.next + first_tile,
-                                    first - base, end - base, size, factors,
-                                    scratch.sums + row * size);
-}
-
-template <class E, int kRows, bool kAhead>
-BH_INLINE void attend_chunk(int rows, const AttendContext& context, const AttendItem& item,
-                            const AttendScratch& scratch, const Span<E>& span, int first_row) {
-  if (rows == kRows) {
-    attend_rows<E, kRows, kAhead>(context, item, scratch, span, first_row);
-  } else if constexpr (kRows > 1) {
-    attend_chunk<E, kRows - 1, kAhead>(rows, context, item, scratch, span, first_row);
-  }
-}
-
-/// One span for all query rows of its KV head, in chunks as even as they can be.
-template <class E, bool kAhead>
-static void attend_span(const AttendContext& context, const AttendItem& item,
-                        const AttendScratch& scratch, const Span<E>& span) {
-  const int chunks = (scratch.rows + kMaxRows - 1) / kMaxRows;
-  int row = 0;
-  for (int c = 0; c < chunks; ++c) {
-    const int rows = (scratch.rows - row) / (chunks - c);
-    attend_chunk<E, kMaxRows, kAhead>(rows, context, item, scratch, span, row);
-    row += rows;
-  }
-}
-
-/// All spans of the item, read where the cache has them: every head of a span, then the next span,
-/// so that blocks stream by whole.
-template <class E>
-static void attend_direct(const AttendContext& context, const AttendItem& item,
-                          const AttendScratch& scratch) {
-  const int32_t* blocks = context.step->blocks + context.step->rows[item.row].blocks;
-  const int last_tile = (item.end_key - 1) / kTile * kTile;
-  auto find_tiles = [&](int begin, int head, const E** tiles) {
-    for (int i = 0; i < kDirectSpan; ++i) {
-      tiles[i] = cached_tile<E>(*context.cache, blocks, item.first_head + head,
-                                min_int(begin + i * kTile, last_tile));
-    }
-  };
-  const E* tiles[2][kDirectSpan];
-  int now = 0;
-  if (item.first_key < item.end_key) find_tiles(item.first_key, 0, tiles[now]);
-  for (int begin = item.first_key; begin < item.end_key; begin += kDirectSpan * kTile) {
-    const int end = min_int(begin + kDirectSpan * kTile, item.end_key);
-    for (int head = 0; head < item.num_heads; ++head, now = 1 - now) {
-      const bool last_head = head + 1 == item.num_heads;
-      find_tiles(last_head ? begin + kDirectSpan * kTile : begin, last_head ? 0 : head + 1,
-                 tiles[1 - now]);
-      attend_span<E, true>(context, item, scratch, {tiles[now], tiles[1 - now], begin, end, head});
-    }
-  }
-}
-
-/// All spans of the item, widened to float first; `fill(head, key, panel)` makes one tile.
-template <class Fill>
+/// All spans of the item, widened to float first; `pack(head, key, index)` fills the panel.
+template <class Pack>
 BH_INLINE void attend_packed(const AttendContext& context, const AttendItem& item,
-                             const AttendScratch& scratch, Fill&& fill) {
-  const int tile_floats = 2 * kTile * context.layer->head_size;
-  const Float32* tiles[kPackedSpan];
-  for (int i = 0; i < kPackedSpan; ++i) {
-    tiles[i] = scratch.panel + i * tile_floats;
+                             const AttendScratch& scratch, Pack&& pack) {
+  const int size = context.layer->head_size;
+  auto* panel = reinterpret_cast<const Float32*>(scratch.panel);
+  const Float32* keys[kPanelSpan];
+  const Float32* values[kPanelSpan];
+  for (int i = 0; i < kPanelSpan; ++i) {
+    keys[i] = panel + i * kTile * size;
+    values[i] = panel + kPanelSpan * kTile * size + i * kTile * kSlice;
   }
-  for (int begin = item.first_key; begin < item.end_key; begin += kPackedSpan * kTile) {
-    const int end = min_int(begin + kPackedSpan * kTile, item.end_key);
+  for (int begin = item.first_key; begin < item.end_key; begin += kPanelSpan * kTile) {
+    const int end = min_int(begin + kPanelSpan * kTile, item.end_key);
     for (int head = 0; head < item.num_heads; ++head) {
       for (int key = begin; key < end; key += kTile) {
-        fill(item.first_head + head, key, scratch.panel + (key - begin) / kTile * tile_floats);
+        pack(item.first_head + head, key, (key - begin) / kTile);
       }
-      attend_span<Float32, false>(context, item, scratch, {tiles, tiles, begin, end, head});
+      attend_span<Float32, false>(context, item, scratch,
+                                  {keys, {values, kSlice, kSlice * kPanelSpan * kTile}, keys, begin, end,
+                                   head, kKeyGroup, kSlice});
     }
   }
 }
@@ -277,18 +362,20 @@ static void attend(const AttendContext& context, const AttendItem& item, float* 
 
   const StepRow& row = context.step->rows[item.row];
   if (!context.cache) {
+    auto* tile = reinterpret_cast<Float32*>(scratch.tile);
     with_tensor_dtype(layer.dtype, [&](auto t) {
-      attend_packed(context, item, scratch, [&](int head, int key, Float32* panel) {
-        pack_new_tokens<decltype(t)>(layer, *context.step, row, head, key,
-                                     min_int(row.num_keys - key, kTile), scratch.heads, panel);
+      attend_packed(context, item, scratch, [&](int head, int key, int index) {
+        make_tile<decltype(t)>(layer, *context.step, row, head, key,
+                               min_int(row.num_keys - key, kTile), scratch.heads, tile);
+        pack_tile(tile, layer.head_size, index, scratch);
       });
     });
   } else if (packs(layer, context.cache, item)) {
     const int32_t* blocks = context.step->blocks + row.blocks;
     with_dtype(context.cache->dtype, [&](auto e) {
-      attend_packed(context, item, scratch, [&](int head, int key, Float32* panel) {
-        widen_tile(cached_tile<decltype(e)>(*context.cache, blocks, head, key), layer.head_size,
-                   panel);
+      attend_packed(context, item, scratch, [&](int head, int key, int index) {
+        pack_tile(cached_tile<decltype(e)>(*context.cache, blocks, head, key), layer.head_size,
+                  index, scratch);
       });
     });
   } else {

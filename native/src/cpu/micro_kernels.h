@@ -89,10 +89,26 @@ BH_INLINE void score_rows(const float* query, int head_size, const E* const* til
   }
 }
 
+/// Columns of a panel's slice: those of the micro-kernel for the most rows.
+constexpr int kSlice = widest(kMaxRows, 1, 8) * kWidth;
+
+/// Values of some tiles. In the cache's tiles a value row is contiguous; in a panel the kSlice
+/// columns of a slice are, for all tokens, so that a slice fits the first-level cache.
+template <class E>
+struct Values {
+  const E* const* tiles;
+  int token_step;  ///< elements from a token to the next
+  int slice_step;  ///< elements from a slice to the next
+
+  [[gnu::always_inline]] int offset(int token, int column) const {
+    return token * token_step + column / kSlice * slice_step + column % kSlice;
+  }
+};
+
 /// sums[r] = sums[r] * factors[r] + weights[r][t] * value[t] over tokens first .. end - 1 of the
 /// tiles, for kVecs vectors of the head. With kAhead the keys of `next` tiles are fetched meanwhile.
 template <class E, int kRows, int kVecs, bool kAhead>
-BH_INLINE void accumulate_slice(const float* weights, int weight_stride, const E* const* tiles,
+BH_INLINE void accumulate_slice(const float* weights, int weight_stride, const Values<E>& values,
                                 const E* const* next, int first, int end, int head_size, int column,
                                 const float* factors, float* sums) {
   Vec acc[kRows][kVecs];
@@ -107,8 +123,8 @@ BH_INLINE void accumulate_slice(const float* weights, int weight_stride, const E
   for (int t = first; t < end;) {
     const int tile = t / kTile;
     const int tile_end = (tile + 1) * kTile < end ? (tile + 1) * kTile : end;
-    const E* value = tiles[tile] + (kTile + t % kTile) * head_size + column;
-    for (; t < tile_end; ++t, value += head_size) {
+    const E* value = values.tiles[tile] + values.offset(t % kTile, column);
+    for (; t < tile_end; ++t, value += values.token_step) {
       if constexpr (kAhead) {
         prefetch_run<kVecs * kWidth * static_cast<int>(sizeof(E))>(
             next[tile] + column * kTile + t % kTile * kVecs * kWidth);
@@ -131,22 +147,24 @@ BH_INLINE void accumulate_slice(const float* weights, int weight_stride, const E
   }
 }
 
-/// accumulate_slice over the whole head.
+/// accumulate_slice over columns column .. end_column - 1.
 template <class E, int kRows, bool kAhead>
-BH_INLINE void accumulate_rows(const float* weights, int weight_stride, const E* const* tiles,
-                               const E* const* next, int first, int end, int head_size,
-                               const float* factors, float* sums) {
+BH_INLINE void accumulate_rows(const float* weights, int weight_stride, const Values<E>& values,
+                               const E* const* next, int first, int end, int head_size, int column,
+                               int end_column, const float* factors, float* sums) {
   constexpr int kWide = widest(kRows, 1, 8);
-  int column = 0;
-  for (; column + kWide * kWidth <= head_size; column += kWide * kWidth) {
-    accumulate_slice<E, kRows, kWide, kAhead>(weights, weight_stride, tiles, next, first, end,
+  constexpr int kHalf = kWide > 1 ? kWide / 2 : 1;
+  for (; column + kWide * kWidth <= end_column; column += kWide * kWidth) {
+    accumulate_slice<E, kRows, kWide, kAhead>(weights, weight_stride, values, next, first, end,
                                               head_size, column, factors, sums);
   }
-  if constexpr (kWide > 1) {
-    for (; column < head_size; column += kWidth) {
-      accumulate_slice<E, kRows, 1, kAhead>(weights, weight_stride, tiles, next, first, end,
-                                            head_size, column, factors, sums);
-    }
+  for (; kHalf < kWide && column + kHalf * kWidth <= end_column; column += kHalf * kWidth) {
+    accumulate_slice<E, kRows, kHalf, kAhead>(weights, weight_stride, values, next, first, end,
+                                              head_size, column, factors, sums);
+  }
+  for (; kHalf > 1 && column < end_column; column += kWidth) {
+    accumulate_slice<E, kRows, 1, kAhead>(weights, weight_stride, values, next, first, end,
+                                          head_size, column, factors, sums);
   }
 }
 
