@@ -10,8 +10,10 @@ import io.broadhead.attention.InvalidBatchException;
 import io.broadhead.attention.Job;
 import io.broadhead.attention.JobFile;
 import io.broadhead.attention.PagedAttention;
+import io.broadhead.job.sink.ResultLayout;
 import io.broadhead.kernel.EngineInfo;
 import java.nio.file.Path;
+import java.util.List;
 import org.apache.arrow.memory.BufferAllocator;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Option;
@@ -106,7 +108,13 @@ final class AttendCommand extends EngineCommand {
         PagedAttention attention =
             PagedAttention.open(loaded, new AttentionConfig(backend, threads, device), allocator);
         ResultFiles results =
-            ResultFiles.create(output, overwrite, input, loaded, compression, allocator);
+            ResultFiles.create(
+                output,
+                overwrite,
+                List.of(input),
+                ResultLayout.of(loaded),
+                compression,
+                allocator);
         RefusedFile refusedRows = new RefusedFile(refusedFile())) {
       EngineInfo engine = attention.engine();
       if (!quiet) {
@@ -153,7 +161,7 @@ final class AttendCommand extends EngineCommand {
             ArrowBatch result = step(attention, open, steps.origin(), refusedRows)) {
           results.write(result, steps.origin());
           counts.add(result);
-          bytesCopied += open.bytesCopied() + attention.lastStep().bytesStaged();
+          bytesCopied += open.bytesCopied() + attention.lastBytesCopied();
         }
         progress.update(counts.batches(), counts.tokens());
       }

@@ -22,6 +22,7 @@ import java.nio.file.FileSystemNotFoundException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Duration;
+import java.util.List;
 import java.util.Optional;
 import org.apache.arrow.memory.BufferAllocator;
 import org.apache.flink.api.common.RuntimeExecutionMode;
@@ -95,7 +96,7 @@ final class FlinkRun {
     if (!options.watch && StepInput.files(input).isEmpty()) {
       throw new WorkFailedException(input + ": expected step files, got an empty folder");
     }
-    boolean madeOutput = OutputFolder.prepare(output, options.overwrite, input);
+    boolean madeOutput = OutputFolder.prepare(output, options.overwrite, List.of(input));
     long begun = System.nanoTime();
     try {
       runHere(input, output, begun);
@@ -137,7 +138,7 @@ final class FlinkRun {
       try (EmbeddedCluster cluster = new EmbeddedCluster(configuration, parallelism)) {
         await(cluster, graph, metrics, input);
       }
-      if (metrics.sum(PagedAttentionMetrics.STEPS) == 0) {
+      if (metrics.sum(StepFileSource.BATCHES_READ) == 0) {
         throw new WorkFailedException(input + ": expected at least one record batch, got none");
       }
       if (!options.quiet) {
@@ -155,7 +156,7 @@ final class FlinkRun {
       Optional<JobResult> result = cluster.await(POLL_MILLIS);
       while (result.isEmpty()) {
         progress.update(
-            metrics.sum(PagedAttentionMetrics.STEPS),
+            metrics.sum(StepFileSource.BATCHES_READ),
             metrics.sum(PagedAttentionMetrics.QUERY_TOKENS));
         result = cluster.await(POLL_MILLIS);
       }
@@ -184,8 +185,8 @@ final class FlinkRun {
     try {
       Runtime.getRuntime().removeShutdownHook(hook);
     } catch (IllegalStateException e) {
-      // The JVM is ending, and the hook with it.
-      Thread.currentThread().interrupt();
+      // The JVM is ending: the hook runs, and then is no more.
+      return;
     }
   }
 
@@ -201,7 +202,7 @@ final class FlinkRun {
 
   private RunSummary summary(RunMetrics metrics, EngineInfo engine, long begun) {
     return new RunSummary(
-        metrics.sum(PagedAttentionMetrics.STEPS),
+        metrics.sum(StepFileSource.BATCHES_READ),
         metrics.sum(PagedAttentionMetrics.SEQUENCES),
         metrics.sum(ResultCounter.DISTINCT_SEQUENCES),
         metrics.sum(PagedAttentionMetrics.QUERY_TOKENS),

@@ -20,7 +20,7 @@ final class OutputFolder {
    * @param input what must not be removed with them
    * @return whether the folder was made here
    */
-  static boolean prepare(Path folder, boolean overwrite, Path input)
+  static boolean prepare(Path folder, boolean overwrite, List<Path> inputs)
       throws IOException, WorkFailedException {
     if (Files.exists(folder) && !Files.isDirectory(folder)) {
       throw new WorkFailedException("--output " + folder + ": expected a folder, got a file");
@@ -44,9 +44,11 @@ final class OutputFolder {
               + folder.relativize(results.get(0))
               + "; choose another folder, or --overwrite to remove them");
     }
-    if (input.toRealPath().startsWith(folder.toRealPath())) {
-      throw new WorkFailedException(
-          "--overwrite: expected --input outside the folder " + folder + ", got " + input);
+    for (Path input : inputs) {
+      if (input.toRealPath().startsWith(folder.toRealPath())) {
+        throw new WorkFailedException(
+            "--overwrite: expected the input outside the folder " + folder + ", got " + input);
+      }
     }
     for (Path result : results) {
       Files.delete(result);

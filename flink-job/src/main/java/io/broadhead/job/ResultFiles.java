@@ -5,19 +5,19 @@ import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.ArrowBatchFileWriter;
 import io.broadhead.arrow.Compression;
 import io.broadhead.arrow.StepInput;
-import io.broadhead.attention.Job;
 import io.broadhead.job.sink.ResultLayout;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
+import java.util.List;
 import java.util.Map;
 import org.apache.arrow.memory.BufferAllocator;
 
 /**
- * Where {@code attend} writes: one IPC file, or a folder with one file for each group of results
- * that can share one. Files get their names in {@link #finish}; closing without it removes what was
- * written. Used by one thread.
+ * Where {@code attend} and {@code merge} write: one IPC file, or a folder with one file for each
+ * group of results that can share one. Files get their names in {@link #finish}; closing without it
+ * removes what was written. Used by one thread.
  */
 final class ResultFiles implements AutoCloseable {
   private static final String SUFFIX = ".arrow";
@@ -43,25 +43,30 @@ final class ResultFiles implements AutoCloseable {
     this.allocator = allocator;
   }
 
-  /** Prepares {@code output} for the results of {@code job}; nothing is written yet. */
+  /**
+   * Prepares {@code output}; nothing is written yet.
+   *
+   * @param inputs files and folders that must not be overwritten
+   * @param layout which results share a file
+   */
   static ResultFiles create(
       Path output,
       boolean overwrite,
-      Path input,
-      Job job,
+      List<Path> inputs,
+      ResultLayout layout,
       Compression compression,
       BufferAllocator allocator)
       throws IOException, WorkFailedException {
     boolean folder = isFolder(output);
     if (folder) {
-      OutputFolder.prepare(output, overwrite, input);
+      OutputFolder.prepare(output, overwrite, inputs);
     } else {
       Path parent = output.toAbsolutePath().getParent();
       if (!Files.isDirectory(parent)) {
         throw new WorkFailedException("--output " + output + ": there is no folder " + parent);
       }
     }
-    return new ResultFiles(output, folder, ResultLayout.of(job), compression, allocator);
+    return new ResultFiles(output, folder, layout, compression, allocator);
   }
 
   /** A name with an extension is a file, unless there is a folder of that name. */
@@ -72,7 +77,12 @@ final class ResultFiles implements AutoCloseable {
 
   /** Appends {@code result} of the batch at {@code origin}; it stays the caller's. */
   void write(ArrowBatch result, StepInput.Origin origin) throws IOException, WorkFailedException {
-    String group = layout.groupOf(result);
+    write(layout.groupOf(result), result, origin);
+  }
+
+  /** As above, into the file of {@code group} if this is a folder. */
+  void write(String group, ArrowBatch result, StepInput.Origin origin)
+      throws IOException, WorkFailedException {
     ArrowBatchFileWriter writer = writers.get(group);
     if (writer == null) {
       if (!folder && !writers.isEmpty()) {

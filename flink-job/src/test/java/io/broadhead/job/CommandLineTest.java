@@ -17,7 +17,7 @@ class CommandLineTest {
   @TempDir Path temp;
 
   @ParameterizedTest
-  @ValueSource(strings = {"attend", "run", "inspect", "doctor"})
+  @ValueSource(strings = {"attend", "run", "inspect", "merge", "doctor"})
   void helpHasExamplesAndTheEnginesOptions(String command) {
     Cli cli = Cli.run(command, "--help");
 
@@ -51,6 +51,7 @@ class CommandLineTest {
         "inspect                                           | Missing required parameter: 'PATH'",
         "inspect p --values -1                             | --values: expected 0 or more",
         "doctor --backend rocm9                            | --backend: expected one of auto, cpu",
+        "merge a --output o                                | PART",
         "observe                                           | Unmatched argument",
       })
   void usageErrorsAreExitCodeTwo(String args, String message) {
@@ -105,8 +106,8 @@ class CommandLineTest {
 
     assertThat(attend.code()).isEqualTo(1);
     assertThat(run.code()).isEqualTo(1);
-    assertThat(attend.err()).contains("--overwrite: expected --input outside the folder");
-    assertThat(run.err()).contains("--overwrite: expected --input outside the folder");
+    assertThat(attend.err()).contains("--overwrite: expected the input outside the folder");
+    assertThat(run.err()).contains("--overwrite: expected the input outside the folder");
     assertThat(Results.files(folder)).hasSize(files);
   }
 

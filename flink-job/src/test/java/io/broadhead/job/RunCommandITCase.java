@@ -83,7 +83,11 @@ class RunCommandITCase {
             4);
 
     assertThat(cli.code()).as(cli.err()).isZero();
-    assertThat(cli.out()).contains(" sequences=9 ", " tokens=" + steps.tokens() + " ");
+    assertThat(cli.out())
+        .contains(
+            "batches=" + steps.steps.size() + " ",
+            " sequences=9 ",
+            " tokens=" + steps.tokens() + " ");
     Results.assertClose(Results.read(output), Results.read(attended), 1e-6);
   }
 

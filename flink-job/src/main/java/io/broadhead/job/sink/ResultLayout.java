@@ -34,6 +34,11 @@ public final class ResultLayout implements Serializable {
     return new ResultLayout(job.layers().stream().map(ResultLayout::shape).distinct().count() > 1);
   }
 
+  /** The layout of results of unknown layers: what has one schema shares a file. */
+  public static ResultLayout bySchema() {
+    return new ResultLayout(false);
+  }
+
   private static List<Object> shape(LayerSpec layer) {
     return List.of(layer.numHeads(), layer.headSize(), layer.outputScale() > 0, layer.returnLse());
   }

@@ -7,6 +7,7 @@ import java.util.Collections;
 import java.util.IdentityHashMap;
 import java.util.Set;
 import org.apache.arrow.memory.BufferAllocator;
+import org.apache.flink.metrics.Counter;
 
 /**
  * What one source reader holds outside the heap: its allocator and every batch that was read and
@@ -18,7 +19,12 @@ import org.apache.arrow.memory.BufferAllocator;
 final class SourceMemory implements AutoCloseable {
   private final BufferAllocator allocator = FlinkAllocator.child("step-source");
   private final Set<ArrowBatch> held = Collections.newSetFromMap(new IdentityHashMap<>());
+  private final Counter batchesRead;
   private boolean closed;
+
+  SourceMemory(Counter batchesRead) {
+    this.batchesRead = batchesRead;
+  }
 
   BufferAllocator allocator() {
     return allocator;
@@ -29,6 +35,7 @@ final class SourceMemory implements AutoCloseable {
     synchronized (held) {
       if (!closed) {
         held.add(batch);
+        batchesRead.inc();
         return;
       }
     }

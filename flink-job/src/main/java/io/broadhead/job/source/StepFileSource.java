@@ -2,6 +2,7 @@
 package io.broadhead.job.source;
 
 import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.flink.PagedAttentionMetrics;
 import java.time.Duration;
 import java.util.Collection;
 import java.util.List;
@@ -31,6 +32,9 @@ public final class StepFileSource extends AbstractFileSource<ArrowBatch, FileSou
 
   /** Size at which a local IPC file becomes several splits. */
   public static final long DEFAULT_SPLIT_BYTES = 1L << 30;
+
+  /** Counter of the batches that were read, in the group of the attention operator's metrics. */
+  public static final String BATCHES_READ = "batchesRead";
 
   private StepFileSource(Path input, long splitBytes, ContinuousEnumerationSettings watching) {
     super(
@@ -68,7 +72,9 @@ public final class StepFileSource extends AbstractFileSource<ArrowBatch, FileSou
 
   @Override
   public SourceReader<ArrowBatch, FileSourceSplit> createReader(SourceReaderContext context) {
-    SourceMemory memory = new SourceMemory();
+    SourceMemory memory =
+        new SourceMemory(
+            context.metricGroup().addGroup(PagedAttentionMetrics.GROUP).counter(BATCHES_READ));
     return new OwningReader(
         new FileSourceReader<>(context, new ArrowIpcFormat(memory), context.getConfiguration()),
         memory);

@@ -18,6 +18,7 @@ import org.apache.flink.connector.file.src.FileSourceSplitSerializer;
 import org.apache.flink.connector.file.src.reader.BulkFormat;
 import org.apache.flink.connector.file.src.util.CheckpointedPosition;
 import org.apache.flink.connector.file.src.util.RecordAndPosition;
+import org.apache.flink.metrics.SimpleCounter;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.extension.ExtendWith;
 import org.junit.jupiter.api.io.TempDir;
@@ -82,7 +83,7 @@ class ArrowIpcFormatTest {
   void splitsOfAnySizeTogetherGiveEveryBatchOnceAndInOrder(long bytes) throws IOException {
     Path file = steps.writeFile(temp.resolve("steps.arrow"));
     List<String> batches = new ArrayList<>();
-    try (SourceMemory memory = new SourceMemory()) {
+    try (SourceMemory memory = new SourceMemory(new SimpleCounter())) {
       ArrowIpcFormat format = new ArrowIpcFormat(memory);
       for (FileSourceSplit split : splits(file, bytes)) {
         batches.addAll(read(format, split, Integer.MAX_VALUE, new ArrayList<>()));
@@ -110,7 +111,7 @@ class ArrowIpcFormatTest {
     for (int before = 1; before <= steps.steps.size(); before++) {
       List<CheckpointedPosition> positions = new ArrayList<>();
       List<String> batches;
-      try (SourceMemory memory = new SourceMemory()) {
+      try (SourceMemory memory = new SourceMemory(new SimpleCounter())) {
         FileSourceSplit split = splits(file, Long.MAX_VALUE).get(0);
         batches = read(new ArrowIpcFormat(memory), split, before, positions);
         FileSourceSplit checkpointed =
@@ -129,7 +130,7 @@ class ArrowIpcFormatTest {
   @Test
   void anUncompressedFileIsReadWithoutACopy() throws IOException {
     Path file = steps.writeFile(temp.resolve("steps.arrow"));
-    try (SourceMemory memory = new SourceMemory();
+    try (SourceMemory memory = new SourceMemory(new SimpleCounter());
         BulkFormat.Reader<ArrowBatch> reader =
             new ArrowIpcFormat(memory)
                 .createReader(new Configuration(), splits(file, Long.MAX_VALUE).get(0))) {
@@ -142,7 +143,7 @@ class ArrowIpcFormatTest {
   @Test
   void whatACancelledTaskDropsIsReleased() throws IOException {
     Path file = steps.writeFile(temp.resolve("steps.arrow"));
-    SourceMemory memory = new SourceMemory();
+    SourceMemory memory = new SourceMemory(new SimpleCounter());
     BulkFormat.Reader<ArrowBatch> reader =
         new ArrowIpcFormat(memory)
             .createReader(new Configuration(), splits(file, Long.MAX_VALUE).get(0));
