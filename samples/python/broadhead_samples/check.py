@@ -9,7 +9,7 @@ import argparse
 
 import numpy as np
 
-from broadhead_samples import dtypes, jobfile
+from broadhead_samples import command, dtypes, jobfile
 from broadhead_samples.consume import ResultRow, read_batches, read_rows, tensor_rows
 from broadhead_samples.rope import rotate
 
@@ -276,6 +276,7 @@ def _name(key):
     return f"sequence {key[0]}, layer '{key[1]}', its row {key[2]}"
 
 
+@command
 def main(argv=None):
     """Command line entry; returns the exit code."""
     parser = argparse.ArgumentParser(

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from broadhead_samples import dtypes
+from broadhead_samples import command, dtypes
 
 EXAMPLE = """\
 example:
@@ -116,6 +116,7 @@ def read_rows(path, column="output"):
             yield ResultRow(sequence_id, layers[r], outputs[r], lse[r], dtype, passed)
 
 
+@command
 def main(argv=None):
     """Command line entry; returns the exit code."""
     parser = argparse.ArgumentParser(

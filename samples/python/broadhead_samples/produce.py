@@ -19,7 +19,7 @@ import pathlib
 import numpy as np
 import pyarrow as pa
 
-from broadhead_samples import dtypes, jobfile
+from broadhead_samples import command, dtypes, jobfile
 
 EXAMPLE = """\
 example:
@@ -386,6 +386,7 @@ def _parser():
     return parser
 
 
+@command
 def main(argv=None):
     """Command line entry; returns the exit code."""
     args = _parser().parse_args(argv)

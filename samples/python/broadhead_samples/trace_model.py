@@ -28,7 +28,7 @@ import zipfile
 import numpy as np
 import pyarrow as pa
 
-from broadhead_samples import jobfile
+from broadhead_samples import command, jobfile
 from broadhead_samples.produce import BlockAllocator, StepBatchBuilder, tensor_list, write_steps
 from broadhead_samples.rope import SCALING_KEYS, rotate
 
@@ -54,16 +54,35 @@ SENTENCES = [
 
 
 class Layer:
-    """What the tracer learned about one attention layer: its name and its job file entry."""
+    """What the tracer learned about one attention layer: its name and what its calls mean."""
 
     def __init__(self, name):
-        self.name, self.spec = name, None
+        self.name, self._entry, self._window, self._unhidden = name, None, None, 0
 
-    def describe(self, spec):
+    def describe(self, entry):
         """Takes the job file entry that a call means; every call of a layer must mean the same."""
-        if self.spec is not None and self.spec != spec:
-            raise ValueError(f"{self.name}: options changed between calls: {self.spec} then {spec}")
-        self.spec = spec
+        if self._entry is not None and self._entry != entry:
+            raise ValueError(f"{self.name}: options changed between calls: {self._entry} then {entry}")
+        self._entry = entry
+
+    def see_two_sided_window(self, window, length):
+        """Takes the window of an encoder's call, or None if its mask hid nothing of `length` keys.
+
+        A window at least as long as the sequence hides nothing, so both can come from one layer.
+        """
+        if window is None:
+            self._unhidden = max(self._unhidden, length)
+        elif self._window in (None, window):
+            self._window = window
+        else:
+            raise ValueError(f"{self.name}: window {self._window} in one call, {window} in another")
+        if self._window is not None and self._unhidden > self._window:
+            raise ValueError(f"{self.name}: window {self._window}, but {self._unhidden} keys were seen")
+
+    @property
+    def entry(self):
+        """The layer's entry in the job file."""
+        return self._entry if self._window is None else self._entry | {"sliding_window": self._window}
 
 
 class Call:
@@ -198,10 +217,11 @@ class Recorder:
         if query.shape[0] != 1 or value.shape[-1] != head_size:
             raise ValueError(f"{layer.name}: cannot record {query.shape} queries with {value.shape} values")
         kind = self._kind(module, mask, n, m)
-        options = dict(options)
+        window, options = options["sliding_window"], {**options}
         if kind != "decoder":
-            options["sliding_window"] = self._encoder_window(mask, n, m)
-        self._check_mask(layer, kind, mask, n, m, options["sliding_window"])
+            window, options["sliding_window"] = self._encoder_window(mask, n, m), None
+            layer.see_two_sided_window(window, m)
+        self._check_mask(layer, kind, mask, n, m, window)
         sizes = {
             "num_heads": heads,
             "num_kv_heads": key.shape[1],
@@ -410,6 +430,11 @@ def assemble(runs, dtype, block_size=BLOCK_SIZE, seed=0):
     Returns (job, step batches, expectation batches).
     """
     layers, batches, expected, pools = {}, [], [], {}
+    if not any(turn for turns in runs for turn in turns):
+        raise ValueError(
+            "no attention call was recorded: the model neither calls transformers' attention interface "
+            f"nor has one of {', '.join(ADAPTERS)}"
+        )
     steps = max(2 * s + len(turns) for s, turns in enumerate(runs))
     need = sum(-(-max(c.length for turn in turns for c in turn) // block_size) for turns in runs)
     num_blocks = need + need // 4 + 1
@@ -417,7 +442,7 @@ def assemble(runs, dtype, block_size=BLOCK_SIZE, seed=0):
         rows = {}
         for s, turns in enumerate(runs):
             for call in turns[step - 2 * s] if 0 <= step - 2 * s < len(turns) else []:
-                layers[call.layer.name] = call.layer.spec
+                layers[call.layer.name] = call.layer.entry
                 rows.setdefault(call.layer.name, []).append((s, call))
         reserved = {}
         for name, calls in rows.items():
@@ -443,11 +468,6 @@ def assemble(runs, dtype, block_size=BLOCK_SIZE, seed=0):
             ids, names = pa.array([s for s, _ in calls], pa.int64()), pa.array([name] * len(calls), pa.utf8())
             schema = pa.schema([("sequence_id", pa.int64()), ("layer", pa.utf8()), field])
             expected.append(pa.RecordBatch.from_arrays([ids, names, column], schema=schema))
-    if not batches:
-        raise ValueError(
-            "no attention call was recorded: the model neither calls transformers' attention interface "
-            f"nor is one of {', '.join(ADAPTERS)}"
-        )
     kv_cache = {"block_size": block_size, "num_blocks": num_blocks, "dtype": "auto"}
     return {"kv_cache": kv_cache, "layers": list(layers.values())}, batches, expected
 
@@ -599,6 +619,7 @@ def sequences_for(model, args, rng):
             yield None, tokens
 
 
+@command
 def main(argv=None):
     """Command line entry; returns the exit code."""
     parser = argparse.ArgumentParser(
