@@ -62,7 +62,8 @@ public enum JobFileKey {
       "sliding_window",
       "integer, at least 1",
       "none",
-      "tokens that a query sees, itself included"),
+      "tokens that a query sees, itself included, to both sides in encoder layers; not in"
+          + " encoder_decoder layers"),
   LOGITS_SOFT_CAP(
       Section.LAYER,
       "logits_soft_cap",

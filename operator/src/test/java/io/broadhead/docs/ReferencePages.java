@@ -27,6 +27,7 @@ final class ReferencePages {
     pages.put("configuration.md", configuration());
     pages.put("job-file.md", jobFile());
     pages.put("metrics.md", metrics());
+    pages.put("support-matrix.md", supportMatrix());
     return pages;
   }
 
@@ -115,11 +116,24 @@ final class ReferencePages {
     return page.toString();
   }
 
+  private static String supportMatrix() {
+    return HEADER.formatted("the answers of `bh_layer_supported`")
+        + """
+        # Support matrix
+
+        What each backend answers when it is asked whether it can run a layer, collapsed: a cell that
+        says yes stands for every combination behind it. `broadhead doctor` tells which backends can
+        be used on a machine, and a layer that is refused fails when a job starts, with the reason.
+        The [conformance suite](../../native/test) runs these combinations.
+        """
+        + SupportMatrix.page();
+  }
+
   private static String code(Object value) {
     return "`" + value + "`";
   }
 
-  private static String row(Object... cells) {
+  static String row(Object... cells) {
     return Arrays.stream(cells)
         .map(cell -> cell.toString().replace("|", "\\|"))
         .collect(Collectors.joining(" | ", "| ", " |\n"));

@@ -5,6 +5,7 @@ import io.broadhead.arrow.DType;
 import io.broadhead.attention.AttnType;
 import io.broadhead.attention.Job;
 import io.broadhead.attention.LayerSpec;
+import io.broadhead.attention.RopeScaling;
 import io.broadhead.attention.RopeSpec;
 import java.util.HashMap;
 import java.util.List;
@@ -153,18 +154,23 @@ public final class ReferenceAttention {
       return tokens;
     }
     int half = rope.rotaryDim() / 2;
+    boolean scaled = rope.scaling().type() != RopeScaling.Type.DEFAULT;
+    float[] table = scaled ? rope.cosSin() : null;
     double[][] result = new double[tokens.length][];
     for (int t = 0; t < tokens.length; t++) {
       result[t] = tokens[t].clone();
       for (int start = 0; start < tokens[t].length; start += layer.headSize()) {
         for (int j = 0; j < half; j++) {
           double angle = positions[t] / Math.pow(rope.base(), 2.0 * j / rope.rotaryDim());
+          int at = positions[t] * rope.rotaryDim() + j;
+          double cos = scaled ? table[at] : Math.cos(angle);
+          double sin = scaled ? table[at + half] : Math.sin(angle);
           int a = start + (rope.isNeox() ? j : 2 * j);
           int b = start + (rope.isNeox() ? j + half : 2 * j + 1);
           double x = tokens[t][a];
           double y = tokens[t][b];
-          result[t][a] = Numbers.round(x * Math.cos(angle) - y * Math.sin(angle), dtype);
-          result[t][b] = Numbers.round(y * Math.cos(angle) + x * Math.sin(angle), dtype);
+          result[t][a] = Numbers.round(x * cos - y * sin, dtype);
+          result[t][b] = Numbers.round(y * cos + x * sin, dtype);
         }
       }
     }
