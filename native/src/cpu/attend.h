@@ -20,6 +20,10 @@ constexpr int kMaxSpan = kPanelSpan;
 /// Tiles of a panel whose keys stay in the first-level cache while all query rows pass.
 constexpr int kKeyGroup = 2;
 
+/// Query rows of a micro-kernel that reads the cache itself. More would repay the widening of a
+/// tile, and every combination of element type and rows is code.
+constexpr int kDirectRows = kMaxRows < 8 ? kMaxRows : 8;
+
 /// Above this many query rows it pays to widen a tile once instead of in every micro-kernel.
 constexpr int kPackRows = 2 * kMaxRows;
 
@@ -77,17 +81,22 @@ BH_INLINE const E* cached_tile(const CacheView& cache, const int32_t* blocks, in
   return reinterpret_cast<const E*>(cache.tile(blocks[block], head, tile));
 }
 
-/// Keys and values of some tiles of one KV head.
-template <class E>
+/// A range of key positions for one KV head.
 struct Span {
+  int begin;
+  int end;
+  int head;         ///< KV head, counted within the item
+  int max_rows;     ///< query rows that a micro-kernel takes at most
+  int key_group;    ///< tiles that all rows pass before the next ones
+  int value_slice;  ///< columns likewise
+};
+
+/// Keys and values of a span.
+template <class E>
+struct SpanTiles {
   const E* const* keys;
   Values<E> values;
   const E* const* next;  ///< keys of the span to come, for prefetching
-  int begin;             ///< key positions
-  int end;
-  int head;         ///< KV head, counted within the item
-  int key_group;    ///< tiles that all rows pass before the next ones
-  int value_slice;  ///< columns likewise
 };
 
 /// Some query rows that one micro-kernel takes, and which keys of a span they see.
@@ -120,11 +129,11 @@ BH_INLINE void with_rows(int rows, Visit&& visit) {
 
 /// Calls visit(chunk) for chunks of the item's rows, as even as they can be, that see some key of
 /// the span.
-template <class E, class Visit>
+template <class Visit>
 BH_INLINE void for_each_chunk(const AttendContext& context, const AttendItem& item,
-                              const AttendScratch& scratch, const Span<E>& span, Visit&& visit) {
+                              const AttendScratch& scratch, const Span& span, Visit&& visit) {
   const int group = context.layer->group_size;
-  const int chunks = (scratch.rows + kMaxRows - 1) / kMaxRows;
+  const int chunks = (scratch.rows + span.max_rows - 1) / span.max_rows;
   int row = 0;
   for (int c = 0; c < chunks; ++c) {
     const int rows = (scratch.rows - row) / (chunks - c);
@@ -137,9 +146,9 @@ BH_INLINE void for_each_chunk(const AttendContext& context, const AttendItem& it
   }
 }
 
-template <class E, bool kAhead>
+template <class E, int kRows, bool kAhead>
 static void score_span(const AttendContext& context, const AttendItem& item,
-                       const AttendScratch& scratch, const Span<E>& span) {
+                       const AttendScratch& scratch, const Span& span, const E* const* keys) {
   const int size = context.layer->head_size;
   constexpr int kStride = kMaxSpan * kTile;
   const float* query = scratch.query + int64_t{span.head} * scratch.rows * size;
@@ -148,18 +157,17 @@ static void score_span(const AttendContext& context, const AttendItem& item,
     for_each_chunk(context, item, scratch, span, [&](const RowChunk& chunk) {
       const int first = max_int(group, chunk.first_tile());
       const int count = min_int(group + span.key_group, chunk.end_tile()) - first;
-      with_rows<kMaxRows>(chunk.rows, [&](auto rows) {
+      with_rows<kRows>(chunk.rows, [&](auto rows) {
         score_rows<E, decltype(rows)::kCount, kAhead>(
-            query + chunk.first_row * size, size, span.keys + first, count,
+            query + chunk.first_row * size, size, keys + first, count,
             scratch.scores + chunk.first_row * kStride + first * kTile, kStride);
       });
     });
   }
 }
 
-template <class E>
 static void weigh_span(const AttendContext& context, const AttendItem& item,
-                       const AttendScratch& scratch, const Span<E>& span) {
+                       const AttendScratch& scratch, const Span& span) {
   const LayerView& layer = *context.layer;
   const int group = layer.group_size;
   for_each_chunk(context, item, scratch, span, [&](const RowChunk& chunk) {
@@ -177,18 +185,19 @@ static void weigh_span(const AttendContext& context, const AttendItem& item,
   });
 }
 
-template <class E, bool kAhead>
+template <class E, int kRows, bool kAhead>
 static void accumulate_span(const AttendContext& context, const AttendItem& item,
-                            const AttendScratch& scratch, const Span<E>& span) {
+                            const AttendScratch& scratch, const Span& span,
+                            const SpanTiles<E>& tiles) {
   const int size = context.layer->head_size;
   constexpr int kStride = kMaxSpan * kTile;
   float* sums = scratch.sums + int64_t{span.head} * scratch.rows * size;
   for (int column = 0; column < size; column += span.value_slice) {
     const int end_column = min_int(column + span.value_slice, size);
     for_each_chunk(context, item, scratch, span, [&](const RowChunk& chunk) {
-      with_rows<kMaxRows>(chunk.rows, [&](auto rows) {
+      with_rows<kRows>(chunk.rows, [&](auto rows) {
         accumulate_rows<E, decltype(rows)::kCount, kAhead>(
-            scratch.scores + chunk.first_row * kStride, kStride, span.values, span.next,
+            scratch.scores + chunk.first_row * kStride, kStride, tiles.values, tiles.next,
             chunk.first, chunk.end, size, column, end_column, scratch.factors + chunk.first_row,
             sums + chunk.first_row * size);
       });
@@ -196,12 +205,13 @@ static void accumulate_span(const AttendContext& context, const AttendItem& item
   }
 }
 
-template <class E, bool kAhead>
+template <class E, int kRows, bool kAhead>
 BH_INLINE void attend_span(const AttendContext& context, const AttendItem& item,
-                           const AttendScratch& scratch, const Span<E>& span) {
-  score_span<E, kAhead>(context, item, scratch, span);
+                           const AttendScratch& scratch, const Span& span,
+                           const SpanTiles<E>& tiles) {
+  score_span<E, kRows, kAhead>(context, item, scratch, span, tiles.keys);
   weigh_span(context, item, scratch, span);
-  accumulate_span<E, kAhead>(context, item, scratch, span);
+  accumulate_span<E, kRows, kAhead>(context, item, scratch, span, tiles);
 }
 
 /// All spans of the item, read where the cache has them: every head of a span, then the next span,
@@ -229,9 +239,9 @@ static void attend_direct(const AttendContext& context, const AttendItem& item,
       find_tiles(last_head ? begin + kDirectSpan * kTile : begin, last_head ? 0 : head + 1,
                  tiles[1 - now]);
       for (int i = 0; i < kDirectSpan; ++i) values[i] = tiles[now][i] + kTile * size;
-      attend_span<E, true>(context, item, scratch,
-                           {tiles[now], {values, size, kSlice}, tiles[1 - now], begin, end, head,
-                            kDirectSpan, size});
+      attend_span<E, kDirectRows, true>(context, item, scratch,
+                                        {begin, end, head, kDirectRows, kDirectSpan, size},
+                                        {tiles[now], {values, size, kSlice}, tiles[1 - now]});
     }
   }
 }
@@ -290,9 +300,9 @@ BH_INLINE void attend_packed(const AttendContext& context, const AttendItem& ite
       for (int key = begin; key < end; key += kTile) {
         pack(item.first_head + head, key, (key - begin) / kTile);
       }
-      attend_span<Float32, false>(context, item, scratch,
-                                  {keys, {values, kSlice, kSlice * kPanelSpan * kTile}, keys, begin, end,
-                                   head, kKeyGroup, kSlice});
+      attend_span<Float32, kMaxRows, false>(
+          context, item, scratch, {begin, end, head, kMaxRows, kKeyGroup, kSlice},
+          {keys, {values, kSlice, kSlice * kPanelSpan * kTile}, keys});
     }
   }
 }
@@ -337,8 +347,8 @@ BH_INLINE void write_output(const AttendContext& context, const QueryToken& toke
   }
   const int64_t out = (step.rows[token.row].output + token.index) * layer.num_heads + head;
   if (step.lse) {
-    step.lse[out] = state.denominator == 0 ? -kInfinity
-                                           : state.maximum + __builtin_logf(state.denominator);
+    step.lse[out] =
+        state.denominator == 0 ? -kInfinity : state.maximum + __builtin_logf(state.denominator);
   }
   const float factor = state.denominator == 0 ? 0 : keep * layer.v_scale / state.denominator;
   const Vec divisor = broadcast(layer.output_scale > 0 ? layer.output_scale : 1);
@@ -355,7 +365,7 @@ static void attend(const AttendContext& context, const AttendItem& item, float* 
   AttendScratch scratch;
   carve(layer, context.cache, item, floats, &scratch);
   with_tensor_dtype(layer.dtype,
-             [&](auto t) { load_queries<decltype(t)>(context, item, scratch); });
+                    [&](auto t) { load_queries<decltype(t)>(context, item, scratch); });
   const int64_t all_rows = int64_t{item.num_heads} * scratch.rows;
   for (int64_t i = 0; i < all_rows * layer.head_size; ++i) scratch.sums[i] = 0;
   for (int64_t i = 0; i < all_rows; ++i) scratch.states[i] = {-kInfinity, 0};

@@ -32,7 +32,8 @@ BH_INLINE UintVec widen(ByteBits v) { return __builtin_convertvector(v, UintVec)
 /// difference of the exponent biases: subnormals come out right, `special` patterns get the
 /// exponent of infinities and NaNs.
 template <int kSignShift, int kShift>
-BH_INLINE Vec widen_float(UintVec bits, uint32_t magnitude_mask, float bias_scale, UintVec special) {
+BH_INLINE Vec widen_float(UintVec bits, uint32_t magnitude_mask, float bias_scale,
+                          UintVec special) {
   const UintVec magnitude = (bits & magnitude_mask) << kShift;
   const UintVec scaled = (UintVec)((Vec)magnitude * broadcast(bias_scale));
   const UintVec sign = (bits & (magnitude_mask + 1)) << kSignShift;
@@ -49,8 +50,8 @@ BH_INLINE Vec load(const BFloat16* from) {
 
 BH_INLINE Vec load(const Float16* from) {
 #if defined(__AVX512F__)
-  return (Vec)_mm512_maskz_cvtph_ps(
-      0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  return (Vec)_mm512_maskz_cvtph_ps(0xffff,
+                                    _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 #elif defined(__F16C__)
   return (Vec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 #else

@@ -20,8 +20,8 @@ struct LayerView {
   int num_kv_heads;
   int group_size;  ///< query heads of a KV head
   int head_size;
-  int dtype;         ///< bh_dtype of query, key, value
-  int output_dtype;  ///< bh_dtype
+  int dtype;          ///< bh_dtype of query, key, value
+  int output_dtype;   ///< bh_dtype
   float query_scale;  ///< softmax scale times k_scale
   float k_scale;
   float v_scale;

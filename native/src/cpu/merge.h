@@ -55,8 +55,7 @@ static void merge_token(const MergeContext& context, int64_t token) {
       Vec sum = Vec{};
       for (int p = 0; p < context.count; ++p) {
         if (lse_of(p) == -kInfinity) continue;
-        const T* part =
-            static_cast<const T*>(context.parts[p].output) + at * context.head_size + d;
+        const T* part = static_cast<const T*>(context.parts[p].output) + at * context.head_size + d;
         sum += load(part) * broadcast(__builtin_expf(lse_of(p) - maximum) / total);
       }
       store(static_cast<T*>(context.output) + at * context.head_size + d, sum);

@@ -106,7 +106,8 @@ struct Values {
 };
 
 /// sums[r] = sums[r] * factors[r] + weights[r][t] * value[t] over tokens first .. end - 1 of the
-/// tiles, for kVecs vectors of the head. With kAhead the keys of `next` tiles are fetched meanwhile.
+/// tiles, for kVecs vectors of the head. With kAhead the keys of `next` tiles are fetched
+/// meanwhile.
 template <class E, int kRows, int kVecs, bool kAhead>
 BH_INLINE void accumulate_slice(const float* weights, int weight_stride, const Values<E>& values,
                                 const E* const* next, int first, int end, int head_size, int column,
@@ -126,8 +127,8 @@ BH_INLINE void accumulate_slice(const float* weights, int weight_stride, const V
     const E* value = values.tiles[tile] + values.offset(t % kTile, column);
     for (; t < tile_end; ++t, value += values.token_step) {
       if constexpr (kAhead) {
-        prefetch_run<kVecs * kWidth * static_cast<int>(sizeof(E))>(
-            next[tile] + column * kTile + t % kTile * kVecs * kWidth);
+        prefetch_run<kVecs * kWidth* static_cast<int>(sizeof(E))>(next[tile] + column * kTile +
+                                                                  t % kTile * kVecs * kWidth);
       }
       Vec v_row[kVecs];
 #pragma GCC unroll 16

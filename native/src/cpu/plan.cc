@@ -55,8 +55,8 @@ bool is_decode(const LayerSpec& spec, int num_tokens) {
 /// later tokens see more keys, so that the last items are small ones.
 template <class Visit>
 void for_each_run(const LayerSpec& spec, int num_tokens, Visit&& visit) {
-  const int run = is_decode(spec, num_tokens) ? num_tokens
-                                              : std::max(1, kPrefillRows / spec.group_size());
+  const int run =
+      is_decode(spec, num_tokens) ? num_tokens : std::max(1, kPrefillRows / spec.group_size());
   for (int end = num_tokens; end > 0; end -= run) {
     const int begin = std::max(0, end - run);
     visit(begin, end - begin);
@@ -190,12 +190,12 @@ void Plan::divide(const LayerSpec& spec, int threads) {
     total += cost(unit) * spec.num_kv_heads / unit.heads_per_item;
     keys_read_ += unit.end_key - unit.first_key;
   }
-  const double budget = threads > 1 ? total / (threads * kItemsPerThread)
-                                    : std::numeric_limits<double>::infinity();
+  const double budget =
+      threads > 1 ? total / (threads * kItemsPerThread) : std::numeric_limits<double>::infinity();
   auto pieces_of = [&](const Unit& unit) {
     const double wanted = std::min(cost(unit) / budget + 0.5, 1e6);
-    return std::max(1, std::min(static_cast<int>(wanted),
-                                (unit.end_key - unit.first_key) / kLeastKeys));
+    return std::max(
+        1, std::min(static_cast<int>(wanted), (unit.end_key - unit.first_key) / kLeastKeys));
   };
   // A token's partial results lie side by side, those of a shared prefix first.
   for (const Unit& unit : units_) {

@@ -23,19 +23,19 @@ std::string names_that_run() {
 const std::vector<Tier>& tiers() {
   static const std::vector<Tier> all = {
 #if defined(__x86_64__)
-      {"avx512", &avx512::kKernels,
-       [] {
-         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                __builtin_cpu_supports("fma");
-       }},
-      {"avx2", &avx2::kKernels,
-       [] {
-         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                __builtin_cpu_supports("f16c");
-       }},
+    {"avx512", &avx512::kKernels,
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+              __builtin_cpu_supports("fma");
+     }},
+    {"avx2", &avx2::kKernels,
+     [] {
+       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+              __builtin_cpu_supports("f16c");
+     }},
 #endif
-      {"baseline", &baseline::kKernels, [] { return true; }},
+    {"baseline", &baseline::kKernels, [] { return true; }},
   };
   return all;
 }
