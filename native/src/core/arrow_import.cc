@@ -81,12 +81,23 @@ int dtype_of(std::string_view format, bool bfloat16) {
   return 0;
 }
 
+/// The element type of a list; a malformed one without it is a mismatch too.
+const ArrowSchema& only_child(const LayerSpec& spec, const char* column, const ArrowSchema& list,
+                              const std::string& expected) {
+  if (list.n_children != 1) {
+    mismatch(spec, column, expected,
+             std::string("format ") + list.format + " with " + std::to_string(list.n_children) +
+                 " children");
+  }
+  return *list.children[0];
+}
+
 void check_tensor(const LayerSpec& spec, const ArrowSchema& field, int heads) {
   const int64_t width = int64_t{heads} * spec.head_size;
   const std::string expected = tensor_type(spec.dtype, heads, spec.head_size);
   auto bad = [&](const std::string& got) { mismatch(spec, field.name, expected, got); };
   if (std::strcmp(field.format, "+l") != 0) bad(std::string("format ") + field.format);
-  const ArrowSchema& tensor = *field.children[0];
+  const ArrowSchema& tensor = only_child(spec, field.name, field, expected);
   if (std::strncmp(tensor.format, "+w:", 3) != 0) bad(std::string("list of format ") + tensor.format);
   if (std::strtoll(tensor.format + 3, nullptr, 10) != width) {
     bad("tensors of " + std::string(tensor.format + 3) + " elements");
@@ -100,7 +111,7 @@ void check_tensor(const LayerSpec& spec, const ArrowSchema& field, int heads) {
   if (!std::is_sorted(permutation.begin(), permutation.end())) {
     bad("permuted tensors: " + std::string(json));
   }
-  const ArrowSchema& element = *tensor.children[0];
+  const ArrowSchema& element = only_child(spec, field.name, tensor, expected);
   bool bfloat16 = false;
   for (const ArrowSchema* level : {&field, &tensor, &element}) {
     bfloat16 |= metadata_value(level->metadata, "dtype") == "bfloat16";
@@ -111,13 +122,15 @@ void check_tensor(const LayerSpec& spec, const ArrowSchema& field, int heads) {
   }
 }
 
-void check_list(const LayerSpec& spec, const ArrowSchema& field, std::string_view element,
+/// `elements` holds the accepted element formats, one letter each.
+void check_list(const LayerSpec& spec, const ArrowSchema& field, std::string_view elements,
                 const char* expected) {
   if (std::strcmp(field.format, "+l") != 0) {
     mismatch(spec, field.name, expected, std::string("format ") + field.format);
   }
-  if (element.find(field.children[0]->format) == std::string_view::npos) {
-    mismatch(spec, field.name, expected, std::string("list of format ") + field.children[0]->format);
+  const std::string format = only_child(spec, field.name, field, expected).format;
+  if (format.size() != 1 || elements.find(format) == std::string_view::npos) {
+    mismatch(spec, field.name, expected, "list of format " + format);
   }
 }
 
@@ -147,6 +160,19 @@ void check_length(const char* column, const char* what, int64_t got, int64_t at_
   }
 }
 
+/// Refuses nulls where the step format has none. A null_count of -1 means that nobody counted.
+void check_no_nulls(const char* column, const char* what, const ArrowArray& array) {
+  int64_t nulls = array.null_count;
+  if (nulls < 0) {
+    const auto* validity = static_cast<const uint8_t*>(array.buffers[0]);
+    nulls = 0;
+    for (int64_t i = 0; validity && i < array.length; ++i) {
+      nulls += !is_valid(validity, array.offset + i);
+    }
+  }
+  if (nulls > 0) bad_array(column, what, nulls, 0);
+}
+
 const void* data_buffer(const char* column, const ArrowArray& array, int64_t length) {
   if (length > 0 && !array.buffers[1]) {
     throw Failure(BH_INVALID_ARGUMENT, kNoRow, "column %s: its data buffer is NULL", column);
@@ -174,7 +200,7 @@ ListColumn open_scalars(const char* name, const ArrowArray& parent, const ArrowA
   ListColumn column = open_list(name, parent, list);
   const ArrowArray& child = *list.children[0];
   check_shape(name, child, 2, 0);
-  if (child.null_count > 0) bad_array(name, "nulls inside lists", child.null_count, 0);
+  check_no_nulls(name, "nulls inside lists", child);
   auto data = static_cast<const T*>(data_buffer(name, child, child.length));
   values = data ? data + child.offset : nullptr;
   return column;
@@ -186,12 +212,16 @@ ListColumn open_tensors(const char* name, const ArrowArray& parent, const ArrowA
   ListColumn column = open_list(name, parent, list);
   const ArrowArray& tensors = *list.children[0];
   check_shape(name, tensors, 1, 1);
-  if (tensors.null_count > 0) bad_array(name, "null tensors", tensors.null_count, 0);
+  check_no_nulls(name, "null tensors", tensors);
   const ArrowArray& elements = *tensors.children[0];
   check_shape(name, elements, 2, 0);
-  if (elements.null_count > 0) bad_array(name, "null elements", elements.null_count, 0);
-  check_length(name, "number of elements", elements.length,
-               (tensors.offset + tensors.length) * width);
+  check_no_nulls(name, "null elements", elements);
+  if (elements.length / width - tensors.offset < tensors.length) {
+    throw Failure(BH_INVALID_ARGUMENT, kNoRow,
+                  "column %s: number of elements is %" PRId64 ", expected %" PRId64
+                  " for each of %" PRId64 " tensors from %" PRId64 " on",
+                  name, elements.length, width, tensors.length, tensors.offset);
+  }
   auto data = static_cast<const char*>(data_buffer(name, elements, elements.length));
   values = data ? data + (elements.offset + tensors.offset * width) * byte_width(dtype) : nullptr;
   return column;
@@ -208,29 +238,33 @@ StepColumns find_columns(const LayerSpec& spec, const ArrowSchema& schema) {
   for (int i = 0; i < schema.n_children; ++i) {
     const ArrowSchema& field = *schema.children[i];
     std::string_view name = field.name ? field.name : "";
+    auto claim = [&](int& column) {
+      if (column != StepColumns::kAbsent) mismatch(spec, field.name, "one column", "it twice");
+      column = i;
+    };
     if (name == "query") {
       check_tensor(spec, field, spec.num_heads);
-      columns.query = i;
+      claim(columns.query);
     } else if (name == "key") {
       check_tensor(spec, field, spec.num_kv_heads);
-      columns.key = i;
+      claim(columns.key);
     } else if (name == "value") {
       check_tensor(spec, field, spec.num_kv_heads);
-      columns.value = i;
+      claim(columns.value);
     } else if (name == "seq_len") {
       if (std::strcmp(field.format, "i") != 0) {
         mismatch(spec, "seq_len", "int32", std::string("format ") + field.format);
       }
-      columns.seq_len = i;
+      claim(columns.seq_len);
     } else if (name == "slot_mapping") {
       check_list(spec, field, "l", "list<int64>");
-      columns.slot_mapping = i;
+      claim(columns.slot_mapping);
     } else if (name == "block_table") {
       check_list(spec, field, "i", "list<int32>");
-      columns.block_table = i;
+      claim(columns.block_table);
     } else if (name == "position") {
       check_list(spec, field, "il", "list<int32> or list<int64>");
-      columns.position = i;
+      claim(columns.position);
       columns.wide_positions = field.children[0]->format[0] == 'l';
     }
   }
@@ -273,7 +307,7 @@ StepReader::StepReader(const LayerSpec& spec, const Cache* cache, StepColumns co
 
 void StepReader::open(const ArrowArray& batch) {
   check_shape("(all)", batch, 1, columns_.num_columns);
-  if (batch.null_count > 0) bad_array("(all)", "null rows", batch.null_count, 0);
+  check_no_nulls("(all)", "null rows", batch);
   num_rows_ = batch.length;
   memory_ = Step{};
   auto child = [&batch](int index) -> const ArrowArray& { return *batch.children[index]; };

@@ -130,8 +130,9 @@ int32_t bh_engine_create(const bh_engine_options* options, bh_engine** engine, b
     need(options, "options");
     need(engine, "engine");
     if (options->struct_size != sizeof *options) {
-      throw Failure(BH_INVALID_ARGUMENT, kNoRow, "bh_engine_options.struct_size must be %zu, got %u",
-                    sizeof *options, options->struct_size);
+      throw Failure(BH_INVALID_ARGUMENT, kNoRow,
+                    "bh_engine_options.struct_size must be %zu, got %u", sizeof *options,
+                    options->struct_size);
     }
     if (options->threads < 0) {
       throw Failure(BH_INVALID_ARGUMENT, kNoRow,
@@ -201,6 +202,10 @@ int32_t bh_cache_copy_blocks(bh_cache* cache, const int64_t* source, const int64
                              int64_t count, bh_error* error) {
   return guarded(error, [&] {
     need(cache, "cache");
+    if (count < 0) {
+      throw Failure(BH_INVALID_ARGUMENT, kNoRow, "count must not be negative, got %lld",
+                    static_cast<long long>(count));
+    }
     if (count > 0) {
       need(source, "source");
       need(target, "target");
@@ -300,7 +305,8 @@ int32_t bh_merge(bh_engine* engine, const bh_partial* parts, int32_t count, int3
       throw Failure(BH_INVALID_ARGUMENT, kNoRow, "count must be at least 1, got %d", count);
     }
     if (dtype != BH_FLOAT32 && dtype != BH_FLOAT16 && dtype != BH_BFLOAT16) {
-      throw Failure(BH_INVALID_ARGUMENT, kNoRow, "dtype must be float32, float16 or bfloat16, got %s",
+      throw Failure(BH_INVALID_ARGUMENT, kNoRow,
+                    "dtype must be float32, float16 or bfloat16, got %s",
                     broadhead::dtype_name(dtype));
     }
     broadhead::check_heads("merge", num_heads, head_size);
