@@ -25,9 +25,9 @@ const std::vector<Rotary> kRotary = {{kWholeHead, true}, {kWholeHead, false}, {3
 // clang-format off
 const std::vector<Case>& cases() {
   static const std::vector<Case> kCases = {
-    {.feature = "decode", .name = "matrix", .rows = {{1, 1}, {1, 16}, {1, 17}, {1, 5}, {1, 31}, {1, 2}, {1, 48}}, .heads = {{40, 40}, {64, 8}}, .head_sizes = {32, 80, 128, 256}, .block_sizes = {16, 32}, .alibi = {Slopes::kNone, Slopes::kMixed}, .caches = kAutoAndFp8},
-    {.feature = "decode", .name = "long", .rows = {{1, 213}, {1, 1}, {1, 312}, {1, 7}, {1, 903}}, .heads = {{4, 4}, {8, 2}, {9, 3}}, .head_sizes = {96, 128}, .block_sizes = {48, 96, 128}, .windows = {0, 256}},
-    {.feature = "decode", .name = "unified", .rows = {{1, 523}, {1, 37}, {1, 2011}}, .heads = {{4, 4}, {8, 2}, {5, 1}}, .head_sizes = {128, 256}, .caches = kAutoAndFp8},
+    {.feature = "decode", .name = "matrix", .rows = {{1, 1}, {1, 2}, {1, 5}, {1, 15}, {1, 16}, {1, 17}, {1, 20}}, .heads = {{40, 40}, {64, 8}}, .head_sizes = {32, 80, 128, 256}, .block_sizes = {16, 32}, .alibi = {Slopes::kNone, Slopes::kMixed}, .caches = kAutoAndFp8},
+    {.feature = "decode", .name = "long", .rows = {{1, 113}, {1, 1}, {1, 312}, {1, 7}}, .heads = {{4, 4}, {8, 2}, {9, 3}}, .head_sizes = {96, 128}, .block_sizes = {48, 96, 128}, .windows = {0, 256}},
+    {.feature = "decode", .name = "unified", .rows = {{1, 523}, {1, 37}, {1, 2011}}, .heads = {{8, 2}, {5, 1}}, .head_sizes = {128}, .caches = kAutoAndFp8},
     {.feature = "decode", .name = "small", .rows = {{1, 32}, {1, 40}}, .caches = kAutoAndFp8},
     {.feature = "decode", .name = "medium", .rows = {{1, 128}, {1, 255}, {1, 256}, {1, 257}, {1, 511}, {1, 512}, {1, 513}, {1, 700}}, .caches = kAutoAndFp8},
     {.feature = "decode", .name = "large", .rows = {{1, 256}, {1, 256}, {1, 256}, {1, 256}, {1, 256}, {1, 256}, {1, 256}, {1, 256}, {1, 256}, {1, 256}, {1, 256}, {1, 256}}},
@@ -50,16 +50,16 @@ const std::vector<Case>& cases() {
 
     {.feature = "gqa", .name = "decode", .rows = {{1, 100}, {1, 37}, {3, 50}}, .heads = kGroups, .caches = kAutoAndFp8},
     {.feature = "gqa", .name = "prefill", .rows = {{23, 40}, {50, 60}}, .heads = kGroups, .head_sizes = {32}, .caches = kAutoAndFp8},
-    {.feature = "wide_heads", .name = "decode", .rows = {{1, 20}, {3, 17}}, .heads = {{40, 40}, {64, 64}, {48, 48}}, .head_sizes = {128, 256}, .caches = kAutoAndFp8},
+    {.feature = "wide_heads", .name = "decode", .rows = {{1, 20}, {3, 17}}, .heads = {{40, 40}, {64, 64}}, .head_sizes = {128, 256}, .caches = kAutoAndFp8},
 
     {.feature = "head_size", .name = "all", .rows = {{1, 50}, {9, 33}, {30, 47}}, .heads = {{6, 2}}, .head_sizes = {32, 64, 80, 96, 128, 160, 192, 224, 256}, .block_sizes = {16, 32}, .caches = kEveryCache},
-    {.feature = "block_size", .name = "all", .rows = {{1, 1}, {1, 16}, {1, 600}, {5, 545}, {33, 33}}, .heads = {{4, 2}}, .block_sizes = {16, 32, 48, 64, 96, 128, 528, 544, 784, 1056}, .caches = kAutoAndFp8},
+    {.feature = "block_size", .name = "all", .rows = {{1, 1}, {1, 16}, {1, 600}, {5, 545}, {33, 33}}, .heads = {{2, 1}}, .block_sizes = {16, 32, 48, 64, 96, 128, 528, 544, 784, 1056}, .caches = kAutoAndFp8},
     {.feature = "block_size", .name = "boundaries", .rows = {{1, 543}, {1, 544}, {1, 545}, {3, 528}, {2, 1088}, {20, 784}}, .heads = {{2, 1}}, .head_sizes = {32}, .block_sizes = {48, 528, 544, 784}, .windows = {0, 17}, .caches = kAutoAndFp8},
     {.feature = "cache_dtype", .name = "mixed", .rows = kMixed, .heads = {{8, 8}, {8, 2}}, .head_sizes = {64, 80}, .caches = kEveryCache},
     {.feature = "cache_dtype", .name = "long", .rows = {{1, 700}, {20, 300}}, .caches = kEveryCache},
 
     {.feature = "window", .name = "boundaries", .rows = {{1, 1}, {1, 15}, {1, 16}, {1, 17}, {1, 31}, {1, 32}, {1, 33}, {20, 40}, {3, 3}}, .block_sizes = {16, 48}, .windows = {1, 2, 15, 16, 17, 31, 32, 33, 1000}, .caches = kAutoAndFp8},
-    {.feature = "window", .name = "long", .rows = {{1, 700}, {1, 64}, {1, 65}, {30, 330}}, .heads = {{8, 8}, {8, 1}}, .windows = {1, 64, 300}, .caches = kAutoAndFp8},
+    {.feature = "window", .name = "long", .rows = {{1, 500}, {1, 64}, {1, 65}, {20, 330}}, .heads = {{4, 4}, {8, 1}}, .windows = {1, 64, 300}, .caches = kAutoAndFp8},
     {.feature = "window", .name = "blocks_freed", .rows = {{1, 200}, {9, 150}, {40, 160}, {1, 97}}, .block_sizes = {16, 48}, .windows = {1, 16, 40}, .caches = kAutoAndFp8},
     {.feature = "window", .name = "gemma2", .rows = kMixed, .heads = {{8, 4}}, .head_sizes = {256}, .windows = {24}, .soft_caps = {50}, .caches = kAutoAndFp8, .scale = 0.0625f},
     {.feature = "window", .name = "gpt_oss", .rows = kMixed, .heads = {{16, 2}}, .windows = {0, 24}, .sinks = {Sinks::kRandom}, .rope = {{kWholeHead, true}}, .caches = kAutoAndFp8},
@@ -71,7 +71,7 @@ const std::vector<Case>& cases() {
     {.feature = "alibi", .name = "slopes", .rows = kMixed, .heads = {{8, 8}, {12, 3}}, .alibi = kSlopes, .caches = kAutoAndFp8},
     {.feature = "alibi", .name = "window", .rows = kMixed, .block_sizes = {16, 544}, .windows = {1, 16, 20}, .alibi = kSlopes},
     {.feature = "alibi", .name = "sinks", .rows = kMixed, .windows = {0, 20}, .alibi = kSlopes, .sinks = kSinks},
-    {.feature = "alibi", .name = "long", .rows = {{1, 900}, {30, 600}}, .heads = {{16, 16}}, .head_sizes = {32}, .alibi = {Slopes::kPositive}},
+    {.feature = "alibi", .name = "long", .rows = {{1, 900}, {10, 600}}, .heads = {{8, 8}}, .head_sizes = {32}, .alibi = {Slopes::kPositive}},
 
     {.feature = "sinks", .name = "values", .rows = kMixed, .heads = {{8, 8}, {8, 2}, {16, 1}}, .sinks = kSinks, .caches = kAutoAndFp8},
     {.feature = "sinks", .name = "window", .rows = kMixed, .windows = {1, 16, 20}, .sinks = kSinks, .caches = kAutoAndFp8},
@@ -106,7 +106,8 @@ const std::vector<Case>& cases() {
     {.feature = "encoder", .name = "sinks", .rows = {{33, 33}, {17, 17}}, .windows = {0, 8}, .sinks = kSinks, .attn_type = BH_ENCODER_ONLY},
     {.feature = "encoder", .name = "long", .rows = {{300, 300}, {129, 129}}, .heads = {{4, 4}}, .head_sizes = {32}, .windows = {0, 64}, .attn_type = BH_ENCODER_ONLY},
 
-    {.feature = "cross", .name = "matrix", .rows = {{1, 60}, {5, 33}, {20, 100}, {3, 3}}, .heads = {{8, 8}, {8, 2}}, .head_sizes = {64, 128}, .block_sizes = {16, 544}, .caches = kEveryCache, .attn_type = BH_ENCODER_DECODER},
+    {.feature = "cross", .name = "matrix", .rows = {{1, 60}, {5, 33}, {20, 70}, {3, 3}}, .heads = {{8, 8}, {8, 2}}, .head_sizes = {64, 128}, .block_sizes = {16, 48}, .caches = kAutoAndFp8, .attn_type = BH_ENCODER_DECODER},
+    {.feature = "cross", .name = "caches", .rows = {{1, 60}, {5, 33}, {3, 3}}, .heads = {{4, 2}}, .block_sizes = {16, 544}, .caches = kEveryCache, .attn_type = BH_ENCODER_DECODER},
     {.feature = "cross", .name = "empty", .rows = {{1, 0}, {5, 0}, {0, 20}, {0, 0}, {2, 7}}, .sinks = kWithAndWithoutSinks, .caches = kAutoAndFp8, .attn_type = BH_ENCODER_DECODER},
     {.feature = "cross", .name = "whisper", .rows = {{1, 750}, {4, 751}}, .heads = {{6, 6}}, .caches = kAutoAndFp8, .attn_type = BH_ENCODER_DECODER},
     {.feature = "cross", .name = "features", .rows = {{1, 60}, {20, 100}}, .windows = {0, 16}, .soft_caps = {0, 20}, .alibi = {Slopes::kNone, Slopes::kMixed}, .sinks = {Sinks::kNone, Sinks::kRandom}, .attn_type = BH_ENCODER_DECODER},
@@ -140,7 +141,7 @@ const std::vector<Case>& cases() {
     {.feature = "shared_prefix", .name = "fp8_output", .rows = {{1, 300}, {1, 161}, {3, 300}, {1, 290}}, .caches = kAutoAndFp8, .output_scale = 0.02f, .shared_prefix = 144},
     {.feature = "shared_prefix", .name = "long", .rows = {{1, 3000}, {1, 3100}, {1, 2999}}, .heads = {{4, 1}}, .head_sizes = {32}, .caches = kAutoAndFp8, .threads = 5, .shared_prefix = 2976},
     {.feature = "shared_prefix", .name = "cross", .rows = {{1, 300}, {1, 161}, {3, 300}, {1, 290}}, .caches = kAutoAndFp8, .attn_type = BH_ENCODER_DECODER, .shared_prefix = 144},
-    {.feature = "shared_prefix", .name = "large_blocks", .rows = {{1, 600}, {1, 1700}, {1, 1100}}, .heads = {{4, 2}}, .head_sizes = {32}, .block_sizes = {528, 544}, .caches = kAutoAndFp8, .shared_prefix = 544},
+    {.feature = "shared_prefix", .name = "large_blocks", .rows = {{1, 600}, {1, 1100}, {1, 900}}, .heads = {{4, 2}}, .head_sizes = {32}, .block_sizes = {528, 544}, .caches = kAutoAndFp8, .shared_prefix = 544},
 
     {.feature = "threads", .name = "one", .rows = {{1, 900}, {20, 300}, {1, 1}}, .caches = kAutoAndFp8, .threads = 1},
     {.feature = "threads", .name = "three", .rows = {{1, 900}, {20, 300}, {1, 1}}, .caches = kAutoAndFp8, .threads = 3},
@@ -148,8 +149,8 @@ const std::vector<Case>& cases() {
     {.feature = "threads", .name = "piece_boundaries", .rows = {{1, 10241}}, .heads = {{1, 1}}, .head_sizes = {32}, .threads = 16},
     {.feature = "threads", .name = "pieces", .rows = {{1, 5000}, {1, 600}}, .heads = {{4, 2}}, .head_sizes = {32}, .windows = {0, 2000}, .threads = 4},
 
-    {.feature = "long_context", .name = "decode", .rows = {{1, 131149}}, .heads = {{1, 1}}, .head_sizes = {32}, .block_sizes = {16, 544}, .windows = {0, 4096}, .dtypes = {BH_FLOAT16}, .caches = kAutoAndFp8},
-    {.feature = "long_context", .name = "few_tokens", .rows = {{3, 140000}}, .heads = {{1, 1}}, .head_sizes = {32}, .dtypes = {BH_BFLOAT16}},
+    {.feature = "long_context", .name = "decode", .rows = {{1, 131149}}, .heads = {{1, 1}}, .head_sizes = {32}, .block_sizes = {544}, .dtypes = {BH_FLOAT16}, .caches = kAutoAndFp8},
+    {.feature = "long_context", .name = "window", .rows = {{3, 140000}}, .heads = {{1, 1}}, .head_sizes = {32}, .windows = {4096}, .dtypes = {BH_BFLOAT16}},
   };
   return kCases;
 }

@@ -48,12 +48,13 @@ double compare_result(const LayerConfig& layer, const StepResult& result,
   double largest = 1;
   for (const double e : expected.output) largest = std::max(largest, std::fabs(e));
   double worst = 0;
-  auto compare = [&worst](const char* what, size_t i, double got, double wanted, double tolerance) {
+  auto compare = [&worst](const char* what, size_t i, double got, double wanted, double rounding,
+                          double arithmetic) {
     if (got == wanted) return;
-    const double ratio = std::fabs(got - wanted) / tolerance;
+    const double ratio = (std::fabs(got - wanted) - rounding) / arithmetic;
     if (!(ratio <= 1) && worst <= 1) {
       ADD_FAILURE() << what << " element " << i << ": " << got << ", expected " << wanted << " +- "
-                    << tolerance;
+                    << rounding + arithmetic;
     }
     worst = std::isnan(ratio) ? HUGE_VAL : std::max(worst, ratio);
   };
@@ -62,14 +63,14 @@ double compare_result(const LayerConfig& layer, const StepResult& result,
     const double wanted = std::clamp(expected.output[i], -limit, limit);
     compare("output", i,
             result.output(static_cast<int64_t>(i / width), static_cast<int64_t>(i % width)), wanted,
-            rounding_error(dtype, wanted / unit) * unit + kFloat32Error * largest);
+            rounding_error(dtype, wanted / unit) * unit, kFloat32Error * largest);
   }
   const auto heads = static_cast<size_t>(layer.num_heads);
   for (size_t i = 0; layer.return_lse && i < expected.lse.size(); ++i) {
     const double wanted = expected.lse[i];
     compare("lse", i,
             double{result.lse(static_cast<int64_t>(i / heads), static_cast<int>(i % heads))},
-            wanted, kFloat32Error * std::max(1.0, std::fabs(wanted)));
+            wanted, 0, kFloat32Error * std::max(1.0, std::fabs(wanted)));
   }
   return worst;
 }

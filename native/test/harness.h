@@ -25,7 +25,8 @@ namespace broadhead::test {
 /// Error of scores, softmax and sums in float32: 48 units of 2^-24.
 inline constexpr double kFloat32Error = 48 * 0x1p-24;
 
-/// Largest error in units of its tolerance; the first element above 1 fails the test.
+/// Largest error beyond the one rounding, in units of the float32 tolerance; the first element
+/// above 1 fails the test.
 double compare_result(const LayerConfig& layer, const StepResult& result, const Expected& expected);
 
 /// Fails the test where the cache does not hold the mirror's bits: values rounded once, untouched

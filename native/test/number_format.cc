@@ -22,7 +22,7 @@ struct Format {
 };
 
 const Format& format_of(int dtype) {
-  static const Format kFormats[] = {
+  static constexpr Format kFormats[] = {
       {"float32", 4, 23, -126, std::numeric_limits<float>::max(), 0x7f800000, 0x7f800000,
        0x7fc00000},
       {"float16", 2, 10, -14, 65504, 0x7c00, 0x7c00, 0x7e00},
@@ -61,19 +61,18 @@ double decode_slowly(int dtype, uint32_t bits) {
   return bits & sign ? -magnitude : magnitude;
 }
 
-/// All values of a narrow dtype.
-const std::vector<double>& values_of(int dtype) {
-  static const std::vector<std::vector<double>> kValues = [] {
-    std::vector<std::vector<double>> all(BH_FLOAT8_E5M2 + 1);
-    for (int d = BH_FLOAT16; d <= BH_FLOAT8_E5M2; ++d) {
-      for (uint32_t bits = 0; bits < 1u << (8 * element_bytes(d)); ++bits) {
-        all[static_cast<size_t>(d)].push_back(decode_slowly(d, bits));
+/// All values of the narrow dtypes.
+struct Tables {
+  std::vector<double> of[BH_FLOAT8_E5M2 + 1];
+
+  Tables() {
+    for (int dtype = BH_FLOAT16; dtype <= BH_FLOAT8_E5M2; ++dtype) {
+      for (uint32_t bits = 0; bits < 1u << (8 * element_bytes(dtype)); ++bits) {
+        of[dtype].push_back(decode_slowly(dtype, bits));
       }
     }
-    return all;
-  }();
-  return kValues[static_cast<size_t>(dtype)];
-}
+  }
+};
 
 }  // namespace
 
@@ -82,11 +81,13 @@ int element_bytes(int dtype) { return format_of(dtype).bytes; }
 std::string dtype_label(int dtype) { return format_of(dtype).label; }
 
 double decode(int dtype, uint32_t bits) {
+  static const Tables kTables;
   if (dtype == BH_FLOAT32) return double{std::bit_cast<float>(bits)};
-  return values_of(dtype)[bits];
+  return kTables.of[dtype][bits];
 }
 
 uint32_t encode(int dtype, double value) {
+  if (dtype == BH_FLOAT32) return std::bit_cast<uint32_t>(static_cast<float>(value));
   const Format& f = format_of(dtype);
   const uint32_t sign = std::signbit(value) ? 1u << (8 * f.bytes - 1) : 0;
   if (std::isnan(value)) return sign | f.nan;
@@ -108,15 +109,34 @@ double rounding_error(int dtype, double x) {
 }
 
 uint32_t load_bits(int dtype, const void* elements, int64_t index) {
-  uint32_t bits = 0;
-  const auto bytes = static_cast<size_t>(element_bytes(dtype));
-  std::memcpy(&bits, static_cast<const char*>(elements) + index * element_bytes(dtype), bytes);
-  return bits;
+  // Sizes are constants here, so that a copy is one instruction.
+  switch (element_bytes(dtype)) {
+    case 1:
+      return static_cast<const uint8_t*>(elements)[index];
+    case 2: {
+      uint16_t bits;
+      std::memcpy(&bits, static_cast<const char*>(elements) + index * 2, 2);
+      return bits;
+    }
+    default: {
+      uint32_t bits;
+      std::memcpy(&bits, static_cast<const char*>(elements) + index * 4, 4);
+      return bits;
+    }
+  }
 }
 
 void store_bits(int dtype, void* elements, int64_t index, uint32_t bits) {
-  const auto bytes = static_cast<size_t>(element_bytes(dtype));
-  std::memcpy(static_cast<char*>(elements) + index * element_bytes(dtype), &bits, bytes);
+  switch (element_bytes(dtype)) {
+    case 1:
+      static_cast<uint8_t*>(elements)[index] = static_cast<uint8_t>(bits);
+      break;
+    case 2:
+      std::memcpy(static_cast<char*>(elements) + index * 2, &bits, 2);
+      break;
+    default:
+      std::memcpy(static_cast<char*>(elements) + index * 4, &bits, 4);
+  }
 }
 
 std::vector<uint8_t> encode_all(int dtype, const std::vector<float>& values) {

@@ -1,0 +1,493 @@
+// SPDX-License-Identifier: Apache-2.0
+// What is wrong with a schema or a batch is refused with a status, a row and a text that name it,
+// and leaves cache and result as they were. One line for each way to be wrong.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <limits>
+
+#include "harness.h"
+#include "random.h"
+
+namespace broadhead::test {
+namespace {
+
+constexpr int kBlocks = 12;
+constexpr int kBlockSize = 16;
+constexpr int kMaxPosition = 64;
+constexpr auto kInt32Max = std::numeric_limits<int32_t>::max();
+constexpr auto kInt32Min = std::numeric_limits<int32_t>::min();
+constexpr auto kInt64Max = std::numeric_limits<int64_t>::max();
+
+LayerConfig good_layer() {
+  LayerConfig layer;
+  layer.num_heads = 4;
+  layer.head_size = 32;
+  layer.dtype = BH_FLOAT16;
+  layer.set_rope(32, true, kMaxPosition);
+  return layer;
+}
+
+/// Rows of 1, 5 and 2 new tokens, all of them right.
+StepBatch good_batch(const LayerConfig& layer) {
+  Random random("good batch");
+  StepBatch batch;
+  int32_t block = 0;
+  for (const auto& [queries, length] : {std::pair{1, 20}, {5, 5}, {2, 40}}) {
+    StepRow row;
+    row.seq_len = length;
+    for (int b = 0; b < (length + kBlockSize - 1) / kBlockSize; ++b) row.blocks.push_back(block++);
+    for (int token = length - queries; token < length; ++token) {
+      row.positions.push_back(token);
+      row.slots.push_back(int64_t{row.blocks[static_cast<size_t>(token / kBlockSize)]} *
+                              kBlockSize +
+                          token % kBlockSize);
+    }
+    row.query = random_tensors(random, layer, queries, layer.num_heads);
+    row.key = random_tensors(random, layer, queries, layer.num_kv_heads);
+    row.value = random_tensors(random, layer, queries, layer.num_kv_heads);
+    batch.rows.push_back(std::move(row));
+  }
+  return batch;
+}
+
+/// A layer, a cache of zeros and one engine for the tests of this file: the import is the same on
+/// every backend and tier.
+class Import : public testing::Test {
+ protected:
+  void SetUp() override {
+    engine_ = open_engine(targets().front(), 1, reason_);
+    if (!engine_) engine_ = open_engine(targets().back(), 1, reason_);
+    if (!engine_) GTEST_SKIP() << reason_;
+    bh_cache_options pool{};
+    pool.struct_size = sizeof pool;
+    pool.num_blocks = kBlocks;
+    pool.block_size = kBlockSize;
+    pool.num_kv_heads = config_.num_kv_heads;
+    pool.head_size = config_.head_size;
+    pool.dtype = BH_FLOAT16;
+    cache_ = make_cache(engine_.get(), pool);
+    layer_ = make_layer(engine_.get(), config_, cache_.get());
+  }
+
+  Bytes cache_contents() const {
+    const auto bytes = static_cast<size_t>(bh_cache_block_bytes(cache_.get()));
+    Bytes all(2 * kBlocks * bytes);
+    for (size_t block = 0; block < kBlocks; ++block) {
+      bh_error error{};
+      uint8_t* at = all.data() + 2 * block * bytes;
+      EXPECT_EQ(
+          bh_cache_read_block(cache_.get(), static_cast<int64_t>(block), at, at + bytes, &error),
+          BH_OK);
+    }
+    return all;
+  }
+
+  /// Runs a step that must be refused.
+  void expect_refused(const Field& schema, const Array& array, const StepBatch& batch,
+                      int32_t status, int64_t row, const std::vector<std::string>& mentions) {
+    const Binding binding = make_binding(layer_.get(), schema);
+    for (const bool check_only : {true, false}) {
+      StepResult result(config_, batch);
+      ArrowArray exported = export_array(array);
+      bh_error error{};
+      error.row = -2;
+      EXPECT_EQ(check_only ? bh_check_rows(binding.get(), &exported, 0, &error)
+                           : bh_step(binding.get(), &exported, result.array(), nullptr, &error),
+                status)
+          << error.message;
+      EXPECT_EQ(exported.release, nullptr);
+      EXPECT_EQ(error.code, status);
+      EXPECT_EQ(error.row, row);
+      for (const std::string& text : mentions) {
+        EXPECT_NE(std::string(error.message).find(text), std::string::npos)
+            << "expected '" << text << "' in: " << error.message;
+      }
+      EXPECT_TRUE(result.untouched());
+      const Bytes cached = cache_contents();
+      EXPECT_EQ(std::count(cached.begin(), cached.end(), 0), std::ssize(cached));
+    }
+  }
+
+  std::string reason_;
+  LayerConfig config_ = good_layer();
+  Engine engine_;
+  Cache cache_;
+  Layer layer_;
+};
+
+size_t index_of(const Field& schema, const std::string& column) {
+  size_t i = 0;
+  while (schema.children.at(i).name != column) ++i;
+  return i;
+}
+
+TEST_F(Import, AcceptsTheGoodBatch) {
+  const StepBatch batch = good_batch(config_);
+  StepResult result(config_, batch);
+  bh_error error{};
+  ASSERT_EQ(run_step(layer_.get(), config_, batch, result, error), BH_OK) << error.message;
+  EXPECT_TRUE(result.has_offsets_of(batch));
+}
+
+// ---- values ----
+
+struct BadValue {
+  const char* name;
+  std::function<void(StepBatch&)> change;
+  int64_t row;
+  std::vector<std::string> mentions;
+};
+
+// clang-format off
+const std::vector<BadValue> kBadValues = {
+    {"slot past the end", [](auto& b) { b.rows[1].slots[2] = 192; }, 1, {"slot_mapping", "row 1", "entry 2", "192", "below 192", "12 blocks of 16"}},
+    {"largest slot", [](auto& b) { b.rows[2].slots[0] = kInt64Max; }, 2, {"slot_mapping", "row 2", "entry 0", "9223372036854775807", "192"}},
+    {"too few slots", [](auto& b) { b.rows[1].slots.pop_back(); }, 1, {"slot_mapping", "row 1", "4 entries", "expected 5"}},
+    {"too many slots", [](auto& b) { b.rows[0].slots.push_back(0); }, 0, {"slot_mapping", "row 0", "2 entries", "expected 1"}},
+    {"no slots", [](auto& b) { b.rows[2].slots.clear(); }, 2, {"slot_mapping", "row 2", "0 entries", "expected 2"}},
+    {"block past the end", [](auto& b) { b.rows[2].blocks[1] = 12; }, 2, {"block_table", "row 2", "entry 1", "12", "0 .. 11"}},
+    {"negative block", [](auto& b) { b.rows[2].blocks[2] = -1; }, 2, {"block_table", "row 2", "entry 2", "-1", "0 .. 11"}},
+    {"largest block", [](auto& b) { b.rows[0].blocks[0] = kInt32Max; }, 0, {"block_table", "row 0", "2147483647"}},
+    {"smallest block", [](auto& b) { b.rows[1].blocks[0] = kInt32Min; }, 1, {"block_table", "row 1", "-2147483648"}},
+    {"short block table", [](auto& b) { b.rows[2].blocks.pop_back(); }, 2, {"block_table", "row 2", "2 entries", "at least 3", "seq_len 40"}},
+    {"no block table", [](auto& b) { b.rows[0].blocks.clear(); }, 0, {"block_table", "row 0", "0 entries", "at least 2"}},
+    {"seq_len longer than its table", [](auto& b) { b.rows[1].seq_len = 17; }, 1, {"block_table", "row 1", "1 entries", "at least 2", "seq_len 17"}},
+    {"largest seq_len", [](auto& b) { b.rows[1].seq_len = kInt32Max; }, 1, {"block_table", "row 1", "134217728"}},
+    {"negative seq_len", [](auto& b) { b.rows[1].seq_len = -1; }, 1, {"seq_len", "row 1", "-1"}},
+    {"smallest seq_len", [](auto& b) { b.rows[0].seq_len = kInt32Min; }, 0, {"seq_len", "row 0", "-2147483648"}},
+    {"seq_len below the queries", [](auto& b) { b.rows[1].seq_len = 4; }, 1, {"seq_len", "row 1", "4", "at least 5"}},
+    {"more values than keys", [](auto& b) { b.rows[1].value.resize(6 * 64); }, 1, {"value", "row 1", "6", "expected 5"}},
+    {"fewer values than keys", [](auto& b) { b.rows[1].value.resize(4 * 64); }, 1, {"value", "row 1", "4", "expected 5"}},
+    {"values without keys", [](auto& b) { b.rows[2].key.clear(); b.rows[2].slots.clear(); }, 2, {"value", "row 2", "2", "expected 0"}},
+    {"keys unlike queries with rope", [](auto& b) { auto& r = b.rows[2]; r.key.resize(64); r.value.resize(64); r.slots.pop_back(); }, 2, {"key", "row 2", "1", "expected 2", "rope"}},
+    {"too few positions", [](auto& b) { b.rows[1].positions.pop_back(); }, 1, {"position", "row 1", "4 entries", "expected 5"}},
+    {"too many positions", [](auto& b) { b.rows[0].positions.push_back(3); }, 0, {"position", "row 0", "2 entries", "expected 1"}},
+    {"negative position", [](auto& b) { b.rows[1].positions[3] = -1; }, 1, {"position", "row 1", "entry 3", "-1", "0 .. 63"}},
+    {"position past the table", [](auto& b) { b.rows[2].positions[1] = 64; }, 2, {"position", "row 2", "entry 1", "64", "max_position 64"}},
+    {"int64 position", [](auto& b) { b.wide_positions = true; b.rows[2].positions[0] = int64_t{1} << 32; }, 2, {"position", "row 2", "entry 0", "4294967296"}},
+    {"negative int64 position", [](auto& b) { b.wide_positions = true; b.rows[0].positions[0] = -kInt64Max; }, 0, {"position", "row 0", "-9223372036854775807"}},
+    {"positions of a row without queries", [](auto& b) { b.rows[1].query.clear(); b.rows[1].positions.clear(); }, 1, {"position", "row 1", "0 entries", "expected 5"}},
+};
+// clang-format on
+
+TEST_F(Import, RefusesBadValues) {
+  for (const BadValue& bad : kBadValues) {
+    SCOPED_TRACE(bad.name);
+    StepBatch batch = good_batch(config_);
+    bad.change(batch);
+    expect_refused(step_schema(config_, batch), step_array(config_, batch), batch, BH_INVALID_ROW,
+                   bad.row, bad.mentions);
+  }
+}
+
+TEST_F(Import, ChecksRowsOneByOne) {
+  StepBatch batch = good_batch(config_);
+  batch.rows[0].slots[0] = 1000;
+  batch.rows[2].seq_len = -5;
+  const Binding binding = make_binding(layer_.get(), step_schema(config_, batch));
+  auto first_bad_row = [&](int64_t from) {
+    ArrowArray array = export_array(step_array(config_, batch));
+    bh_error error{};
+    const int32_t status = bh_check_rows(binding.get(), &array, from, &error);
+    return status == BH_OK ? int64_t{-1} : error.row;
+  };
+  EXPECT_EQ(first_bad_row(0), 0);
+  EXPECT_EQ(first_bad_row(1), 2);
+  EXPECT_EQ(first_bad_row(2), 2);
+  EXPECT_EQ(first_bad_row(3), -1);
+  ArrowArray array = export_array(step_array(config_, batch));
+  bh_error error{};
+  EXPECT_EQ(bh_check_rows(binding.get(), &array, -1, &error), BH_INVALID_ARGUMENT);
+  EXPECT_EQ(array.release, nullptr);
+}
+
+// ---- arrays ----
+
+/// Entry `row` of a column's list offsets.
+void set_offset(Array& list, int64_t row, int32_t value) {
+  const auto at = static_cast<size_t>(kStructOffset + kListOffset + row) * 4;
+  std::memcpy(list.buffers[1]->data() + at, &value, 4);
+}
+
+struct BadArray {
+  const char* name;
+  const char* column;
+  std::function<void(Array&)> change;  ///< of the column
+  int32_t status;
+  int64_t row;
+  std::vector<std::string> mentions;
+};
+
+const char* const kLists[] = {"query", "key", "value", "slot_mapping", "block_table", "position"};
+const char* const kTensors[] = {"query", "key", "value"};
+const char* const kScalars[] = {"slot_mapping", "block_table", "position"};
+
+std::vector<BadArray> bad_arrays() {
+  std::vector<BadArray> all;
+  auto add = [&all](auto& columns, const char* name, std::function<void(Array&)> change,
+                    int32_t status, int64_t row, const char* mention) {
+    for (const char* column : columns) {
+      all.push_back({name, column, change, status, row, {column, mention}});
+    }
+  };
+  const std::vector<const char*> seq_len = {"seq_len"};
+  const Bytes validity(8, 0xfe);
+  // clang-format off
+  add(kLists, "falling offsets", [](Array& a) { set_offset(a, 2, 2); }, BH_INVALID_ROW, 1, "row 1");
+  add(kLists, "negative offset", [](Array& a) { set_offset(a, 0, -1); }, BH_INVALID_ROW, 0, "row 0: offsets -1 .. ");
+  add(kLists, "offset past the child", [](Array& a) { set_offset(a, 3, 1000); }, BH_INVALID_ROW, 2, " .. 1000, expected");
+  add(kLists, "largest offset", [](Array& a) { set_offset(a, 1, kInt32Max); }, BH_INVALID_ROW, 0, " .. 2147483647, expected");
+  add(kLists, "shorter than the batch", [](Array& a) { --a.length; }, BH_INVALID_ARGUMENT, -1, "expected at least 5");
+  add(kLists, "negative length", [](Array& a) { a.length = -3; }, BH_INVALID_ARGUMENT, -1, "length is -3");
+  add(kLists, "negative offset of the array", [](Array& a) { a.offset = -1; }, BH_INVALID_ARGUMENT, -1, "offset is -1");
+  add(kLists, "no offsets", [](Array& a) { a.buffers[1].reset(); }, BH_INVALID_ARGUMENT, -1, "NULL");
+  add(kLists, "a buffer too few", [](Array& a) { a.buffers.pop_back(); }, BH_INVALID_ARGUMENT, -1, "n_buffers is 1, expected 2");
+  add(kLists, "no child", [](Array& a) { a.children.clear(); }, BH_INVALID_ARGUMENT, -1, "n_children is 0, expected 1");
+  add(kScalars, "null entries", [validity](Array& a) { a.children[0].null_count = 1; a.children[0].buffers[0] = validity; }, BH_INVALID_ARGUMENT, -1, "null");
+  add(kScalars, "uncounted null entries", [](Array& a) { a.children[0].null_count = -1; a.children[0].buffers[0] = Bytes(8, 0); }, BH_INVALID_ARGUMENT, -1, "null");
+  add(kScalars, "no values", [](Array& a) { a.children[0].buffers[1].reset(); }, BH_INVALID_ARGUMENT, -1, "NULL");
+  add(kScalars, "negative child length", [](Array& a) { a.children[0].length = -1; }, BH_INVALID_ARGUMENT, -1, "length is -1");
+  add(kScalars, "negative child offset", [](Array& a) { a.children[0].offset = -1; }, BH_INVALID_ARGUMENT, -1, "offset is -1");
+  add(kTensors, "null tensors", [validity](Array& a) { a.children[0].null_count = 1; a.children[0].buffers[0] = validity; }, BH_INVALID_ARGUMENT, -1, "null tensors");
+  add(kTensors, "uncounted null tensors", [](Array& a) { a.children[0].null_count = -1; a.children[0].buffers[0] = Bytes(8, 0); }, BH_INVALID_ARGUMENT, -1, "null tensors");
+  add(kTensors, "null elements", [](Array& a) { a.children[0].children[0].null_count = 1; a.children[0].children[0].buffers[0] = Bytes(4096, 0xfe); }, BH_INVALID_ARGUMENT, -1, "null elements");
+  add(kTensors, "uncounted null elements", [](Array& a) { a.children[0].children[0].null_count = -1; a.children[0].children[0].buffers[0] = Bytes(4096, 0); }, BH_INVALID_ARGUMENT, -1, "null elements");
+  add(kTensors, "too few elements", [](Array& a) { --a.children[0].children[0].length; }, BH_INVALID_ARGUMENT, -1, "number of elements");
+  add(kTensors, "too many tensors", [](Array& a) { a.children[0].length = kInt64Max / 2; }, BH_INVALID_ARGUMENT, -1, "number of elements");
+  add(kTensors, "negative number of tensors", [](Array& a) { a.children[0].length = -1; }, BH_INVALID_ARGUMENT, -1, "length is -1");
+  add(kTensors, "negative element offset", [](Array& a) { a.children[0].children[0].offset = -1; }, BH_INVALID_ARGUMENT, -1, "offset is -1");
+  add(kTensors, "no elements", [](Array& a) { a.children[0].children[0].buffers[1].reset(); }, BH_INVALID_ARGUMENT, -1, "NULL");
+  add(seq_len, "null", [](Array& a) { a.null_count = 1; a.buffers[0] = Bytes{0b11101111}; }, BH_INVALID_ROW, 1, "null");
+  add(seq_len, "uncounted null", [](Array& a) { a.null_count = -1; a.buffers[0] = Bytes{0b11101111}; }, BH_INVALID_ROW, 1, "null");
+  add(seq_len, "shorter than the batch", [](Array& a) { --a.length; }, BH_INVALID_ARGUMENT, -1, "expected at least 5");
+  add(seq_len, "no values", [](Array& a) { a.buffers[1].reset(); }, BH_INVALID_ARGUMENT, -1, "NULL");
+  add(seq_len, "a child too many", [](Array& a) { a.children.emplace_back(); }, BH_INVALID_ARGUMENT, -1, "n_children is 1, expected 0");
+  // clang-format on
+  return all;
+}
+
+TEST_F(Import, RefusesBadArrays) {
+  const StepBatch batch = good_batch(config_);
+  const Field schema = step_schema(config_, batch);
+  for (const BadArray& bad : bad_arrays()) {
+    SCOPED_TRACE(std::string(bad.column) + ": " + bad.name);
+    Array array = step_array(config_, batch);
+    bad.change(array.children[index_of(schema, bad.column)]);
+    expect_refused(schema, array, batch, bad.status, bad.row, bad.mentions);
+  }
+}
+
+TEST_F(Import, RefusesBadStructs) {
+  const StepBatch batch = good_batch(config_);
+  const Field schema = step_schema(config_, batch);
+  const Array good = step_array(config_, batch);
+  auto refuse = [&](const char* name, std::function<void(Array&)> change,
+                    std::vector<std::string> mentions) {
+    SCOPED_TRACE(name);
+    Array array = good;
+    change(array);
+    expect_refused(schema, array, batch, BH_INVALID_ARGUMENT, -1, mentions);
+  };
+  refuse("a column too few", [](Array& a) { a.children.pop_back(); }, {"n_children", "expected 8"});
+  refuse("negative length", [](Array& a) { a.length = -1; }, {"length is -1"});
+  refuse("negative offset", [](Array& a) { a.offset = -1; }, {"offset is -1"});
+  refuse("longer than its columns", [](Array& a) { ++a.length; }, {"length", "at least 6"});
+  refuse("no buffer slot", [](Array& a) { a.buffers.clear(); }, {"n_buffers"});
+  auto null_rows = [](int64_t null_count) {
+    return [null_count](Array& a) {
+      a.null_count = null_count;
+      a.buffers[0] = Bytes{0b11101111};
+    };
+  };
+  refuse("null rows", null_rows(1), {"null rows"});
+  refuse("uncounted null rows", null_rows(-1), {"null rows"});
+}
+
+TEST_F(Import, AcceptsUncountedNullsThatAreNone) {
+  const StepBatch batch = good_batch(config_);
+  const Field schema = step_schema(config_, batch);
+  Array array = step_array(config_, batch);
+  auto uncount = [](Array& a, bool with_bitmap) {
+    a.null_count = -1;
+    if (with_bitmap) a.buffers[0] = Bytes(4096, 0xff);
+  };
+  for (const bool with_bitmap : {false, true}) {
+    for (Array& column : array.children) {
+      uncount(column, with_bitmap);
+      for (Array& child : column.children) {
+        uncount(child, with_bitmap);
+        for (Array& element : child.children) uncount(element, with_bitmap);
+      }
+    }
+    uncount(array, with_bitmap);
+    const Binding binding = make_binding(layer_.get(), schema);
+    StepResult result(config_, batch);
+    ArrowArray exported = export_array(array);
+    bh_error error{};
+    EXPECT_EQ(bh_step(binding.get(), &exported, result.array(), nullptr, &error), BH_OK)
+        << error.message;
+  }
+}
+
+// ---- results ----
+
+TEST_F(Import, RefusesBadResults) {
+  const StepBatch batch = good_batch(config_);
+  const Binding binding = make_binding(layer_.get(), step_schema(config_, batch));
+  auto refuse = [&](const char* name, std::function<void(ArrowArray&)> change,
+                    const std::string& mention) {
+    SCOPED_TRACE(name);
+    StepResult result(config_, batch);
+    ArrowArray exported = export_array(step_array(config_, batch));
+    change(*result.array());
+    bh_error error{};
+    EXPECT_EQ(bh_step(binding.get(), &exported, result.array(), nullptr, &error),
+              BH_INVALID_ARGUMENT);
+    EXPECT_EQ(exported.release, nullptr);
+    EXPECT_NE(std::string(error.message).find(mention), std::string::npos) << error.message;
+    EXPECT_TRUE(result.untouched());
+    const Bytes cached = cache_contents();
+    EXPECT_EQ(std::count(cached.begin(), cached.end(), 0), std::ssize(cached));
+  };
+  using A = ArrowArray;
+  // clang-format off
+  refuse("no lse", [](A& r) { r.n_children = 1; }, "n_children is 1, expected 2");
+  refuse("too few rows", [](A& r) { --r.children[0]->length; }, "output: length is 2, expected at least 3");
+  refuse("too few tensors", [](A& r) { --r.children[0]->children[0]->length; }, "number of tensors is 7, expected at least 8");
+  refuse("too few elements", [](A& r) { --r.children[0]->children[0]->children[0]->length; }, "number of elements is 1023, expected at least 1024");
+  refuse("too few lse elements", [](A& r) { --r.children[1]->children[0]->children[0]->length; }, "number of elements is 31, expected at least 32");
+  refuse("an offset", [](A& r) { r.children[0]->offset = 1; }, "offset");
+  refuse("an offset of tensors", [](A& r) { r.children[0]->children[0]->offset = 1; }, "offset");
+  refuse("no values", [](A& r) { r.children[0]->children[0]->children[0]->buffers[1] = nullptr; }, "NULL");
+  refuse("no offsets", [](A& r) { r.children[1]->buffers[1] = nullptr; }, "NULL");
+  // clang-format on
+}
+
+// ---- schemas ----
+
+struct SchemaCase {
+  const char* name;
+  std::function<void(Field&)> change;  ///< of the whole schema
+  std::vector<std::string> mentions;   ///< empty: accepted
+};
+
+void drop(Field& schema, const std::string& column) {
+  schema.children.erase(schema.children.begin() +
+                        static_cast<std::ptrdiff_t>(index_of(schema, column)));
+}
+
+/// The tensor type of a column.
+Field& tensor_of(Field& schema, const std::string& column) {
+  return schema.child(column).children[0];
+}
+
+void set_extension(Field& schema, const std::string& column, const std::string& json) {
+  tensor_of(schema, column).metadata[1].second = json;
+}
+
+// clang-format off
+const std::vector<SchemaCase> kSchemas = {
+    {"as it is", [](Field&) {}, {}},
+    {"plain fixed-size lists", [](Field& s) { for (auto c : kTensors) tensor_of(s, c).metadata.clear(); }, {}},
+    {"identity permutation", [](Field& s) { set_extension(s, "query", R"({"shape":[4,32],"permutation":[0,1]})"); }, {}},
+    {"dimension names", [](Field& s) { set_extension(s, "key", R"({ "dim_names" : ["heads", "dims"], "shape" : [2, 32] })"); }, {}},
+    {"int64 positions", [](Field& s) { s.child("position").children[0].format = "l"; }, {}},
+    {"other columns", [](Field& s) { s.children.push_back({"end_of_sequence", "b", {}, {}}); }, {}},
+    {"no queries", [](Field& s) { drop(s, "query"); }, {}},
+    {"no keys and values", [](Field& s) { drop(s, "key"); drop(s, "value"); drop(s, "slot_mapping"); }, {}},
+    {"not a struct", [](Field& s) { s.format = "+l"; }, {"struct", "+l"}},
+    {"key without value", [](Field& s) { drop(s, "value"); }, {"column value", "no such column"}},
+    {"value without key", [](Field& s) { drop(s, "key"); }, {"column key", "no such column"}},
+    {"no seq_len", [](Field& s) { drop(s, "seq_len"); }, {"column seq_len", "expected int32", "no such column"}},
+    {"no block_table", [](Field& s) { drop(s, "block_table"); }, {"column block_table", "list<int32>", "no such column"}},
+    {"no slot_mapping", [](Field& s) { drop(s, "slot_mapping"); }, {"column slot_mapping", "list<int64>", "no such column"}},
+    {"no position", [](Field& s) { drop(s, "position"); }, {"column position", "rope", "no such column"}},
+    {"a column twice", [](Field& s) { s.children.push_back(s.child("query")); }, {"column query", "twice"}},
+    {"a scalar column twice", [](Field& s) { s.children.push_back(s.child("seq_len")); }, {"column seq_len", "twice"}},
+    {"large list", [](Field& s) { s.child("query").format = "+L"; }, {"column query", "list<tensor[4, 32]>", "+L"}},
+    {"list of float16", [](Field& s) { tensor_of(s, "key").format = "e"; }, {"column key", "list<tensor[2, 32]>", "format e"}},
+    {"wider tensors", [](Field& s) { tensor_of(s, "query").format = "+w:256"; }, {"column query", "tensor[4, 32]", "256"}},
+    {"shape of the other heads", [](Field& s) { set_extension(s, "query", R"({"shape":[32,4]})"); }, {"column query", "tensor[4, 32]", "[32,4]"}},
+    {"shape of one dimension", [](Field& s) { set_extension(s, "query", R"({"shape":[128]})"); }, {"column query", "[128]"}},
+    {"permuted", [](Field& s) { set_extension(s, "value", R"({"shape":[2,32],"permutation":[1,0]})"); }, {"column value", "permut"}},
+    {"float32", [](Field& s) { tensor_of(s, "query").children[0].format = "f"; }, {"column query", "float16", "got float32"}},
+    {"float64", [](Field& s) { tensor_of(s, "value").children[0].format = "g"; }, {"column value", "float16", "format g"}},
+    {"bfloat16", [](Field& s) { tensor_of(s, "key").children[0].format = "S"; s.child("key").metadata = {{"dtype", "bfloat16"}}; }, {"column key", "float16", "got bfloat16"}},
+    {"uint16 without metadata", [](Field& s) { tensor_of(s, "key").children[0].format = "S"; }, {"column key", "float16", "format S"}},
+    {"uint16 of another dtype", [](Field& s) { tensor_of(s, "key").children[0].format = "S"; s.child("key").metadata = {{"dtype", "float8_e5m2"}}; }, {"column key", "format S"}},
+    {"int64 seq_len", [](Field& s) { s.child("seq_len").format = "l"; }, {"column seq_len", "expected int32", "format l"}},
+    {"list of seq_len", [](Field& s) { s.child("seq_len").format = "+l"; }, {"column seq_len", "format +l"}},
+    {"int32 slots", [](Field& s) { s.child("slot_mapping").children[0].format = "i"; }, {"column slot_mapping", "list<int64>", "list of format i"}},
+    {"int64 blocks", [](Field& s) { s.child("block_table").children[0].format = "l"; }, {"column block_table", "list<int32>", "list of format l"}},
+    {"plain block_table", [](Field& s) { s.child("block_table").format = "i"; }, {"column block_table", "list<int32>", "format i"}},
+    {"float positions", [](Field& s) { s.child("position").children[0].format = "f"; }, {"column position", "list<int32> or list<int64>", "list of format f"}},
+    {"element without format", [](Field& s) { s.child("position").children[0].format = ""; }, {"column position", "list<int32> or list<int64>"}},
+    {"list without child", [](Field& s) { s.child("slot_mapping").children.clear(); }, {"column slot_mapping", "list<int64>"}},
+    {"tensor list without child", [](Field& s) { s.child("query").children.clear(); }, {"column query", "list<tensor[4, 32]>"}},
+    {"tensor without child", [](Field& s) { tensor_of(s, "query").children.clear(); }, {"column query", "list<tensor[4, 32]>"}},
+};
+// clang-format on
+
+TEST_F(Import, ChecksSchemas) {
+  const StepBatch batch = good_batch(config_);
+  for (const SchemaCase& c : kSchemas) {
+    SCOPED_TRACE(c.name);
+    Field schema = step_schema(config_, batch);
+    c.change(schema);
+    ArrowSchema exported = export_schema(schema);
+    bh_binding* binding = nullptr;
+    bh_error error{};
+    const int32_t status = bh_binding_create(layer_.get(), &exported, &binding, &error);
+    const Binding owner(binding);
+    EXPECT_EQ(exported.release, nullptr);
+    EXPECT_EQ(status, c.mentions.empty() ? BH_OK : BH_SCHEMA_MISMATCH) << error.message;
+    for (const std::string& text : c.mentions) {
+      EXPECT_NE(std::string(error.message).find(text), std::string::npos)
+          << "expected '" << text << "' in: " << error.message;
+    }
+    if (!c.mentions.empty()) {
+      EXPECT_NE(std::string(error.message).find("layer"), std::string::npos) << error.message;
+      EXPECT_EQ(error.row, -1);
+    }
+  }
+}
+
+TEST_F(Import, AcceptsBFloat16MetadataOnAnyLevel) {
+  config_.dtype = BH_BFLOAT16;
+  layer_ = make_layer(engine_.get(), config_, cache_.get());
+  const StepBatch batch = good_batch(config_);
+  const Field good = step_schema(config_, batch);
+  for (const int level : {0, 1, 2}) {
+    Field schema = good;
+    for (const char* column : kTensors) {
+      Field& field = schema.child(column);
+      field.metadata.clear();
+      Field& at = level == 0   ? field
+                  : level == 1 ? field.children[0]
+                               : field.children[0].children[0];
+      at.metadata.push_back({"dtype", "bfloat16"});
+    }
+    make_binding(layer_.get(), schema);
+  }
+}
+
+TEST_F(Import, EncodersNeedKeys) {
+  config_.attn_type = BH_ENCODER_ONLY;
+  layer_ = make_layer(engine_.get(), config_, nullptr);
+  const StepBatch batch = good_batch(config_);
+  Field schema = step_schema(config_, batch);
+  make_binding(layer_.get(), schema);
+  drop(schema, "key");
+  drop(schema, "value");
+  ArrowSchema exported = export_schema(schema);
+  bh_binding* binding = nullptr;
+  bh_error error{};
+  EXPECT_EQ(bh_binding_create(layer_.get(), &exported, &binding, &error), BH_SCHEMA_MISMATCH);
+  EXPECT_NE(std::string(error.message).find("column key"), std::string::npos) << error.message;
+}
+
+}  // namespace
+}  // namespace broadhead::test

@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: Apache-2.0
+// What must hold between runs: results do not depend on chunking, threads or repetition, stored
+// values are correctly rounded, NaN stays where it belongs.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "cases.h"
+#include "harness.h"
+#include "number_format.h"
+#include "random.h"
+#include "summary.h"
+
+namespace broadhead::test {
+namespace {
+
+bh_cache_options pool_of(int64_t num_blocks, int block_size, int dtype) {
+  bh_cache_options pool{};
+  pool.num_blocks = num_blocks;
+  pool.block_size = block_size;
+  pool.dtype = dtype;
+  return pool;
+}
+
+/// A prompt of one sequence, and steps over parts of it.
+class Prompt {
+ public:
+  Prompt(const LayerConfig& layer, int length, int block_size, int cache_dtype)
+      : layer_(layer), block_size_(block_size) {
+    Random random("prompt");
+    const int blocks = (length + block_size - 1) / block_size;
+    for (const int64_t block : random.sample(blocks, blocks + 1)) {
+      blocks_.push_back(static_cast<int32_t>(block));
+    }
+    if (layer.rotary_dim > 0) {
+      for (int p = 0; p < length; ++p) positions_.push_back(p);
+      query_ = random_rotary_tensors(random, layer, positions_, layer.num_heads, 0);
+      key_ = random_rotary_tensors(random, layer, positions_, layer.num_kv_heads, cache_dtype);
+    } else {
+      query_ = random_tensors(random, layer, length, layer.num_heads);
+      key_ = random_tensors(random, layer, length, layer.num_kv_heads);
+    }
+    value_ = random_tensors(random, layer, length, layer.num_kv_heads);
+  }
+
+  int64_t num_blocks() const { return static_cast<int64_t>(blocks_.size()) + 1; }
+  std::vector<float>& key() { return key_; }
+  std::vector<float>& value() { return value_; }
+
+  /// Tokens first .. end - 1 as one row.
+  StepRow row(int first, int end) const {
+    StepRow row;
+    auto part = [&](const std::vector<float>& all, int64_t width) {
+      return std::vector<float>(all.begin() + first * width, all.begin() + end * width);
+    };
+    row.query = part(query_, layer_.query_width());
+    row.key = part(key_, layer_.key_width());
+    row.value = part(value_, layer_.key_width());
+    row.seq_len = end;
+    row.blocks = blocks_;
+    for (int token = first; token < end; ++token) {
+      row.slots.push_back(int64_t{blocks_[static_cast<size_t>(token / block_size_)]} * block_size_ +
+                          token % block_size_);
+      if (layer_.rotary_dim > 0) row.positions.push_back(token);
+    }
+    return row;
+  }
+
+ private:
+  LayerConfig layer_;
+  int block_size_;
+  std::vector<int32_t> blocks_;
+  std::vector<int64_t> positions_;
+  std::vector<float> query_, key_, value_;
+};
+
+/// Elements of a result as the layer's dtype holds them.
+std::vector<double> outputs(const LayerConfig& layer, const StepResult& result, int64_t tokens) {
+  std::vector<double> all;
+  for (int64_t t = 0; t < tokens; ++t) {
+    for (int64_t i = 0; i < layer.query_width(); ++i) all.push_back(result.output(t, i));
+  }
+  return all;
+}
+
+/// Largest difference in units of one rounding: a step between neighbours of the dtype, where both
+/// results rounded the same sums to different sides, and the float32 error of both.
+double compare_outputs(const LayerConfig& layer, const std::vector<double>& a,
+                       const std::vector<double>& b) {
+  double largest = 1;
+  for (const double x : a) largest = std::max(largest, std::fabs(x));
+  double worst = a.size() == b.size() ? 0 : HUGE_VAL;
+  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
+    const double rounding =
+        2 * rounding_error(layer.output_dtype(), std::max(std::fabs(a[i]), std::fabs(b[i])));
+    const double ratio = std::fabs(a[i] - b[i]) / (rounding + 2 * kFloat32Error * largest);
+    worst = std::isnan(ratio) ? HUGE_VAL : std::max(worst, ratio);
+  }
+  return worst;
+}
+
+// ---- chunking ----
+
+struct ChunkingCase {
+  std::string name;
+  int window = 0;
+  float soft_cap = 0;
+  bool alibi = false;
+  bool sinks = false;
+  int rotary_dim = 0;
+  int length = 100;
+};
+
+const std::vector<ChunkingCase> kChunkingCases = {
+    {.name = "plain"},
+    {.name = "window", .window = 20},
+    {.name = "soft_cap", .soft_cap = 20},
+    {.name = "alibi_window", .window = 33, .alibi = true},
+    {.name = "sinks", .sinks = true},
+    {.name = "rope", .rotary_dim = 64},
+    {.name = "partial_rope_window_sinks", .window = 17, .sinks = true, .rotary_dim = 20},
+    {.name = "long", .length = 400},
+};
+
+const std::vector<std::vector<int>> kChunkings = {
+    {7}, {16}, {1, 33, 5, 64}, {64, 1, 1, 1}, {99, 1}};
+
+class Chunking : public TargetTest {};
+
+/// The same prompt in chunks: the sizes are taken in turns until it is done.
+std::vector<double> run_in_chunks(Session& session, const Prompt& prompt, int length,
+                                  const std::vector<int>& sizes) {
+  const LayerConfig& layer = session.config();
+  std::vector<double> all;
+  size_t turn = 0;
+  for (int first = 0; first < length;) {
+    const int end = std::min(length, first + sizes[turn++ % sizes.size()]);
+    const auto result = session.step({{prompt.row(first, end)}});
+    const std::vector<double> part = outputs(layer, *result, end - first);
+    all.insert(all.end(), part.begin(), part.end());
+    first = end;
+  }
+  return all;
+}
+
+TEST_P(Chunking, DoesNotChangeResults) {
+  for (const ChunkingCase& c : kChunkingCases) {
+    for (const int dtype : kTensorDtypes) {
+      for (const int cache : kAutoAndFp8) {
+        const int cache_dtype = cache == kAuto ? dtype : cache;
+        SCOPED_TRACE(c.name + " " + dtype_label(dtype) + " " + dtype_label(cache_dtype));
+        LayerConfig layer;
+        layer.num_heads = 4;
+        layer.dtype = dtype;
+        layer.sliding_window = c.window;
+        layer.logits_soft_cap = c.soft_cap;
+        if (c.alibi) layer.alibi_slopes = {0.5f, -0.25f, 0.125f, 0.01f};
+        if (c.sinks) layer.sinks = {1, -2, 0.5f, 3};
+        if (c.rotary_dim > 0) layer.set_rope(c.rotary_dim, true, c.length);
+        if (element_bytes(cache_dtype) == 1) layer.k_scale = layer.v_scale = 0.731f;
+        const Prompt prompt(layer, c.length, 16, cache_dtype);
+        const bh_cache_options pool = pool_of(prompt.num_blocks(), 16, cache_dtype);
+        auto run = [&](const std::vector<int>& sizes) {
+          Session session(GetParam(), 2, layer, pool);
+          return session.engine() ? run_in_chunks(session, prompt, c.length, sizes)
+                                  : std::vector<double>();
+        };
+        const std::vector<double> whole = run({c.length});
+        if (whole.empty()) GTEST_SKIP() << GetParam().label() << " is not usable";
+        for (const std::vector<int>& sizes : kChunkings) {
+          const double worst = compare_outputs(layer, whole, run(sizes));
+          EXPECT_LE(worst, 1) << "chunks of " << testing::PrintToString(sizes);
+          record("chunking", GetParam(), worst);
+        }
+      }
+    }
+  }
+}
+
+BH_ON_EVERY_TARGET(Chunking);
+
+// ---- threads ----
+
+class Threads : public TargetTest {};
+
+/// A batch with a long decode row, a prefill row and a short one.
+StepBatch threads_batch(const Prompt& prompt, int length) {
+  StepBatch batch;
+  batch.rows = {prompt.row(length - 1, length), prompt.row(100, 300), prompt.row(0, 3)};
+  return batch;
+}
+
+TEST_P(Threads, AgreeAndAreDeterministic) {
+  constexpr int kLength = 3000;
+  for (const int dtype : kTensorDtypes) {
+    LayerConfig layer;
+    layer.dtype = dtype;
+    layer.head_size = 32;
+    layer.sinks.assign(8, 0.5f);
+    const Prompt prompt(layer, kLength, 16, dtype);
+    std::vector<double> with_one;
+    for (const int threads : {1, 2, 3, 7, 16}) {
+      SCOPED_TRACE(dtype_label(dtype) + ", threads " + std::to_string(threads));
+      Session session(GetParam(), threads, layer, pool_of(prompt.num_blocks(), 16, dtype));
+      BH_SKIP_IF_UNUSABLE(session, GetParam());
+      StepBatch fill;
+      fill.rows = {prompt.row(0, kLength)};
+      fill.rows[0].query.clear();
+      session.step(fill);
+      const StepBatch batch = threads_batch(prompt, kLength);
+      const auto first = session.step(batch);
+      const std::vector<double> got = outputs(layer, *first, batch.num_queries(layer));
+      if (with_one.empty()) with_one = got;
+      const double worst = compare_outputs(layer, with_one, got);
+      EXPECT_LE(worst, 1);
+      record("threads", GetParam(), worst);
+      for (int again = 0; again < 5; ++again) {
+        StepResult result(layer, batch);
+        bh_error error{};
+        ASSERT_EQ(run_step(session.layer(), layer, batch, result, error), BH_OK) << error.message;
+        EXPECT_EQ(result.output_bytes(), first->output_bytes()) << "run " << again;
+      }
+    }
+  }
+}
+
+BH_ON_EVERY_TARGET(Threads);
+
+// ---- rounding of stored values ----
+
+class StoredValues : public TargetTest {};
+
+/// Each number of the cache's dtype, the points half way to the next one, and their neighbours,
+/// multiplied by `scale`: where rounding is hardest.
+std::vector<float> hard_values(int dtype, float scale) {
+  std::vector<float> values = {
+      0.0f, -0.0f, 65504, 65519, 65520, 65536, 448, 449, 464, 465, 480, 57344, 61439, 61440, 65535,
+      1e30f, 3.3e38f, 1e-40f, 1e-45f,
+      // fp8 of this by 0.08965013 differs if it is rounded to float16 first
+      -1.2099609375f, HUGE_VALF, -HUGE_VALF, NAN};
+  const uint32_t codes = 1u << (8 * element_bytes(dtype) - 1);
+  for (uint32_t code = 0; code < codes; ++code) {
+    const double at = decode(dtype, code);
+    const double next = decode(dtype, code + 1);
+    if (!std::isfinite(at)) break;
+    const double middle = std::isfinite(next) ? (at + next) / 2 : at * 1.01;
+    for (const double x : {at, middle}) {
+      const float value = static_cast<float>(x * double{scale});
+      for (const float v : {value, std::nextafter(value, 0.0f), std::nextafter(value, HUGE_VALF)}) {
+        values.push_back(code % 2 ? -v : v);
+      }
+    }
+  }
+  return values;
+}
+
+TEST_P(StoredValues, AreRoundedOnce) {
+  constexpr int kBlockSize = 64;
+  for (const int dtype : kTensorDtypes) {
+    for (const int cache_dtype : kEveryCache) {
+      for (const float scale : {1.0f, 0.08965013f, 3.3f}) {
+        const bool fp8 = cache_dtype != kAuto && element_bytes(cache_dtype) == 1;
+        if (cache_dtype == BH_FLOAT32 || cache_dtype == dtype || (scale != 1 && !fp8)) continue;
+        const int stored = cache_dtype == kAuto ? dtype : cache_dtype;
+        SCOPED_TRACE(dtype_label(dtype) + " to " + dtype_label(stored) + ", scale " +
+                     std::to_string(scale));
+        LayerConfig layer;
+        layer.dtype = dtype;
+        layer.num_heads = layer.num_kv_heads = 4;
+        layer.head_size = 256;
+        layer.k_scale = layer.v_scale = scale;
+        StepBatch batch;
+        batch.has_query = false;
+        StepRow row;
+        for (const float value : hard_values(stored == BH_FLOAT32 ? BH_FLOAT16 : stored, scale)) {
+          row.key.push_back(static_cast<float>(rounded(dtype, double{value})));
+        }
+        const int64_t width = layer.key_width();
+        const int64_t tokens = (static_cast<int64_t>(row.key.size()) + width - 1) / width;
+        row.key.resize(static_cast<size_t>(tokens * width));
+        row.value.assign(row.key.rbegin(), row.key.rend());
+        for (int64_t t = 0; t < tokens; ++t) row.slots.push_back(t);
+        batch.rows = {row};
+        // The session compares every stored bit.
+        Session session(GetParam(), 2, layer,
+                        pool_of((tokens + kBlockSize - 1) / kBlockSize, kBlockSize, stored));
+        BH_SKIP_IF_UNUSABLE(session, GetParam());
+        session.step(batch);
+        record("stored_values", GetParam(), session.worst());
+      }
+    }
+  }
+}
+
+TEST_P(StoredValues, Fp8DoesNotRoundTwice) {
+  LayerConfig layer;
+  layer.dtype = BH_FLOAT16;
+  layer.num_heads = layer.num_kv_heads = 1;
+  layer.head_size = 32;
+  layer.k_scale = layer.v_scale = 0.08965013f;
+  StepBatch batch;
+  batch.has_query = false;
+  StepRow row;
+  row.key.assign(32, -1.2099609375f);
+  row.value = row.key;
+  row.slots = {0};
+  batch.rows = {row};
+  Session session(GetParam(), 1, layer, pool_of(1, 16, BH_FLOAT8_E4M3FN));
+  BH_SKIP_IF_UNUSABLE(session, GetParam());
+  session.step(batch);
+  Bytes keys(16 * 32), values(16 * 32);
+  bh_error error{};
+  ASSERT_EQ(bh_cache_read_block(session.cache(), 0, keys.data(), values.data(), &error), BH_OK);
+  EXPECT_EQ(keys[0], 0xd5);
+  EXPECT_EQ(values[31], 0xd5);
+}
+
+BH_ON_EVERY_TARGET(StoredValues);
+
+// ---- NaN ----
+
+class NotANumber : public TargetTest {};
+
+/// A token whose key or value is NaN: who sees it gets NaN, the others do not notice.
+TEST_P(NotANumber, ReachesOnlyThoseThatSeeIt) {
+  constexpr int kLength = 60;
+  constexpr int kPoisoned = 37;
+  for (const int dtype : kTensorDtypes) {
+    for (const int cache : kAutoAndFp8) {
+      for (const bool in_key : {false, true}) {
+        LayerConfig layer;
+        layer.dtype = dtype;
+        layer.sliding_window = 10;
+        const int cache_dtype = cache == kAuto ? dtype : cache;
+        SCOPED_TRACE(dtype_label(dtype) + " " + dtype_label(cache_dtype));
+        Prompt prompt(layer, kLength, 16, cache_dtype);
+        std::vector<float>& poisoned = in_key ? prompt.key() : prompt.value();
+        for (int64_t d = 0; d < layer.key_width(); ++d) {
+          poisoned[static_cast<size_t>(kPoisoned * layer.key_width() + d)] = NAN;
+        }
+        Session session(GetParam(), 2, layer, pool_of(prompt.num_blocks(), 16, cache_dtype));
+        BH_SKIP_IF_UNUSABLE(session, GetParam());
+        for (int token = 0; token < kLength; ++token) {
+          StepResult result(layer, {{prompt.row(token, token + 1)}});
+          bh_error error{};
+          ASSERT_EQ(
+              run_step(session.layer(), layer, {{prompt.row(token, token + 1)}}, result, error),
+              BH_OK)
+              << error.message;
+          const bool sees = token >= kPoisoned && token < kPoisoned + 10;
+          for (const double x : outputs(layer, result, 1)) ASSERT_EQ(std::isnan(x), sees) << token;
+        }
+        record("nan", GetParam(), 0);
+      }
+    }
+  }
+}
+
+BH_ON_EVERY_TARGET(NotANumber);
+
+}  // namespace
+}  // namespace broadhead::test
