@@ -62,8 +62,7 @@ public enum JobFileKey {
       "sliding_window",
       "integer, at least 1",
       "none",
-      "tokens that a query sees, itself included, to both sides in encoder layers; not in"
-          + " encoder_decoder layers"),
+      "tokens that a query sees, itself included; to both sides in layers that are not causal"),
   LOGITS_SOFT_CAP(
       Section.LAYER,
       "logits_soft_cap",

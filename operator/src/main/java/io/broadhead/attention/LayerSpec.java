@@ -60,11 +60,6 @@ public record LayerSpec(
     require(Float.isFinite(scale), JobFileKey.SCALE, "a finite number", scale);
     require(slidingWindow >= 0, JobFileKey.SLIDING_WINDOW, "at least 1", slidingWindow);
     require(
-        slidingWindow == 0 || attnType != AttnType.ENCODER_DECODER,
-        JobFileKey.SLIDING_WINDOW,
-        "no such key: every query of an encoder_decoder layer sees all encoder tokens",
-        slidingWindow);
-    require(
         logitsSoftCap >= 0 && Float.isFinite(logitsSoftCap),
         JobFileKey.LOGITS_SOFT_CAP,
         "a finite number, 0 (none) or above",

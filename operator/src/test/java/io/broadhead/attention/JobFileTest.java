@@ -283,10 +283,6 @@ class JobFileTest {
             "attn_type: encoder\n    kv_sharing_target_layer_name: z",
             "layers[0].kv_sharing_target_layer_name",
             "an encoder layer has no KV cache"),
-        badLayer(
-            "attn_type: encoder_decoder\n    sliding_window: 8",
-            "job.yaml:7:21: layers[0].sliding_window: expected no such key",
-            "got 8"),
         badFile("", "job.yaml: expected a mapping with the keys kv_cache, layers, got an empty"),
         badFile("# only a comment\n", "got an empty file"),
         badFile("- a\n", "job.yaml:1:1: expected a mapping with the keys", "got a list"),

@@ -62,6 +62,7 @@ class KnownDefectsTest {
         layer().logitsSoftCap(1.5f).build(),
         layer().sinks(SINKS).slidingWindow(3).build(),
         layer().attnType(AttnType.ENCODER).slidingWindow(4).build(),
+        layer().attnType(AttnType.ENCODER_DECODER).slidingWindow(4).build(),
         layer().attnType(AttnType.ENCODER_ONLY).slidingWindow(1).build(),
         layer().attnType(AttnType.ENCODER).sinks(SINKS).build(),
         layer().attnType(AttnType.ENCODER).alibiSlopes(SLOPES).build(),

@@ -188,9 +188,6 @@ final class SupportMatrix {
     if (feature.cachedOnly && !cached(type)) {
       return "no cache";
     }
-    if (feature.name.contains("sliding_window") && type == AttentionType.ENCODER_DECODER) {
-      return "no: the job file refuses a window, since every query sees all encoder tokens";
-    }
     return answer(type, feature, ELEMENT_TYPES, feature.cacheTypes, headSizes);
   }
 

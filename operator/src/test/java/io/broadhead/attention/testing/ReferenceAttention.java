@@ -97,7 +97,7 @@ public final class ReferenceAttention {
     for (int j = 0; j < k.length; j++) {
       scores[j] = Double.NEGATIVE_INFINITY;
       long window = layer.slidingWindow();
-      boolean windowed = layer.attnType() != AttnType.ENCODER_DECODER && window > 0;
+      boolean windowed = window > 0;
       boolean visible =
           (!causal || j <= position)
               && (!windowed || (position - j < window && (causal || j - position < window)));
