@@ -32,6 +32,7 @@ LayerConfig layer_of(const Instance& instance, Random& random) {
     layer.v_scale = c.v_scale;
   }
   layer.output_scale = c.output_scale;
+  layer.return_lse = c.lse;
   for (int h = 0; h < layer.num_heads; ++h) {
     if (instance.alibi != Slopes::kNone) {
       // As models have them: a geometric series that starts at 2^(-8 / num_heads).

@@ -79,6 +79,7 @@ struct Case {
   int shared_prefix = 0;  ///< tokens that all sequences have in common, in the same blocks
   bool window_blocks_freed = false;  ///< tables name a block of NaN before the window
   bool int64_positions = false;
+  bool lse = true;
 };
 
 /// One combination of a case's axes on one target.

@@ -112,6 +112,9 @@ const std::vector<Case>& cases() {
     {.feature = "cross", .name = "whisper", .rows = {{1, 750}, {4, 751}}, .heads = {{6, 6}}, .caches = kAutoAndFp8, .attn_type = BH_ENCODER_DECODER},
     {.feature = "cross", .name = "features", .rows = {{1, 60}, {20, 100}}, .windows = {0, 16}, .soft_caps = {0, 20}, .alibi = {Slopes::kNone, Slopes::kMixed}, .sinks = {Sinks::kNone, Sinks::kRandom}, .attn_type = BH_ENCODER_DECODER},
 
+    {.feature = "lse", .name = "left_out", .rows = kMixed, .sinks = kWithAndWithoutSinks, .caches = kAutoAndFp8, .lse = false},
+    {.feature = "lse", .name = "left_out_encoder", .rows = {{33, 33}, {0, 4}, {17, 17}}, .attn_type = BH_ENCODER, .lse = false},
+
     {.feature = "output_scale", .name = "fusion", .rows = {{1, 33}, {1, 17}, {5, 9}}, .heads = {{32, 8}, {40, 8}}, .head_sizes = {128}, .caches = kAutoAndFp8, .output_scale = 0.0213f},
     {.feature = "output_scale", .name = "saturating", .rows = kMixed, .caches = kAutoAndFp8, .output_scale = 0.0011f},
     {.feature = "output_scale", .name = "coarse", .rows = kMixed, .caches = kAutoAndFp8, .output_scale = 3.3f},

@@ -161,6 +161,7 @@ std::unique_ptr<StepResult> Session::step(const StepBatch& batch) {
   }
   EXPECT_EQ(stats.query_tokens, batch.num_queries(config_));
   EXPECT_EQ(stats.written_tokens, written);
+  EXPECT_EQ(stats.keys_seen, expected.keys_seen);
   if (stats.query_tokens > 0 && stats.bytes_staged == 0) {
     EXPECT_EQ(stats.output_address, reinterpret_cast<int64_t>(result->output_address()));
   }

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <thread>
 
 #include "cases.h"
 #include "harness.h"
@@ -226,6 +227,76 @@ TEST_P(Threads, AgreeAndAreDeterministic) {
 }
 
 BH_ON_EVERY_TARGET(Threads);
+
+/// Layers of one engine and of several engines may be used from different threads at once.
+TEST_P(Threads, MayUseDifferentLayersAtOnce) {
+  constexpr int kLength = 400;
+  LayerConfig layer;
+  const Prompt prompt(layer, kLength, 16, BH_FLOAT32);
+  std::vector<std::unique_ptr<Session>> sessions;
+  for (int i = 0; i < 4; ++i) {
+    sessions.push_back(std::make_unique<Session>(GetParam(), 1 + i, layer,
+                                                 pool_of(prompt.num_blocks(), 16, BH_FLOAT32)));
+    BH_SKIP_IF_UNUSABLE(*sessions.back(), GetParam());
+  }
+  std::vector<std::thread> threads;
+  for (const auto& session : sessions) {
+    threads.emplace_back([&session, &prompt] {
+      session->step({{prompt.row(0, kLength - 20)}});
+      for (int t = kLength - 20; t < kLength; ++t) session->step({{prompt.row(t, t + 1)}});
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+// ---- what is read ----
+
+class KeysRead : public TargetTest {};
+
+bh_step_stats stats_of(Session& session, const StepBatch& batch) {
+  StepResult result(session.config(), batch);
+  bh_step_stats stats{};
+  bh_error error{};
+  EXPECT_EQ(run_step(session.layer(), session.config(), batch, result, error, &stats), BH_OK)
+      << error.message;
+  return stats;
+}
+
+/// Tiles outside a window are skipped, not masked.
+TEST_P(KeysRead, StayInsideTheWindow) {
+  LayerConfig layer;
+  layer.sliding_window = 40;
+  constexpr int kLength = 1000;
+  const Prompt prompt(layer, kLength, 16, BH_FLOAT32);
+  Session session(GetParam(), 2, layer, pool_of(prompt.num_blocks(), 16, BH_FLOAT32));
+  BH_SKIP_IF_UNUSABLE(session, GetParam());
+  const bh_step_stats decode = stats_of(session, {{prompt.row(kLength - 1, kLength)}});
+  EXPECT_EQ(decode.keys_seen, 40);
+  EXPECT_LE(decode.keys_read, 40 + 2 * 15);
+  const bh_step_stats prefill = stats_of(session, {{prompt.row(800, kLength)}});
+  EXPECT_EQ(prefill.keys_seen, 200 * 40);
+  EXPECT_LT(prefill.keys_read, prefill.keys_seen / 2) << "tokens share what they read";
+}
+
+/// Rows whose tables begin alike read the common prefix once.
+TEST_P(KeysRead, ShareAPrefix) {
+  LayerConfig layer;
+  constexpr int kLength = 800;
+  const Prompt prompt(layer, kLength, 16, BH_FLOAT32);
+  Session session(GetParam(), 2, layer, pool_of(prompt.num_blocks(), 16, BH_FLOAT32));
+  BH_SKIP_IF_UNUSABLE(session, GetParam());
+  StepBatch batch;
+  batch.has_key = false;
+  for (int i = 0; i < 8; ++i) {
+    batch.rows.push_back(prompt.row(kLength - 1 - i, kLength - i));
+    batch.rows.back().key.clear();
+  }
+  const bh_step_stats stats = stats_of(session, batch);
+  EXPECT_EQ(stats.keys_seen, 8 * kLength - 28);
+  EXPECT_LT(stats.keys_read, stats.keys_seen / 4);
+}
+
+BH_ON_EVERY_TARGET(KeysRead);
 
 // ---- rounding of stored values ----
 

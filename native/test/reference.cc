@@ -40,6 +40,8 @@ Context gather(const LayerConfig& layer, int64_t count, Element element) {
 struct Visible {
   int64_t first;
   int64_t end;
+
+  int64_t count() const { return std::max<int64_t>(end - first, 0); }
 };
 
 Visible visible_keys(const LayerConfig& layer, int64_t position, int64_t count) {
@@ -57,8 +59,9 @@ Visible visible_keys(const LayerConfig& layer, int64_t position, int64_t count) 
 void attend_one(const LayerConfig& layer, const Context& context, const double* query,
                 int64_t position, int head, double* output, double* lse) {
   const int size = layer.head_size;
-  const auto [first, end] = visible_keys(layer, position, context.count);
-  const int64_t seen = std::max<int64_t>(end - first, 0);
+  const Visible visible = visible_keys(layer, position, context.count);
+  const int64_t first = visible.first;
+  const int64_t seen = visible.count();
   std::vector<double> weights(static_cast<size_t>(seen), 0.0);
   double* const w = weights.data();
   for (int d = 0; d < size; ++d) {
@@ -194,12 +197,13 @@ Expected attend_reference(const LayerConfig& layer, const StepBatch& batch,
       for (size_t i = 0; i < queries; ++i) {
         const int64_t offset =
             layer.attn_type == BH_DECODER ? count - static_cast<int64_t>(queries) : 0;
+        const int64_t position = offset + static_cast<int64_t>(i);
+        if (kv_head == 0) expected.keys_seen += visible_keys(layer, position, count).count();
         for (int g = 0; g < layer.group_size(); ++g) {
           const int head = kv_head * layer.group_size() + g;
           const size_t at = (first_token + i) * heads + static_cast<size_t>(head);
           attend_one(layer, context, query.data() + (i * heads + static_cast<size_t>(head)) * size,
-                     offset + static_cast<int64_t>(i), head, expected.output.data() + at * size,
-                     expected.lse.data() + at);
+                     position, head, expected.output.data() + at * size, expected.lse.data() + at);
         }
       }
     }

@@ -52,6 +52,7 @@ void update_reference(const LayerConfig& layer, const StepBatch& batch, LogicalC
 struct Expected {
   std::vector<double> output;  ///< [tokens, num_heads, head_size], before output_scale and rounding
   std::vector<double> lse;     ///< [tokens, num_heads]
+  int64_t keys_seen = 0;       ///< summed over the tokens
 };
 
 /// Attends over what `cache` holds; `cache` is NULL for encoder layers.
