@@ -51,6 +51,32 @@ final class FlinkRun {
   private final RunCommand options;
   private final Job job;
   private volatile boolean interrupted;
+  private Parts parts;
+
+  /** The files that a run begins, from the moment this is made. */
+  private record Parts(
+      Path output, Path refused, boolean madeOutput, String resultsSince, String refusedSince) {
+    Parts(Path output, Path refused, boolean madeOutput) {
+      this(
+          output,
+          refused,
+          madeOutput,
+          ResultFileSink.namesFromNowOn(ResultFileSink.RESULTS),
+          ResultFileSink.namesFromNowOn(ResultFileSink.REFUSED));
+    }
+
+    /**
+     * Removes what a run that did not end well has written. Without checkpoints a subtask that ends
+     * commits its files whatever becomes of the others, so those are part of a result that never
+     * was; what a checkpoint made visible stays.
+     */
+    void remove(boolean checkpointed) throws IOException {
+      OutputFolder.removeParts(
+          output, ResultFileSink.RESULTS, resultsSince, !checkpointed, madeOutput);
+      OutputFolder.removeParts(
+          refused, ResultFileSink.REFUSED, refusedSince, !checkpointed, !checkpointed);
+    }
+  }
 
   FlinkRun(RunCommand options, Job job) {
     this.options = options;
@@ -97,9 +123,11 @@ final class FlinkRun {
       throw new WorkFailedException(input + ": expected step files, got an empty folder");
     }
     boolean madeOutput = OutputFolder.prepare(output, options.overwrite, List.of(input));
-    long begun = System.nanoTime();
+    parts = new Parts(output, localPath("--refused", refusedFolder()), madeOutput);
+    boolean done = false;
     try {
-      runHere(input, output, begun);
+      runHere(input, output, System.nanoTime());
+      done = true;
       return 0;
     } catch (JobExecutionException e) {
       if (interrupted) {
@@ -107,8 +135,9 @@ final class FlinkRun {
       }
       throw explained(e, input);
     } finally {
-      OutputFolder.removeUnfinished(output, ResultFileSink.RESULTS, madeOutput);
-      removeUnfinishedRefused();
+      if (!done) {
+        parts.remove(isCheckpointed());
+      }
     }
   }
 
@@ -173,9 +202,7 @@ final class FlinkRun {
     try (cluster) {
       cluster.cancel();
       cluster.await(Duration.ofSeconds(10).toMillis());
-      OutputFolder.removeUnfinished(
-          localPath("--output", options.output), ResultFileSink.RESULTS, false);
-      removeUnfinishedRefused();
+      parts.remove(isCheckpointed());
     } catch (Exception e) {
       options.err().println("broadhead run: " + Failure.describe(e));
     }
@@ -261,7 +288,7 @@ final class FlinkRun {
     configuration.set(PipelineOptions.GENERIC_TYPES, false);
     configuration.set(PipelineOptions.OBJECT_REUSE, true);
     configuration.set(ExecutionOptions.RUNTIME_MODE, RuntimeExecutionMode.STREAMING);
-    if (options.checkpointInterval != null || options.watch) {
+    if (isCheckpointed()) {
       configuration.set(
           CheckpointingOptions.CHECKPOINTING_INTERVAL,
           options.checkpointInterval == null
@@ -294,6 +321,10 @@ final class FlinkRun {
         !options.watch);
   }
 
+  private boolean isCheckpointed() {
+    return options.checkpointInterval != null || options.watch;
+  }
+
   private int shards(int parallelism) {
     if (options.shards != null) {
       return options.shards;
@@ -305,11 +336,6 @@ final class FlinkRun {
     return options.refused != null
         ? options.refused
         : options.output.replaceAll("/+$", "") + "-refused";
-  }
-
-  private void removeUnfinishedRefused() throws IOException, WorkFailedException {
-    OutputFolder.removeUnfinished(
-        localPath("--refused", refusedFolder()), ResultFileSink.REFUSED, false);
   }
 
   /**

@@ -57,16 +57,19 @@ final class OutputFolder {
   }
 
   /**
-   * Removes the files of a run that failed whose hidden names say that they were begun, and folders
-   * that are empty then.
+   * Removes the parts that a run began and did not end well, and folders that are empty then.
    *
+   * @param kind what the names start with
+   * @param since a bound that the names of the run's parts sort behind
+   * @param committed whether parts that already have their final name are removed too
    * @param own whether the folder itself was made by that run
    */
-  static void removeUnfinished(Path folder, String prefix, boolean own) throws IOException {
+  static void removeParts(Path folder, String kind, String since, boolean committed, boolean own)
+      throws IOException {
     if (!Files.isDirectory(folder)) {
       return;
     }
-    for (Path file : find(folder, name -> name.startsWith("." + prefix) && isUnfinished(name))) {
+    for (Path file : find(folder, name -> isPart(name, kind, since, committed))) {
       Files.delete(file);
       Path parent = file.getParent();
       if (!parent.equals(folder) && isEmpty(parent)) {
@@ -78,8 +81,11 @@ final class OutputFolder {
     }
   }
 
-  private static boolean isUnfinished(String name) {
-    return name.contains(".inprogress.");
+  /** Flink hides a part behind a dot until it is committed. */
+  private static boolean isPart(String name, String kind, String since, boolean committed) {
+    boolean hidden = name.startsWith(".") && name.contains(".inprogress.");
+    String plain = hidden ? name.substring(1) : name;
+    return plain.startsWith(kind + "-") && plain.compareTo(since) > 0 && (hidden || committed);
   }
 
   private static boolean isEmpty(Path folder) throws IOException {

@@ -238,6 +238,22 @@ class BadInputTest {
   }
 
   @Test
+  void whatOneSubtaskHasCommittedIsRemovedWhenAnotherFails() {
+    Steps steps = Steps.generate(14, DType.FLOAT32, 16, 64, Steps.small(1).layers, 8, 200);
+    steps.steps.get(199).rows().get(0).seqLen = -1;
+    Steps.Step last = steps.steps.get(199);
+    last.rows().removeIf(row -> row != last.rows().get(0));
+    steps.writeJob(job);
+    steps.writeFile(input);
+
+    Cli cli = Cli.run(job, input, output, "--parallelism", 2, "--shards", 2);
+
+    assertThat(cli.code()).isEqualTo(1);
+    assertThat(cli.err()).contains(input + ", batch 199, ");
+    assertThat(output).doesNotExist();
+  }
+
+  @Test
   void verbosePrintsTheStackTrace() {
     Steps steps = Steps.small(13);
     steps.steps.get(0).rows().get(0).seqLen = -1;

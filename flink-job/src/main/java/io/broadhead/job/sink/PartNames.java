@@ -27,6 +27,11 @@ final class PartNames extends OutputFileConfig {
 
   @Override
   public String getPartPrefix() {
+    return next(kind);
+  }
+
+  /** A name behind those of all parts that were begun before, and ahead of all others. */
+  static String next(String kind) {
     Instant begun =
         LAST.updateAndGet(
             last -> {

@@ -27,6 +27,14 @@ public final class ResultFileSink {
 
   private ResultFileSink() {}
 
+  /**
+   * A bound for file names: every file of {@code kind} that a sink in this JVM begins from now on
+   * sorts behind it.
+   */
+  public static String namesFromNowOn(String kind) {
+    return PartNames.next(kind);
+  }
+
   /** Complete Arrow IPC files, whose names sort in the order in which they were begun. */
   public static FileSink<ArrowBatch> results(
       Path folder, ResultLayout layout, Compression compression) {
