@@ -118,7 +118,7 @@ BH_INLINE Vec exp(Vec x) {
   p = p * r + broadcast(0.5f);
   p = p * r + broadcast(1.0f);
   p = p * r + broadcast(1.0f);
-  const IntVec power = ((IntVec)shifted + 127) << 23;
+  const UintVec power = ((UintVec)shifted + 127u) << 23;  // any bits if x is NaN
   const Vec result = p * (Vec)power;
   return x < lowest ? Vec{} : result;
 }
