@@ -180,10 +180,10 @@ typedef struct bh_layer_options {
   const float* sinks;        /**< [num_heads] or NULL; copied */
   float k_scale;             /**< fp8 caches: stored = key / k_scale; 1 otherwise */
   float v_scale;
-  float output_scale;       /**< > 0: the output is float8_e4m3fn of result / output_scale; 0: none */
-  int32_t return_lse;       /**< 1: the result carries `lse` */
-  int32_t read_only_cache;  /**< 1: key and value are not written (the layer shares a cache) */
-  const bh_rope* rope;      /**< NULL: none */
+  float output_scale; /**< > 0: the output is float8_e4m3fn of result / output_scale; 0: none */
+  int32_t return_lse; /**< 1: the result carries `lse` */
+  int32_t read_only_cache; /**< 1: key and value are not written (the layer shares a cache) */
+  const bh_rope* rope;     /**< NULL: none */
 } bh_layer_options;
 
 /**
@@ -218,10 +218,10 @@ BH_API void bh_binding_destroy(bh_binding* binding);
  * arrays that the caller passed unless bytes were staged. */
 typedef struct bh_step_stats {
   int64_t query_tokens;
-  int64_t written_tokens;  /**< tokens whose key and value went to the cache */
-  int64_t bytes_in_place;  /**< tensor bytes used where the caller has them */
-  int64_t bytes_staged;    /**< tensor bytes that were copied to be used */
-  int64_t query_address;   /**< address of the first query element, 0 without queries */
+  int64_t written_tokens; /**< tokens whose key and value went to the cache */
+  int64_t bytes_in_place; /**< tensor bytes used where the caller has them */
+  int64_t bytes_staged;   /**< tensor bytes that were copied to be used */
+  int64_t query_address;  /**< address of the first query element, 0 without queries */
   int64_t key_address;
   int64_t value_address;
   int64_t output_address;

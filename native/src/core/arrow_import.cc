@@ -98,7 +98,8 @@ void check_tensor(const LayerSpec& spec, const ArrowSchema& field, int heads) {
   auto bad = [&](const std::string& got) { mismatch(spec, field.name, expected, got); };
   if (std::strcmp(field.format, "+l") != 0) bad(std::string("format ") + field.format);
   const ArrowSchema& tensor = only_child(spec, field.name, field, expected);
-  if (std::strncmp(tensor.format, "+w:", 3) != 0) bad(std::string("list of format ") + tensor.format);
+  if (std::strncmp(tensor.format, "+w:", 3) != 0)
+    bad(std::string("list of format ") + tensor.format);
   if (std::strtoll(tensor.format + 3, nullptr, 10) != width) {
     bad("tensors of " + std::string(tensor.format + 3) + " elements");
   }
@@ -481,8 +482,8 @@ void* open_result_list(const char* name, const ArrowArray& list, int64_t num_row
   check_shape(name, *list.children[0]->children[0], 2, 0);
   const ArrowArray& elements = *list.children[0]->children[0];
   if (list.offset || list.children[0]->offset || elements.offset) {
-    throw Failure(BH_INVALID_ARGUMENT, kNoRow, "result column %s: its arrays must start at offset 0",
-                  name);
+    throw Failure(BH_INVALID_ARGUMENT, kNoRow,
+                  "result column %s: its arrays must start at offset 0", name);
   }
   check_length(name, "length", list.length, num_rows);
   check_length(name, "number of tensors", list.children[0]->length, tensors);
@@ -498,8 +499,8 @@ void open_result(const LayerSpec& spec, const ArrowArray& result, int64_t num_ro
   step.output = open_result_list("output", *result.children[0], num_rows, step.num_queries,
                                  int64_t{spec.num_heads} * spec.head_size);
   if (spec.return_lse) {
-    step.lse = static_cast<float*>(open_result_list("lse", *result.children[1], num_rows,
-                                                    step.num_queries, spec.num_heads));
+    step.lse = static_cast<float*>(
+        open_result_list("lse", *result.children[1], num_rows, step.num_queries, spec.num_heads));
   }
 }
 

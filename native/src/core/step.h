@@ -8,16 +8,16 @@ namespace broadhead {
 
 /// One row of a step, every index checked: all that a backend needs to know of it.
 struct StepRow {
-  int64_t query;       ///< index of its first query tensor
-  int64_t output;      ///< index of its first output tensor
+  int64_t query;   ///< index of its first query tensor
+  int64_t output;  ///< index of its first output tensor
   int32_t num_queries;
-  int32_t num_keys;    ///< new key and value tensors
-  int64_t key;         ///< index of its first key tensor
+  int32_t num_keys;  ///< new key and value tensors
+  int64_t key;       ///< index of its first key tensor
   int64_t value;
-  int64_t slots;       ///< index of its first slot
-  int64_t blocks;      ///< index of its first block table entry
-  int64_t positions;   ///< index of its first position
-  int32_t seq_len;     ///< tokens in the cache after the update; keys of the row without a cache
+  int64_t slots;      ///< index of its first slot
+  int64_t blocks;     ///< index of its first block table entry
+  int64_t positions;  ///< index of its first position
+  int32_t seq_len;    ///< tokens in the cache after the update; keys of the row without a cache
 };
 
 /// Token positions, int32 or int64 as the producer sent them.
