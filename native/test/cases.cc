@@ -252,6 +252,27 @@ void run_encoder_decoder(Workload& workload, Session& session) {
   session.step(workload.step(false));
 }
 
+void run_supported(const Instance& instance) {
+  const Case& c = *instance.source;
+  Random random(instance.seed());
+  const LayerConfig layer = layer_of(instance, random);
+  Workload workload(instance, layer, random);
+  bh_cache_options pool{};
+  pool.num_blocks = workload.num_blocks();
+  pool.block_size = instance.block_size;
+  pool.dtype = instance.cache_dtype;
+  Session session(instance.target, c.threads, layer, pool);
+  BH_SKIP_IF_UNUSABLE(session, instance.target);
+  if (layer.attn_type == BH_DECODER) {
+    run_decoder(c, workload, session);
+  } else if (layer.attn_type == BH_ENCODER_DECODER) {
+    run_encoder_decoder(workload, session);
+  } else {
+    session.step(workload.step(true));
+  }
+  record(c.feature, instance.target, session.worst());
+}
+
 }  // namespace
 
 std::string Instance::seed() const {
@@ -306,24 +327,11 @@ std::vector<Instance> expand(const std::vector<Case>& cases) {
 }
 
 void run(const Instance& instance) {
-  const Case& c = *instance.source;
-  Random random(instance.seed());
-  const LayerConfig layer = layer_of(instance, random);
-  Workload workload(instance, layer, random);
-  bh_cache_options pool{};
-  pool.num_blocks = workload.num_blocks();
-  pool.block_size = instance.block_size;
-  pool.dtype = instance.cache_dtype;
-  Session session(instance.target, c.threads, layer, pool);
-  BH_SKIP_IF_UNUSABLE(session, instance.target);
-  if (layer.attn_type == BH_DECODER) {
-    run_decoder(c, workload, session);
-  } else if (layer.attn_type == BH_ENCODER_DECODER) {
-    run_encoder_decoder(workload, session);
-  } else {
-    session.step(workload.step(true));
+  try {
+    run_supported(instance);
+  } catch (const Unsupported& reason) {
+    GTEST_SKIP() << reason.what();
   }
-  record(c.feature, instance.target, session.worst());
 }
 
 }  // namespace broadhead::test

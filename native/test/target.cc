@@ -2,12 +2,12 @@
 #include "target.h"
 
 #include <cstdlib>
-#include <stdexcept>
 
 namespace broadhead::test {
 namespace {
 
 void check(int32_t status, const bh_error& error) {
+  if (status == BH_UNSUPPORTED) throw Unsupported(error.message);
   if (status != BH_OK) throw std::runtime_error(error.message);
 }
 
