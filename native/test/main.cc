@@ -35,7 +35,7 @@ int main(int argc, char** argv) {
                  argv[1]);
     return EXIT_FAILURE;
   }
-  testing::UnitTest::GetInstance()->listeners().Append(new broadhead::test::LeakCheck);
+  testing::UnitTest::GetInstance()->listeners().Append(new broadhead::test::Listener);
   const int result = RUN_ALL_TESTS();
   broadhead::test::print_summary();
   return result;

@@ -17,6 +17,11 @@ std::map<std::string, std::map<std::string, Line>>& lines() {
   return by_feature;
 }
 
+std::map<std::string, int>& skips() {
+  static std::map<std::string, int> by_reason;
+  return by_reason;
+}
+
 }  // namespace
 
 void record(const std::string& feature, const Target& target, double ratio) {
@@ -42,9 +47,18 @@ void print_summary() {
     }
   }
   std::printf("\n");
+  for (const auto& [reason, tests] : skips()) {
+    std::printf("skipped %d tests: %s\n", tests, reason.c_str());
+  }
 }
 
-void LeakCheck::OnTestEnd(const testing::TestInfo&) {
+void Listener::OnTestPartResult(const testing::TestPartResult& part) {
+  if (!part.skipped()) return;
+  const std::string message = part.message();
+  ++skips()[message.substr(0, message.find('\n'))];
+}
+
+void Listener::OnTestEnd(const testing::TestInfo&) {
   EXPECT_EQ(bh_live_handles(), 0) << "handles left by this test";
   EXPECT_EQ(live_c_data(), 0) << "Arrow structures that were not released";
 }
