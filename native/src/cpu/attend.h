@@ -220,7 +220,7 @@ template <class E>
 static void attend_direct(const AttendContext& context, const AttendItem& item,
                           const AttendScratch& scratch) {
   const int size = context.layer->head_size;
-  const int32_t* blocks = context.step->blocks + context.step->rows[item.row].blocks;
+  const int32_t* blocks = context.step->blocks(context.step->rows[item.row]);
   const int last_tile = (item.end_key - 1) / kTile * kTile;
   const E* tiles[2][kDirectSpan];
   const E* values[kDirectSpan];
@@ -262,8 +262,8 @@ BH_INLINE void pack_tile(const E* tile, int head_size, int index, const AttendSc
 
 /// Makes a tile of the row's own keys and values; positions from `count` on are zero.
 template <class T>
-BH_INLINE void make_tile(const LayerView& layer, const Step& step, const StepRow& row, int kv_head,
-                         int key, int count, float* heads, Float32* tile) {
+BH_INLINE void make_tile(const LayerView& layer, const StepPart& part, const StepRow& row,
+                         int kv_head, int key, int count, float* heads, Float32* tile) {
   const int size = layer.head_size;
   const int64_t stride = int64_t{layer.num_kv_heads} * size;
   for (int t = 0; t < kTile; ++t) {
@@ -271,9 +271,9 @@ BH_INLINE void make_tile(const LayerView& layer, const Step& step, const StepRow
     float* value = &tile[(kTile + t) * size].value;
     if (t < count) {
       const int64_t token = key + t;
-      load_head<T>(layer, step, step.key, (row.key + token) * stride + kv_head * size,
+      load_head<T>(layer, part, part.key, (row.key + token) * stride + kv_head * size,
                    row.positions + token, head);
-      load_row(static_cast<const T*>(step.value) + (row.value + token) * stride + kv_head * size,
+      load_row(static_cast<const T*>(part.value) + (row.value + token) * stride + kv_head * size,
                size, value);
     } else {
       for (int d = 0; d < size; ++d) head[d] = value[d] = 0;
@@ -317,9 +317,10 @@ static void load_queries(const AttendContext& context, const AttendItem& item,
     for (int t = 0; t < item.num_tokens; ++t) {
       const QueryToken& token = context.token(item, t);
       const StepRow& row = context.step->rows[token.row];
+      const StepPart& part = context.step->part(row);
       for (int g = 0; g < layer.group_size; ++g, to += size) {
         const int64_t head = (item.first_head + h) * layer.group_size + g;
-        load_head<T>(layer, *context.step, context.step->query,
+        load_head<T>(layer, part, part.query,
                      ((row.query + token.index) * layer.num_heads + head) * size,
                      row.positions + token.index, to);
         for (int d = 0; d < size; d += kWidth) {
@@ -334,7 +335,8 @@ static void load_queries(const AttendContext& context, const AttendItem& item,
 BH_INLINE void write_output(const AttendContext& context, const QueryToken& token, int head,
                             SoftmaxState state, float* sums) {
   const LayerView& layer = *context.layer;
-  const Step& step = *context.step;
+  const StepRow& row = context.step->rows[token.row];
+  const StepPart& part = context.step->part(row);
   float keep = 1;
   if (layer.sinks) {
     const float sink = layer.sinks[head];
@@ -345,15 +347,15 @@ BH_INLINE void write_output(const AttendContext& context, const QueryToken& toke
       state.maximum = maximum;
     }
   }
-  const int64_t out = (step.rows[token.row].output + token.index) * layer.num_heads + head;
-  if (step.lse) {
-    step.lse[out] =
+  const int64_t out = (row.output + token.index) * layer.num_heads + head;
+  if (part.lse) {
+    part.lse[out] =
         state.denominator == 0 ? -kInfinity : state.maximum + __builtin_logf(state.denominator);
   }
   const float factor = state.denominator == 0 ? 0 : keep * layer.v_scale / state.denominator;
   const Vec divisor = broadcast(layer.output_scale > 0 ? layer.output_scale : 1);
   with_dtype(layer.output_dtype, [&](auto element) {
-    auto* to = static_cast<decltype(element)*>(step.output) + out * layer.head_size;
+    auto* to = static_cast<decltype(element)*>(part.output) + out * layer.head_size;
     for (int d = 0; d < layer.head_size; d += kWidth) {
       store(to + d, load(sums + d) * broadcast(factor) / divisor);
     }
@@ -375,13 +377,13 @@ static void attend(const AttendContext& context, const AttendItem& item, float* 
     auto* tile = reinterpret_cast<Float32*>(scratch.tile);
     with_tensor_dtype(layer.dtype, [&](auto t) {
       attend_packed(context, item, scratch, [&](int head, int key, int index) {
-        make_tile<decltype(t)>(layer, *context.step, row, head, key,
+        make_tile<decltype(t)>(layer, context.step->part(row), row, head, key,
                                min_int(row.num_keys - key, kTile), scratch.heads, tile);
         pack_tile(tile, layer.head_size, index, scratch);
       });
     });
   } else if (packs(layer, context.cache, item)) {
-    const int32_t* blocks = context.step->blocks + row.blocks;
+    const int32_t* blocks = context.step->blocks(row);
     with_dtype(context.cache->dtype, [&](auto e) {
       attend_packed(context, item, scratch, [&](int head, int key, int index) {
         pack_tile(cached_tile<decltype(e)>(*context.cache, blocks, head, key), layer.head_size,

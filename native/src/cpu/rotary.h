@@ -27,13 +27,13 @@ BH_INLINE void rotate(const LayerView& layer, int64_t position, float* head) {
 }
 
 /// Loads one head of the step's dtype, rotated where the layer has rotary embedding. `element` is
-/// the index of its first element in `tensor`, `token` the index of its position.
+/// the index of its first element in `tensor`, which is of `part`, `token` that of its position.
 template <class T>
-BH_INLINE void load_head(const LayerView& layer, const Step& step, const void* tensor,
+BH_INLINE void load_head(const LayerView& layer, const StepPart& part, const void* tensor,
                          int64_t element, int64_t token, float* head) {
   load_row(static_cast<const T*>(tensor) + element, layer.head_size, head);
   if (layer.rotary_dim == 0) return;
-  rotate(layer, step.positions[token], head);
+  rotate(layer, part.positions[token], head);
   for (int i = 0; i < layer.head_size; i += kWidth) {
     T rounded[kWidth];
     store(rounded, load(head + i));

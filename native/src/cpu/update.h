@@ -52,7 +52,8 @@ static void update_tokens(const LayerView& layer, const Step& step, const CacheV
                           const StepRow& row, int first, int end, float* heads) {
   const int size = layer.head_size;
   const int64_t stride = int64_t{layer.num_kv_heads} * size;
-  const int64_t* slots = step.slots + row.slots;
+  const StepPart& part = step.part(row);
+  const int64_t* slots = step.slots(row);
   for (int t = first, run; t < end; t += run) {
     run = run_in_tile(slots, t, end);
     if (slots[t] < 0) continue;
@@ -62,13 +63,13 @@ static void update_tokens(const LayerView& layer, const Step& step, const CacheV
       E* tile = reinterpret_cast<E*>(cache.tile(block, h, offset / kTile));
       for (int i = 0; i < run; ++i) {
         float* head = heads + (run == kTile ? i : 0) * size;
-        load_head<T>(layer, step, step.key, (row.key + t + i) * stride + h * size,
+        load_head<T>(layer, part, part.key, (row.key + t + i) * stride + h * size,
                      row.positions + t + i, head);
         if (run < kTile) store_key(head, size, layer.k_scale, tile, offset % kTile + i);
       }
       if (run == kTile) store_keys(heads, size, layer.k_scale, tile);
       for (int i = 0; i < run; ++i) {
-        load_row(static_cast<const T*>(step.value) + (row.value + t + i) * stride + h * size, size,
+        load_row(static_cast<const T*>(part.value) + (row.value + t + i) * stride + h * size, size,
                  heads);
         store_value(heads, size, layer.v_scale, tile, offset % kTile + i);
       }
