@@ -210,28 +210,7 @@ public final class StepBatches {
 
   /** The columns {@code names} of {@code batch}, sharing its buffers; the caller closes both. */
   public static ArrowBatch select(ArrowBatch batch, String... names) {
-    int[] columns = Arrays.stream(names).mapToInt(batch.schema()::index).toArray();
-    List<Long> lengths = new ArrayList<>();
-    List<Long> nullCounts = new ArrayList<>();
-    List<ArrowBuf> buffers = new ArrayList<>();
-    for (int column : columns) {
-      BatchSchema schema = batch.schema();
-      for (int i = schema.firstNode(column); i < schema.firstNode(column + 1); i++) {
-        lengths.add(batch.nodeLength(i));
-        nullCounts.add(batch.nullCount(i));
-      }
-      for (int i = schema.firstBuffer(column); i < schema.firstBuffer(column + 1); i++) {
-        buffers.add(batch.buffer(i));
-        batch.buffer(i).getReferenceManager().retain();
-      }
-    }
-    return ArrowBatch.adopt(
-        batch.schema().select(columns),
-        batch.numRows(),
-        lengths.stream().mapToLong(Long::longValue).toArray(),
-        nullCounts.stream().mapToLong(Long::longValue).toArray(),
-        buffers.toArray(new ArrowBuf[0]),
-        0);
+    return batch.select(Arrays.stream(names).mapToInt(batch.schema()::index).toArray());
   }
 
   /** A column of lists of tensors as [row][token][elements]. */
