@@ -45,8 +45,9 @@ typedef enum bh_status {
   BH_DEVICE_ERROR = 7, /**< the device refused the work; the task may be tried again */
   BH_DEVICE_LOST = 8,
   BH_ABI_MISMATCH = 9,
-  BH_INTERNAL = 10, /**< a defect of this library */
-  BH_CANCELLED = 11 /**< bh_engine_cancel was called */
+  BH_INTERNAL = 10,     /**< a defect of this library */
+  BH_CANCELLED = 11,    /**< bh_engine_cancel was called */
+  BH_SEQUENCE_LOST = 12 /**< of a caller that keeps block tables: the sequence is not cached */
 } bh_status;
 
 typedef struct bh_error {

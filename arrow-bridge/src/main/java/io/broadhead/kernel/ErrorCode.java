@@ -24,7 +24,9 @@ public enum ErrorCode {
   /** A defect of the library: fail and report it. */
   INTERNAL(10),
   /** {@link KernelEngine#cancel} was called: end. */
-  CANCELLED(11);
+  CANCELLED(11),
+  /** What came before in a sequence is no longer cached: send it again, or refuse the row. */
+  SEQUENCE_LOST(12);
 
   private final int status;
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.kernel;
 
+import java.util.stream.IntStream;
+import java.util.stream.LongStream;
 import org.apache.arrow.memory.BufferAllocator;
 import org.apache.arrow.memory.util.MemoryUtil;
 
@@ -21,7 +23,7 @@ public final class PlannedRows implements AutoCloseable {
   private int slotCount;
   private int blockCount;
 
-  PlannedRows(BufferAllocator allocator) {
+  public PlannedRows(BufferAllocator allocator) {
     seqLens = new ScratchMemory(allocator);
     slotOffsets = new ScratchMemory(allocator);
     slots = new ScratchMemory(allocator);
@@ -83,6 +85,29 @@ public final class PlannedRows implements AutoCloseable {
   /** Rows that were ended. */
   public int rows() {
     return rows;
+  }
+
+  /** Tokens in the cache after the step, of a row that was ended. */
+  public int seqLen(int row) {
+    return MemoryUtil.getInt(seqLensAddress() + 4L * row);
+  }
+
+  /** Slots of its new tokens, -1 for one that is not written. */
+  public long[] slots(int row) {
+    int from = MemoryUtil.getInt(slotOffsetsAddress() + 4L * row);
+    int to = MemoryUtil.getInt(slotOffsetsAddress() + 4L * row + 4);
+    return LongStream.range(from, to)
+        .map(i -> MemoryUtil.getLong(slotsAddress() + 8 * i))
+        .toArray();
+  }
+
+  /** Its block table. */
+  public int[] blocks(int row) {
+    int from = MemoryUtil.getInt(blockOffsetsAddress() + 4L * row);
+    int to = MemoryUtil.getInt(blockOffsetsAddress() + 4L * row + 4);
+    return IntStream.range(from, to)
+        .map(i -> MemoryUtil.getInt(blocksAddress() + 4L * i))
+        .toArray();
   }
 
   int slotCount() {

@@ -192,7 +192,7 @@ class KernelHandlesTest {
     assertThat(ErrorCode.of(broadhead.BH_INTERNAL)).isEqualTo(ErrorCode.INTERNAL);
     assertThat(ErrorCode.of(12345)).isEqualTo(ErrorCode.INTERNAL);
     assertThat(ErrorCode.of(broadhead.BH_CANCELLED)).isEqualTo(ErrorCode.CANCELLED);
-    assertThat(ErrorCode.values()).hasSize(broadhead.BH_CANCELLED);
+    assertThat(ErrorCode.values()).hasSize(broadhead.BH_SEQUENCE_LOST);
     assertThat(DType.FLOAT32.code()).isEqualTo(broadhead.BH_FLOAT32);
     assertThat(DType.FLOAT16.code()).isEqualTo(broadhead.BH_FLOAT16);
     assertThat(DType.BFLOAT16.code()).isEqualTo(broadhead.BH_BFLOAT16);
