@@ -28,6 +28,7 @@ public final class StepPart implements AutoCloseable {
   private final ScratchMemory chunk;
   private final ScratchMemory resultOffsets;
   private ArrowBatch batch;
+  private int rows;
 
   /**
    * @param schema of the batches that this will be pointed at
@@ -42,10 +43,6 @@ public final class StepPart implements AutoCloseable {
     this.planned = new PlannedRows(allocator);
     this.chunk = new ScratchMemory(allocator);
     this.resultOffsets = new ScratchMemory(allocator);
-  }
-
-  StepSchema schema() {
-    return schema;
   }
 
   /** What {@link StepSchema#planned} leaves to the operator; filled before this is pointed. */
@@ -106,7 +103,7 @@ public final class StepPart implements AutoCloseable {
     pointAtResult(draft, draft.firstToken(row) + first, end - first, 1);
   }
 
-  private void begin(ArrowBatch pointedAt, int rows) {
+  private void begin(ArrowBatch pointedAt, int count) {
     if (!pointedAt.schema().equals(schema.batches())) {
       throw new KernelException(
           ErrorCode.SCHEMA_MISMATCH,
@@ -114,6 +111,7 @@ public final class StepPart implements AutoCloseable {
           "batch: expected schema " + schema.batches() + ", got " + pointedAt.schema());
     }
     batch = pointedAt;
+    rows = count;
     columnArrays.begin(rows);
   }
 
@@ -186,6 +184,11 @@ public final class StepPart implements AutoCloseable {
     resultArrays.header(node + 1, tokens, 0, 0);
     resultArrays.header(node + 2, tokens * elements, 0, 0);
     resultArrays.buffer(node + 2, 1, values);
+  }
+
+  /** Rows that this was last pointed at. */
+  public int rows() {
+    return rows;
   }
 
   /** The batch that this was last pointed at. */

@@ -8,15 +8,17 @@ import io.broadhead.arrow.DType;
 import io.broadhead.arrow.StepColumns;
 import io.broadhead.arrow.TensorField;
 import io.broadhead.kernel.ErrorCode;
+import java.util.List;
+import java.util.function.Predicate;
 import org.apache.arrow.memory.ArrowBuf;
 import org.apache.arrow.memory.util.ByteFunctionHelpers;
 import org.apache.arrow.vector.types.pojo.ArrowType;
 import org.apache.arrow.vector.types.pojo.Field;
 
 /**
- * What choosing the layer of a batch needs to know of its schema, worked out once: where the layer
- * and sequence columns are, and the element type. The native side checks everything else when the
- * schema is bound.
+ * What choosing the layer of a batch and planning its rows need to know of its schema, worked out
+ * once: where the columns are that Java reads, and the element type. The native side checks
+ * everything else when the schema is bound.
  */
 final class StepBatchSchema {
   /** Stands for rows whose layer is null. */
@@ -81,9 +83,60 @@ final class StepBatchSchema {
         null);
   }
 
+  BatchSchema schema() {
+    return schema;
+  }
+
+  /** Whether the operator keeps the block tables: the batch brings neither tables nor slots. */
+  boolean isManaged() {
+    return !schema.contains(StepColumns.BLOCK_TABLE) && !schema.contains(StepColumns.SLOT_MAPPING);
+  }
+
+  /**
+   * Checks the columns that only managed block tables have.
+   *
+   * @throws InvalidBatchException naming the column
+   */
+  void requireManagedColumns(AttnType layer) {
+    ArrowType int32 = new ArrowType.Int(32, true);
+    ArrowType int64 = new ArrowType.Int(64, true);
+    require(StepColumns.SEQ_LEN, "int32", field -> field.getType().equals(int32));
+    require(
+        StepColumns.END_OF_SEQUENCE, "bool", field -> field.getType() instanceof ArrowType.Bool);
+    Field ids = schema.field(schema.index(StepColumns.SEQUENCE_ID));
+    require(
+        StepColumns.PARENT_SEQUENCE_ID,
+        ids.getType() + ", as sequence_id",
+        field -> field.getType().equals(ids.getType()));
+    require(
+        StepColumns.TOKEN_IDS,
+        "list<int32> or list<int64>",
+        field ->
+            field.getType() instanceof ArrowType.List
+                && List.of(int32, int64).contains(field.getChildren().get(0).getType()));
+    if (layer == AttnType.ENCODER_DECODER && schema.contains(StepColumns.TOKEN_IDS)) {
+      throw mismatch(
+          StepColumns.TOKEN_IDS,
+          "no such column for a layer of type encoder_decoder, whose keys depend on the tokens"
+              + " behind them too",
+          schema.field(schema.index(StepColumns.TOKEN_IDS)));
+    }
+  }
+
+  private void require(String column, String expected, Predicate<Field> holds) {
+    int index = schema.index(column);
+    if (index >= 0 && !holds.test(schema.field(index))) {
+      throw mismatch(column, expected, schema.field(index));
+    }
+  }
+
   /** Element type of query, key and value. */
   DType dtype() {
     return dtype;
+  }
+
+  boolean idsAreText() {
+    return idsAreText;
   }
 
   boolean hasLayer() {

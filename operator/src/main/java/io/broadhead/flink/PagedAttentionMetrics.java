@@ -59,7 +59,7 @@ public final class PagedAttentionMetrics {
               BYTES_COPIED,
               "counter",
               "payload bytes copied on the way to the kernels: decompression, network edges, row"
-                  + " splits, rows gathered where others were refused, and staging; 0 for"
+                  + " splits, results moved together where rows were refused, and staging; 0 for"
                   + " uncompressed, memory-mapped, chained input"),
           new Description(
               CODE_GROUP + ".<error code>." + REFUSED_ROWS,

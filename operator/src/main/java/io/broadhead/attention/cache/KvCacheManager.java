@@ -296,37 +296,37 @@ public final class KvCacheManager {
     stepNumber++;
   }
 
-  /**
-   * Gives up the sequence of a row that can get no blocks, though no other row is planned. Later
-   * rows of it are refused until it comes again from its first token.
-   *
-   * @return what the row is refused with
-   */
-  public RowRefusedException giveUp(int shard, RowRequest row, StepFullException reason) {
-    Map<Object, Sequence> sequences = shard(shard).sequences;
-    Sequence sequence = sequences.get(row.sequence());
-    if (sequence == null) {
-      sequence =
-          new Sequence(shard(shard), row.sequence(), row.parent(), shape.layers().size());
-    }
-    String tokens =
-        sequence.planned[row.layer().index()]
-            + " tokens in the cache and "
-            + row.layer().newTokens(row.queries(), row.keys())
-            + " new ones";
-    residency.end(sequence);
-    sequences.put(sequence.id, sequence);
-    sequence.ended.clear();
-    sequence.lost = "it was given up for want of blocks in layer " + row.layer().name();
-    sequence.lostAt = row.layer().index();
+  /** What a row is refused with that can get no blocks, though no other row is planned. */
+  public RowRefusedException shortage(int shard, RowRequest row, StepFullException reason) {
+    Sequence sequence = shard(shard).sequences.get(row.sequence());
+    int tokens = sequence == null ? 0 : sequence.planned[row.layer().index()];
     return new RowRefusedException(
         ErrorCode.OUT_OF_BLOCKS,
         "sequence "
             + row.sequence()
             + " has "
             + tokens
-            + ", and "
+            + " tokens in the cache and "
+            + row.layer().newTokens(row.queries(), row.keys())
+            + " new ones, and "
             + reason.getMessage()
             + "; raise kv_cache.num_blocks in the job file");
+  }
+
+  /**
+   * Gives the sequence of such a row up. Later rows of it are refused until it comes again from its
+   * first token.
+   */
+  public void giveUp(int shard, RowRequest row) {
+    Map<Object, Sequence> sequences = shard(shard).sequences;
+    Sequence sequence = sequences.get(row.sequence());
+    if (sequence == null) {
+      sequence = new Sequence(shard(shard), row.sequence(), row.parent(), shape.layers().size());
+    }
+    residency.end(sequence);
+    sequence.ended.clear();
+    sequence.lost = "it was given up for want of blocks in layer " + row.layer().name();
+    sequence.lostAt = row.layer().index();
+    sequences.put(sequence.id, sequence);
   }
 }

@@ -141,8 +141,7 @@ final class Residency {
     while (!pool.take(block)) {
       Sequence coldest = swaps ? coldestBefore(sequence.lastStep) : null;
       if (coldest == null) {
-        throw new StepFullException(
-            "none of the pool's " + pool.capacity() + " blocks can be had");
+        throw new StepFullException("none of the pool's " + pool.capacity() + " blocks can be had");
       }
       swapOut(coldest);
     }

@@ -14,7 +14,8 @@ public final class RowRefusedException extends Exception {
     this.code = code;
   }
 
-  static RowRefusedException badRow(String format, Object... arguments) {
+  /** For a value that does not fit; see {@link String#format}. */
+  public static RowRefusedException badRow(String format, Object... arguments) {
     return new RowRefusedException(ErrorCode.INVALID_ROW, String.format(format, arguments));
   }
 

@@ -231,7 +231,8 @@ class KvCacheManagerPropertyTest {
           return;
         }
         assertThat(maybeGivenUp).as("there is always room").isTrue();
-        RowRefusedException refused = manager.giveUp(SHARD, row.request, e);
+        RowRefusedException refused = manager.shortage(SHARD, row.request, e);
+        manager.giveUp(SHARD, row.request);
         assertThat(refused.code()).isEqualTo(ErrorCode.OUT_OF_BLOCKS);
         assertThat(refused).hasMessageContaining("kv_cache.num_blocks");
         sequence.lost = true;
@@ -326,7 +327,8 @@ class KvCacheManagerPropertyTest {
       add(
           new Row(
               new Turn(all, null, tokens, 0, false),
-              new RowRequest(all.id, null, FIRST, tokens, tokens, RowRequest.UNKNOWN, null, false)));
+              new RowRequest(
+                  all.id, null, FIRST, tokens, tokens, RowRequest.UNKNOWN, null, false)));
       end(all);
       compute();
       assertThat(manager.free()).isEqualTo(manager.capacity());
