@@ -70,7 +70,7 @@ final class BoundSchemas implements AutoCloseable {
     if (boundLayer == null) {
       LayerRole role = bound.schema.isManaged() ? roles.get(layer.name()) : null;
       if (role != null) {
-        bound.schema.requireManagedColumns(layer.attnType());
+        bound.schema.requireManagedColumns(layer);
       }
       KernelLayer kernels = layers.open(layer, bound.schema.dtype());
       boundLayer = new BoundLayer(layer, role, kernels, bound.schema, allocator);

@@ -95,38 +95,46 @@ final class StepBatchSchema {
   /**
    * Checks the columns that only managed block tables have.
    *
-   * @throws InvalidBatchException naming the column
+   * @throws InvalidBatchException naming the layer and the column
    */
-  void requireManagedColumns(AttnType layer) {
+  void requireManagedColumns(LayerSpec layer) {
     ArrowType int32 = new ArrowType.Int(32, true);
     ArrowType int64 = new ArrowType.Int(64, true);
-    require(StepColumns.SEQ_LEN, "int32", field -> field.getType().equals(int32));
+    ArrowType idType = idsAreText ? new ArrowType.Utf8() : int64;
+    require(layer, StepColumns.SEQ_LEN, "int32", type -> type.getType().equals(int32));
     require(
-        StepColumns.END_OF_SEQUENCE, "bool", field -> field.getType() instanceof ArrowType.Bool);
-    Field ids = schema.field(schema.index(StepColumns.SEQUENCE_ID));
+        layer,
+        StepColumns.END_OF_SEQUENCE,
+        "bool",
+        type -> type.getType() instanceof ArrowType.Bool);
     require(
+        layer,
         StepColumns.PARENT_SEQUENCE_ID,
-        ids.getType() + ", as sequence_id",
-        field -> field.getType().equals(ids.getType()));
-    require(
-        StepColumns.TOKEN_IDS,
-        "list<int32> or list<int64>",
-        field ->
-            field.getType() instanceof ArrowType.List
-                && List.of(int32, int64).contains(field.getChildren().get(0).getType()));
-    if (layer == AttnType.ENCODER_DECODER && schema.contains(StepColumns.TOKEN_IDS)) {
-      throw mismatch(
+        (idsAreText ? "utf8" : "int64") + ", as sequence_id",
+        type -> type.getType().equals(idType));
+    if (layer.attnType() == AttnType.ENCODER_DECODER) {
+      require(
+          layer,
           StepColumns.TOKEN_IDS,
           "no such column for a layer of type encoder_decoder, whose keys depend on the tokens"
               + " behind them too",
-          schema.field(schema.index(StepColumns.TOKEN_IDS)));
+          type -> false);
     }
+    require(
+        layer,
+        StepColumns.TOKEN_IDS,
+        "list<int32> or list<int64>",
+        type ->
+            type.getType() instanceof ArrowType.List
+                && List.of(int32, int64).contains(type.getChildren().get(0).getType()));
   }
 
-  private void require(String column, String expected, Predicate<Field> holds) {
+  private void require(LayerSpec layer, String column, String expected, Predicate<Field> holds) {
     int index = schema.index(column);
     if (index >= 0 && !holds.test(schema.field(index))) {
-      throw mismatch(column, expected, schema.field(index));
+      InvalidBatchException e = mismatch(column, expected, schema.field(index));
+      throw new InvalidBatchException(
+          e.code(), e.row(), "layer '" + layer.name() + "': " + e.getMessage(), null);
     }
   }
 
