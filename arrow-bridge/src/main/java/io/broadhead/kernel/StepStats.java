@@ -27,19 +27,4 @@ public record StepStats(
 
   /** A step that computed nothing. */
   public static final StepStats NONE = new StepStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
-
-  /** What this step and {@code next} did together; addresses are this one's. */
-  public StepStats plus(StepStats next) {
-    return new StepStats(
-        queryTokens + next.queryTokens,
-        writtenTokens + next.writtenTokens,
-        bytesInPlace + next.bytesInPlace,
-        bytesStaged + next.bytesStaged,
-        queryAddress,
-        keyAddress,
-        valueAddress,
-        outputAddress,
-        keysSeen + next.keysSeen,
-        keysRead + next.keysRead);
-  }
 }

@@ -64,8 +64,7 @@ public final class PagedAttention implements AutoCloseable {
   private Boolean managed;
 
   private KvCacheManager manager;
-  private StepStats lastStep;
-  private long lastRowBytesCopied;
+  private long lastBytesCopied;
 
   private PagedAttention(
       Job job,
@@ -139,19 +138,17 @@ public final class PagedAttention implements AutoCloseable {
    */
   public ArrowBatch step(ArrowBatch batch, Consumer<RefusedRow> refused) {
     Outcome outcome = new Outcome(refused);
-    StepStats total = StepStats.NONE;
+    long staged = 0;
     try {
       direct.add(batch, ONLY_SHARD, outcome);
       while (!direct.isEmpty()) {
-        StepStats stats = direct.step();
-        total = total == StepStats.NONE ? stats : total.plus(stats);
+        staged += direct.step().stats().bytesStaged();
       }
     } finally {
       direct.close();
     }
     schemas.trim();
-    lastStep = total;
-    lastRowBytesCopied = outcome.result.bytesCopied();
+    lastBytesCopied = outcome.result.bytesCopied() + staged;
     return outcome.result;
   }
 
@@ -582,17 +579,18 @@ public final class PagedAttention implements AutoCloseable {
         + planned;
   }
 
-  /** What the last successful step did, or null before the first. */
+  /** What the last native step did, or null before the first. */
   public StepStats lastStep() {
-    return lastStep;
+    return runner.lastStep();
   }
 
   /**
-   * Payload bytes that the last successful step copied, beyond those that were copied to make its
-   * batch: results that were moved together because rows were left out, and what was staged.
+   * Payload bytes that the last {@link #step(ArrowBatch)} copied, beyond those that were copied to
+   * make its batch: results that were moved together because rows were left out, and what was
+   * staged.
    */
   public long lastBytesCopied() {
-    return lastStep == null ? 0 : lastRowBytesCopied + lastStep.bytesStaged();
+    return lastBytesCopied;
   }
 
   /** Bytes of the KV caches that exist by now. */

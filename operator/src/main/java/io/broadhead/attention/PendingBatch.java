@@ -19,7 +19,7 @@ final class PendingBatch implements AutoCloseable {
   private final ResultDraft draft;
   private final BitSet open = new BitSet();
   private int[] tokensDone;
-  private long bytesCopied;
+  private long tokensLeft;
 
   PendingBatch(ArrowBatch batch, BoundLayer layer, int shard, StepHandler handler) {
     this.layer = layer;
@@ -29,6 +29,9 @@ final class PendingBatch implements AutoCloseable {
     this.draft = layer.results().draft(batch);
     this.batch = batch.retain();
     open.set(0, batch.numRows());
+    for (int row = 0; row < batch.numRows(); row++) {
+      tokensLeft += rows.tokens(row);
+    }
   }
 
   ArrowBatch batch() {
@@ -60,11 +63,6 @@ final class PendingBatch implements AutoCloseable {
     return open.isEmpty();
   }
 
-  /** Whether no row was computed or refused yet. */
-  boolean isUntouched() {
-    return tokensDone == null && open.cardinality() == batch.numRows();
-  }
-
   /** New tokens of a row that were computed already. */
   int tokensDone(int row) {
     return tokensDone == null ? 0 : tokensDone[row];
@@ -72,25 +70,30 @@ final class PendingBatch implements AutoCloseable {
 
   /** New tokens that are still to be computed. */
   long tokensLeft() {
-    long tokens = 0;
-    for (int row = nextOpen(0); row >= 0; row = nextOpen(row + 1)) {
-      tokens += rows.tokens(row) - tokensDone(row);
-    }
-    return tokens;
+    return tokensLeft;
   }
 
   void computed(RowRun run) {
     if (run.isWhole()) {
-      open.clear(run.row(), run.row() + run.count());
+      for (int row = run.row(); row < run.row() + run.count(); row++) {
+        close(row);
+      }
       return;
     }
     if (tokensDone == null) {
       tokensDone = new int[batch.numRows()];
     }
-    tokensDone[run.row()] = run.to();
     if (run.to() == rows.tokens(run.row())) {
-      open.clear(run.row());
+      close(run.row());
+    } else {
+      tokensLeft -= run.to() - run.from();
+      tokensDone[run.row()] = run.to();
     }
+  }
+
+  private void close(int row) {
+    open.clear(row);
+    tokensLeft -= rows.tokens(row) - tokensDone(row);
   }
 
   /** Leaves a row out of the result. */
@@ -102,20 +105,13 @@ final class PendingBatch implements AutoCloseable {
   void refuse(int row, String layerName, ErrorCode code, String message) {
     handler.refused(
         new RefusedRow(code, layerName, layer.batchSchema().sequenceId(batch, row), row, message));
-    open.clear(row);
+    close(row);
     draft.refuse(row);
   }
 
   /** Hands the result over. */
   void finish() {
-    ArrowBatch result = draft.finish(0);
-    bytesCopied = result.bytesCopied();
-    handler.done(result);
-  }
-
-  /** Bytes that were moved or copied to leave rows out of the result. */
-  long bytesCopied() {
-    return bytesCopied;
+    handler.done(draft.finish(0));
   }
 
   @Override

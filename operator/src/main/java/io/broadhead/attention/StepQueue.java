@@ -2,7 +2,6 @@
 package io.broadhead.attention;
 
 import io.broadhead.arrow.ArrowBatch;
-import io.broadhead.kernel.StepStats;
 import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
@@ -29,6 +28,10 @@ public final class StepQueue implements AutoCloseable {
   /** The batches that wait, apart for each cache: they take turns. */
   private final Map<String, Set<PendingBatch>> lanes = new LinkedHashMap<>();
 
+  private int batches;
+  private long tokens;
+  private long bytes;
+
   StepQueue(PagedAttention attention, StepRunner runner, int maxTokens) {
     this.attention = attention;
     this.runner = runner;
@@ -50,6 +53,9 @@ public final class StepQueue implements AutoCloseable {
       }
       String lane = attention.job().cacheOwner(added.layer().spec()).name();
       lanes.computeIfAbsent(lane, name -> new LinkedHashSet<>()).add(added);
+      batches++;
+      tokens += added.tokensLeft();
+      bytes += batch.byteSize();
       queued = true;
     } finally {
       if (!queued) {
@@ -62,9 +68,19 @@ public final class StepQueue implements AutoCloseable {
     return lanes.isEmpty();
   }
 
-  /** New tokens that wait. */
+  /** Batches that wait. */
+  public int batches() {
+    return batches;
+  }
+
+  /** Their new tokens, without those that were computed. */
   public long tokens() {
-    return lanes.values().stream().flatMap(Set::stream).mapToLong(PendingBatch::tokensLeft).sum();
+    return tokens;
+  }
+
+  /** Bytes of the batches that wait. */
+  public long bytes() {
+    return bytes;
   }
 
   /**
@@ -72,15 +88,21 @@ public final class StepQueue implements AutoCloseable {
    *
    * @return what it did
    */
-  public StepStats step() {
+  public StepReport step() {
     if (isEmpty()) {
-      return StepStats.NONE;
+      return StepReport.NOTHING;
     }
     String name = lanes.keySet().iterator().next();
     Set<PendingBatch> lane = lanes.get(name);
-    StepStats stats = runner.compute(selector.choose(lane));
+    long before = tokens(lane);
+    StepReport report = runner.compute(selector.choose(lane));
+    tokens -= before - tokens(lane);
     List<PendingBatch> done = lane.stream().filter(PendingBatch::isDone).toList();
-    done.forEach(lane::remove);
+    for (PendingBatch batch : done) {
+      lane.remove(batch);
+      batches--;
+      bytes -= batch.batch().byteSize();
+    }
     lanes.remove(name);
     if (!lane.isEmpty()) {
       lanes.put(name, lane);
@@ -90,7 +112,11 @@ public final class StepQueue implements AutoCloseable {
     } finally {
       done.forEach(PendingBatch::close);
     }
-    return stats;
+    return report;
+  }
+
+  private static long tokens(Set<PendingBatch> lane) {
+    return lane.stream().mapToLong(PendingBatch::tokensLeft).sum();
   }
 
   /** Computes everything that waits. */
@@ -104,5 +130,8 @@ public final class StepQueue implements AutoCloseable {
   public void close() {
     lanes.values().forEach(lane -> lane.forEach(PendingBatch::close));
     lanes.clear();
+    batches = 0;
+    tokens = 0;
+    bytes = 0;
   }
 }

@@ -24,7 +24,7 @@ final class StepRunner {
   private final List<Placed> step = new ArrayList<>();
 
   private final List<StepPart> parts = new ArrayList<>();
-  private StepStats lastStats;
+  private StepReport lastReport;
   private KvCacheManager manager;
 
   /** A part of the step that is being planned, and what it was taken from. */
@@ -48,6 +48,11 @@ final class StepRunner {
     this.outOfBlocks = outOfBlocks;
   }
 
+  /** What the last step did, or null before the first. */
+  StepStats lastStep() {
+    return lastReport == null ? null : lastReport.stats();
+  }
+
   /** Uses {@code blockTables} from the next step on. */
   void manage(KvCacheManager blockTables) {
     manager = blockTables;
@@ -60,8 +65,8 @@ final class StepRunner {
    * @throws KernelException if memory or the device fails, or the pool has no blocks and that is to
    *     fail; then nothing was computed
    */
-  StepStats compute(List<RowRun> runs) {
-    return run(runs, StepBinding::run, true) ? lastStats : StepStats.NONE;
+  StepReport compute(List<RowRun> runs) {
+    return run(runs, StepBinding::run, true) ? lastReport : StepReport.NOTHING;
   }
 
   /** As {@link #compute}, but only as if: rows are checked and then count as computed. */
@@ -193,7 +198,8 @@ final class StepRunner {
     StepBinding binding = step.get(0).run.batch().layer().binding();
     try {
       use.run(binding, parts);
-      lastStats = binding.lastStats();
+      int rows = parts.stream().mapToInt(StepPart::rows).sum();
+      lastReport = new StepReport(rows, binding.lastStats());
       return true;
     } catch (KernelException e) {
       if (e.code() != ErrorCode.INVALID_ROW) {

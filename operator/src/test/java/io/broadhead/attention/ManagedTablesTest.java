@@ -543,7 +543,7 @@ class ManagedTablesTest {
       assertThat(queue.tokens()).isEqualTo(2 * (3 + 4 + 5 + 6 + 7 + 8 + 6 + 6));
       int steps = 0;
       while (!queue.isEmpty()) {
-        assertThat(queue.step().queryTokens()).isPositive();
+        assertThat(queue.step().stats().queryTokens()).isPositive();
         steps++;
       }
       // External tables of one sequence in two steps write to a block that is read.
@@ -598,7 +598,7 @@ class ManagedTablesTest {
       }
       int steps = 0;
       while (!queue.isEmpty()) {
-        assertThat(queue.step().queryTokens()).isBetween(1L, 32L);
+        assertThat(queue.step().stats().queryTokens()).isBetween(1L, 32L);
         steps++;
         for (int i = order.size(); i < collected.results.size(); i++) {
           order.add(steps);
