@@ -18,6 +18,7 @@ import org.apache.arrow.memory.BufferAllocator;
 final class BoundLayer implements AutoCloseable {
   private final LayerSpec spec;
   private final LayerRole role;
+  private final boolean managed;
   private final StepBatchSchema batchSchema;
   private final StepSchema schema;
   private final StepBinding binding;
@@ -26,8 +27,7 @@ final class BoundLayer implements AutoCloseable {
   private final List<StepPart> free = new ArrayList<>();
 
   /**
-   * @param role of the layer in managed block tables, or null if the batches bring their own, or
-   *     the layer has no cache
+   * @param role of the layer in the cache, or null if it has none
    */
   BoundLayer(
       LayerSpec spec,
@@ -37,11 +37,12 @@ final class BoundLayer implements AutoCloseable {
       BufferAllocator allocator) {
     this.spec = spec;
     this.role = role;
+    this.managed = role != null && batchSchema.isManaged();
     this.batchSchema = batchSchema;
     this.schema =
-        role == null
-            ? StepSchema.asSent(batchSchema.schema())
-            : StepSchema.planned(batchSchema.schema());
+        managed
+            ? StepSchema.planned(batchSchema.schema())
+            : StepSchema.asSent(batchSchema.schema());
     this.binding = new StepBinding(layer, schema, allocator);
     this.results = new ResultColumns(layer.config(), batchSchema.schema(), allocator);
     this.allocator = allocator;
@@ -68,12 +69,17 @@ final class BoundLayer implements AutoCloseable {
   }
 
   boolean isManaged() {
-    return role != null;
+    return managed;
+  }
+
+  /** The cache that the layer writes, or -1 if it writes none. */
+  int writesCache() {
+    return role != null && role.writes() ? role.cache() : -1;
   }
 
   /** Whether the batches bring block tables of their own. */
   boolean isExternal() {
-    return spec.attnType().cached() && !isManaged();
+    return role != null && !managed;
   }
 
   /** Whether rows of both can be computed in one step. */

@@ -68,8 +68,8 @@ final class BoundSchemas implements AutoCloseable {
     Bound bound = bound(schema);
     BoundLayer boundLayer = bound.layers.get(layer.name());
     if (boundLayer == null) {
-      LayerRole role = bound.schema.isManaged() ? roles.get(layer.name()) : null;
-      if (role != null) {
+      LayerRole role = roles.get(layer.name());
+      if (role != null && bound.schema.isManaged()) {
         bound.schema.requireManagedColumns(layer);
       }
       KernelLayer kernels = layers.open(layer, bound.schema.dtype());

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.attention;
 
+import io.broadhead.arrow.DType;
+import io.broadhead.attention.cache.CacheHeader;
 import io.broadhead.attention.cache.CacheShape;
 import io.broadhead.attention.cache.LayerRole;
 import java.util.ArrayList;
@@ -36,6 +38,31 @@ record CacheLayers(Map<String, LayerRole> roles, List<LayerSpec> owners) {
       }
     }
     return new CacheLayers(roles, owners);
+  }
+
+  /**
+   * What is written down of the caches, whose element types {@code layers} knows.
+   *
+   * @param managed whether block tables are managed
+   * @param contents whether keys and values are saved
+   */
+  CacheHeader header(
+      boolean managed, boolean contents, int shards, KvCacheSpec cache, LayerSet layers) {
+    List<CacheHeader.Layer> saved = new ArrayList<>();
+    for (LayerRole role : roles.values()) {
+      LayerSpec owner = owners.get(role.cache());
+      String dtype =
+          layers
+              .cache(owner)
+              .map(pool -> pool.config().dtype())
+              .or(() -> owner.kvCacheDtype().dtype())
+              .map(DType::label)
+              .orElse("");
+      saved.add(
+          new CacheHeader.Layer(
+              role.name(), owner.name(), owner.numKvHeads(), owner.headSize(), dtype));
+    }
+    return new CacheHeader(managed, contents, shards, cache.blockSize(), saved);
   }
 
   CacheShape shape(KvCacheSpec cache) {

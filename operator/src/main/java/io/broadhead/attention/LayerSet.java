@@ -140,6 +140,17 @@ final class LayerSet implements AutoCloseable {
     return cache;
   }
 
+  /**
+   * Reserves the cache that {@code layer} reads, with elements of the type called {@code label}.
+   */
+  void reserve(LayerSpec layer, String label) {
+    DType stored =
+        DType.find(label)
+            .orElseThrow(
+                () -> new IllegalStateException("kv_cache_dtype in the state: unknown " + label));
+    cache(layer, stored);
+  }
+
   private KernelCache reserve(LayerSpec owner, DType stored) {
     KvCacheSpec kv = job.kvCache();
     try {

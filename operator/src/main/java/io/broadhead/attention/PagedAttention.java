@@ -6,9 +6,11 @@ import io.broadhead.arrow.BatchSchema;
 import io.broadhead.arrow.DType;
 import io.broadhead.arrow.StepColumns;
 import io.broadhead.arrow.TensorField;
-import io.broadhead.attention.cache.HostPartStore;
+import io.broadhead.attention.cache.CacheHeader;
+import io.broadhead.attention.cache.CacheShape;
+import io.broadhead.attention.cache.CacheStores;
+import io.broadhead.attention.cache.ExternalBlocks;
 import io.broadhead.attention.cache.KvCacheManager;
-import io.broadhead.attention.cache.PartStore;
 import io.broadhead.attention.cache.RowRefusedException;
 import io.broadhead.kernel.EngineConfig;
 import io.broadhead.kernel.EngineInfo;
@@ -23,6 +25,7 @@ import io.broadhead.kernel.StepStats;
 import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.List;
+import java.util.Map;
 import java.util.Optional;
 import java.util.function.Consumer;
 import java.util.function.Function;
@@ -55,7 +58,7 @@ public final class PagedAttention implements AutoCloseable {
   private final BoundSchemas schemas;
   private final CacheLayers cacheLayers;
   private final PoolMemory memory;
-  private final PartStore store;
+  private final CacheStores stores;
   private final OutOfBlocks outOfBlocks;
   private final StepRunner runner;
   private final StepQueue direct;
@@ -64,6 +67,7 @@ public final class PagedAttention implements AutoCloseable {
   private Boolean managed;
 
   private KvCacheManager manager;
+  private ExternalBlocks external;
   private long lastBytesCopied;
 
   private PagedAttention(
@@ -71,12 +75,12 @@ public final class PagedAttention implements AutoCloseable {
       AttentionConfig config,
       KernelEngine engine,
       BufferAllocator allocator,
-      PartStore store) {
+      CacheStores stores) {
     this.job = job;
     this.engine = engine;
     this.allocator = allocator;
     this.layers = new LayerSet(job, engine);
-    this.store = store;
+    this.stores = stores;
     this.outOfBlocks = config.outOfBlocks();
     this.cacheLayers = CacheLayers.of(job);
     this.schemas = new BoundSchemas(layers, cacheLayers.roles(), allocator);
@@ -86,26 +90,27 @@ public final class PagedAttention implements AutoCloseable {
   }
 
   /**
-   * Opens a backend for {@code job}. Sequences that are swapped out go to the Java heap.
+   * Opens a backend for {@code job}. Sequences that are swapped out go to the Java heap, and
+   * nothing is saved.
    *
    * @param allocator results are allocated from it; stays the caller's
    * @throws KernelException with the reason if the backend cannot be used, or cannot run a layer
    */
   public static PagedAttention open(Job job, AttentionConfig config, BufferAllocator allocator) {
-    return open(job, config, allocator, new HostPartStore());
+    return open(job, config, allocator, CacheStores.onHeap());
   }
 
   /**
    * As above.
    *
-   * @param store where sequences go that are swapped out
+   * @param stores where sequences go that are swapped out, and all of them with {@link #save}
    */
   public static PagedAttention open(
-      Job job, AttentionConfig config, BufferAllocator allocator, PartStore store) {
+      Job job, AttentionConfig config, BufferAllocator allocator, CacheStores stores) {
     KernelEngine engine =
         KernelEngine.open(new EngineConfig(config.backend(), config.threads(), config.device()));
     try {
-      PagedAttention attention = new PagedAttention(job, config, engine, allocator, store);
+      PagedAttention attention = new PagedAttention(job, config, engine, allocator, stores);
       job.layers().forEach(attention.layers::requireSupport);
       return attention;
     } catch (RuntimeException e) {
@@ -324,10 +329,7 @@ public final class PagedAttention implements AutoCloseable {
       return;
     }
     if (managed == null) {
-      managed = bound.isManaged();
-      if (managed) {
-        manage();
-      }
+      begin(bound.isManaged());
     }
     if (managed != bound.isManaged()) {
       throw new KernelException(
@@ -341,10 +343,23 @@ public final class PagedAttention implements AutoCloseable {
     }
   }
 
-  private void manage() {
-    boolean swaps = outOfBlocks == OutOfBlocks.SWAP;
-    manager = new KvCacheManager(cacheLayers.shape(job.kvCache()), memory, store, swaps);
-    runner.manage(manager);
+  private void begin(boolean isManaged) {
+    CacheShape shape = cacheLayers.shape(job.kvCache());
+    if (isManaged) {
+      manager = new KvCacheManager(shape, memory, stores, outOfBlocks == OutOfBlocks.SWAP);
+      runner.manage(manager);
+    } else if (stores.savesContents()) {
+      external = new ExternalBlocks(shape, memory, stores.parts(), stores.records());
+      runner.observe(external);
+    } else if (stores.savesAnything()) {
+      throw new KernelException(
+          ErrorCode.SCHEMA_MISMATCH,
+          -1,
+          "columns block_table and slot_mapping: expected neither, because only metadata is saved,"
+              + " and nobody but the producer knows the sequences of these tables; save all or"
+              + " nothing");
+    }
+    managed = isManaged;
   }
 
   /** Whether a row of {@code pending} would fork a sequence. */
@@ -365,6 +380,61 @@ public final class PagedAttention implements AutoCloseable {
       }
     }
     return false;
+  }
+
+  // ---- saving --------------------------------------------------------------------------------
+
+  /** What {@link #save} saves a cache of; empty before the first batch of a layer with a cache. */
+  public Optional<CacheHeader> header(int shards) {
+    return Optional.ofNullable(managed).map(isManaged -> header(isManaged, shards));
+  }
+
+  private CacheHeader header(boolean isManaged, int shards) {
+    return cacheLayers.header(isManaged, stores.savesContents(), shards, job.kvCache(), layers);
+  }
+
+  /** Saves what changed in the caches since the last time. No batch may be pending. */
+  public void save() {
+    if (manager != null) {
+      manager.save();
+    }
+    if (external != null) {
+      external.save();
+    }
+  }
+
+  /**
+   * Restores a shard, before the first batch. Sequences whose keys and values were not saved are
+   * lost: their rows are refused until they come again.
+   *
+   * @param header what was saved
+   * @param shards that sequences are divided into now
+   * @param sequences records of sequences
+   * @param blocks records of blocks
+   * @throws IllegalStateException naming the key in which the job differs from the one that was
+   *     saved
+   */
+  public void restore(
+      CacheHeader header,
+      int shards,
+      int shard,
+      Iterable<Map.Entry<String, byte[]>> sequences,
+      Iterable<Map.Entry<Long, byte[]>> blocks) {
+    header.requireFits(header(header.managed(), shards));
+    for (CacheHeader.Layer layer : header.layers()) {
+      if (!layer.dtype().isEmpty()) {
+        layers.reserve(layers.find(layer.name()).orElseThrow(), layer.dtype());
+      }
+    }
+    if (managed == null) {
+      begin(header.managed());
+    }
+    if (manager != null) {
+      manager.restore(shard, sequences, blocks);
+    }
+    if (external != null) {
+      blocks.forEach(block -> external.restore(shard, block.getKey(), block.getValue()));
+    }
   }
 
   // ---- beside steps --------------------------------------------------------------------------

@@ -48,7 +48,7 @@ final class PoolMemory implements BlockMemory, AutoCloseable {
 
   @Override
   public ByteBuffer read(int cache, int place) {
-    ByteBuffer image = image(cache);
+    ByteBuffer image = bytes(cache);
     long half = image.capacity() / 2;
     cache(cache).readBlock(place, memory.slice(0, half), memory.slice(half, half));
     return image;
@@ -56,11 +56,16 @@ final class PoolMemory implements BlockMemory, AutoCloseable {
 
   @Override
   public ByteBuffer image(int cache) {
+    ByteBuffer image = bytes(cache);
+    memory.setZero(0, image.capacity());
+    return image;
+  }
+
+  private ByteBuffer bytes(int cache) {
     int bytes = Math.toIntExact(2 * cache(cache).blockBytes());
     if (memory == null || memory.capacity() < bytes) {
       close();
       memory = allocator.buffer(bytes);
-      memory.setZero(0, memory.capacity());
     }
     return memory.nioBuffer(0, bytes);
   }

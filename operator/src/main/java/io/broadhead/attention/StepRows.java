@@ -8,6 +8,7 @@ import io.broadhead.attention.cache.LayerRole;
 import io.broadhead.attention.cache.RowRefusedException;
 import io.broadhead.attention.cache.RowRequest;
 import java.util.function.IntToLongFunction;
+import java.util.function.LongConsumer;
 
 /**
  * Reads what planning needs of the rows of one batch; tensors are left alone. Owns nothing: valid
@@ -19,6 +20,7 @@ final class StepRows {
   private final ArrowColumn query;
   private final ArrowColumn key;
   private final ArrowColumn seqLens;
+  private final ArrowColumn slots;
   private final ArrowColumn parents;
   private final ArrowColumn tokenIds;
   private final ArrowColumn ends;
@@ -29,6 +31,7 @@ final class StepRows {
     this.query = column(batch, StepColumns.QUERY);
     this.key = column(batch, StepColumns.KEY);
     this.seqLens = column(batch, StepColumns.SEQ_LEN);
+    this.slots = column(batch, StepColumns.SLOT_MAPPING);
     this.parents = column(batch, StepColumns.PARENT_SEQUENCE_ID);
     this.tokenIds = column(batch, StepColumns.TOKEN_IDS);
     this.ends = column(batch, StepColumns.END_OF_SEQUENCE);
@@ -65,6 +68,19 @@ final class StepRows {
   /** What {@code seq_len} says of a row; null counts as 0. */
   int seqLen(int row) {
     return seqLens == null || seqLens.isNull(row) ? 0 : seqLens.getInt(row);
+  }
+
+  /** Visits the slots of the new tokens of {@code run}, where the producer gives them. */
+  void forEachSlot(RowRun run, LongConsumer visit) {
+    for (int row = run.row(); slots != null && row < run.row() + run.count(); row++) {
+      long first = slots.offset(row);
+      long count = slots.listSize(row);
+      long from = run.isWhole() ? 0 : Math.min(run.from(), count);
+      long to = run.isWhole() ? count : Math.min(run.to(), count);
+      for (long i = from; i < to; i++) {
+        visit.accept(slots.child().getLong(first + i));
+      }
+    }
   }
 
   /** Whether rows of this batch may fork sequences. */

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.attention;
 
+import io.broadhead.attention.cache.ExternalBlocks;
 import io.broadhead.attention.cache.KvCacheManager;
 import io.broadhead.attention.cache.RowRefusedException;
 import io.broadhead.attention.cache.RowRequest;
@@ -26,6 +27,7 @@ final class StepRunner {
   private final List<StepPart> parts = new ArrayList<>();
   private StepReport lastReport;
   private KvCacheManager manager;
+  private ExternalBlocks external;
 
   /** A part of the step that is being planned, and what it was taken from. */
   private record Placed(StepPart part, RowRun run) {}
@@ -51,6 +53,11 @@ final class StepRunner {
   /** What the last step did, or null before the first. */
   StepStats lastStep() {
     return lastReport == null ? null : lastReport.stats();
+  }
+
+  /** Tells {@code blocks} what steps with external block tables write. */
+  void observe(ExternalBlocks blocks) {
+    external = blocks;
   }
 
   /** Uses {@code blockTables} from the next step on. */
@@ -106,7 +113,10 @@ final class StepRunner {
         if (manager != null) {
           manager.commit();
         }
-        step.forEach(placed -> placed.run.batch().computed(placed.run));
+        for (Placed placed : step) {
+          placed.run.batch().computed(placed.run);
+          noteWritten(placed.run);
+        }
       }
       return done;
     } finally {
@@ -116,6 +126,17 @@ final class StepRunner {
       step.forEach(placed -> placed.run.batch().layer().giveBack(placed.part));
       step.clear();
       parts.clear();
+    }
+  }
+
+  private void noteWritten(RowRun run) {
+    BoundLayer layer = run.batch().layer();
+    if (external != null && layer.isExternal() && layer.writesCache() >= 0) {
+      int shard = run.batch().shard();
+      long now = System.currentTimeMillis();
+      run.batch()
+          .rows()
+          .forEachSlot(run, slot -> external.written(shard, layer.writesCache(), slot, now));
     }
   }
 

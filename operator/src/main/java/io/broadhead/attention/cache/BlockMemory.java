@@ -17,7 +17,7 @@ public interface BlockMemory {
   /** The image of a place, valid until the next call. */
   ByteBuffer read(int cache, int place);
 
-  /** An image to be filled and written, valid until the next call; its contents are arbitrary. */
+  /** An image to be filled and written, of zeros, valid until the next call. */
   ByteBuffer image(int cache);
 
   /** Writes what {@link #image} returned last, for the same cache, to a place. */

@@ -19,6 +19,9 @@ final class BlockTable {
 
   int borrowedTokens;
 
+  /** Leading blocks that are full in all caches, and saved. */
+  int finished;
+
   int size() {
     return size;
   }
@@ -37,6 +40,7 @@ final class BlockTable {
   }
 
   void set(int index, CacheBlock block) {
+    finished = Math.min(finished, index);
     blocks[index] = block;
     places[index] = block.place;
   }
@@ -53,6 +57,7 @@ final class BlockTable {
   }
 
   CacheBlock removeLast() {
+    finished = Math.min(finished, size - 1);
     CacheBlock last = blocks[--size];
     blocks[size] = null;
     return last;

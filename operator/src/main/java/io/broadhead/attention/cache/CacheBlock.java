@@ -35,6 +35,12 @@ final class CacheBlock {
   /** What the store has. */
   final List<BlockPart> parts = new ArrayList<>(1);
 
+  /** Whether its record says what it is. */
+  boolean isRecorded;
+
+  /** Whether there is a record. */
+  boolean wasRecorded;
+
   /** Contents, once it is full of tokens with known ids; null before and otherwise. */
   BlockHash hash;
 

@@ -26,6 +26,8 @@ import java.util.Map;
  */
 public final class KvCacheManager {
   private final CacheShape shape;
+  private final BlockSaver blockSaver;
+  private final CacheSaver saver;
   private final Residency residency;
   private final TokenWriter writer;
   private final CacheCounters counters = new CacheCounters();
@@ -38,13 +40,17 @@ public final class KvCacheManager {
   private record PlannedRow(Sequence sequence, RowRequest row) {}
 
   /**
-   * @param swaps whether sequences that were not used for long make room for others; what must not
-   *     be lost goes to {@code store}
+   * @param stores where sequences go that are swapped out, and all of them when they are saved
+   * @param swaps whether sequences that were not used for long make room for others
    */
-  public KvCacheManager(CacheShape shape, BlockMemory memory, PartStore store, boolean swaps) {
+  public KvCacheManager(CacheShape shape, BlockMemory memory, CacheStores stores, boolean swaps) {
     this.shape = shape;
-    BlockSaver saver = new BlockSaver(memory, store, shape.blockSize());
-    this.residency = new Residency(saver, shape.numBlocks(), swaps, counters);
+    this.blockSaver =
+        new BlockSaver(memory, shape.blockSize(), stores.parts(), stores.blockRecords(), counters);
+    this.saver =
+        new CacheSaver(blockSaver, stores.records(), stores.savesContents(), shape.blockSize());
+    this.residency =
+        new Residency(blockSaver, stores.records(), shape.numBlocks(), swaps, counters);
     this.writer = new TokenWriter(shape, memory, residency, counters, undo);
   }
 
@@ -99,7 +105,8 @@ public final class KvCacheManager {
 
   private void plan(Shard shard, RowRequest row, PlannedRows places)
       throws RowRefusedException, StepFullException {
-    Sequence sequence = shard.sequences.get(row.sequence());
+    Sequence known = shard.sequences.get(row.sequence());
+    Sequence sequence = known;
     if (sequence != null && sequence.lost != null) {
       sequence = restarted(sequence, row);
     } else if (sequence != null && sequence.ended.get(row.layer().index())) {
@@ -111,13 +118,16 @@ public final class KvCacheManager {
     }
     if (sequence == null) {
       sequence = row.parent() == null ? begin(shard, row) : fork(shard, row);
+      sequence.wasRecorded = known != null && known.wasRecorded;
     } else if (row.parent() != null && !row.parent().equals(sequence.parent)) {
       throw RowRefusedException.badRow(
           "column parent_sequence_id: sequence %s has begun already, expected %s, got %s",
           row.sequence(), sequence.parent == null ? "null" : sequence.parent, row.parent());
     }
     sequence.lastStep = stepNumber;
-    residency.use(sequence);
+    if (!row.endsAtOnce()) {
+      residency.use(sequence);
+    }
     place(sequence, row, places);
     step.add(new PlannedRow(sequence, row));
     undo.add(() -> step.remove(step.size() - 1));
@@ -134,9 +144,10 @@ public final class KvCacheManager {
     if (!sequence.isRestartedBy(row)) {
       if (row.ends()) {
         sequence.ended.set(row.layer().index());
+        sequence.lastStep = stepNumber;
       }
       if (row.endsAtOnce() || sequence.ended.cardinality() == shape.layers().size()) {
-        sequence.shard.sequences.remove(sequence.id);
+        residency.end(sequence);
       }
       throw sequence.lostRow();
     }
@@ -168,7 +179,11 @@ public final class KvCacheManager {
 
   private Sequence added(Sequence sequence) {
     sequence.shard.sequences.put(sequence.id, sequence);
-    undo.add(() -> residency.end(sequence));
+    undo.add(
+        () -> {
+          sequence.wasRecorded = false; // the record is of the one before
+          residency.end(sequence);
+        });
     return sequence;
   }
 
@@ -212,6 +227,10 @@ public final class KvCacheManager {
       throw RowRefusedException.badRow(
           "column seq_len: %d, expected %d (%d tokens in the cache and %d new ones)",
           row.seqLen(), end, start, count);
+    }
+    if (row.endsAtOnce()) {
+      places.endRow(0); // it sees nothing, wherever the blocks are
+      return;
     }
     BlockTable table = sequence.table(layer.cross());
     verifyForked(sequence, layer, table);
@@ -327,6 +346,30 @@ public final class KvCacheManager {
     sequence.ended.clear();
     sequence.lost = "it was given up for want of blocks in layer " + row.layer().name();
     sequence.lostAt = row.layer().index();
+    sequence.lastStep = stepNumber;
     sequences.put(sequence.id, sequence);
+  }
+
+  // ---- saving --------------------------------------------------------------------------------
+
+  /** Saves what changed since the last time; no row is planned. */
+  public void save() {
+    saver.save(shards.values(), stepNumber);
+  }
+
+  /**
+   * Restores a shard from its records, before the first step. Contents are read when they are
+   * needed.
+   *
+   * @throws IllegalStateException if a record cannot be read
+   */
+  public void restore(
+      int shard,
+      Iterable<Map.Entry<String, byte[]>> sequences,
+      Iterable<Map.Entry<Long, byte[]>> blocks) {
+    CacheRestorer restorer = new CacheRestorer(shard(shard), shape, blockSaver);
+    blocks.forEach(block -> restorer.addBlock(block.getKey(), block.getValue()));
+    sequences.forEach(sequence -> restorer.addSequence(sequence.getKey(), sequence.getValue()));
+    restorer.finish();
   }
 }

@@ -12,7 +12,8 @@ package io.broadhead.attention.cache;
  *     sequence's own
  */
 public record LayerRole(int index, String name, int cache, int owner, boolean cross) {
-  boolean writes() {
+  /** Whether it writes its cache, rather than to read another layer's. */
+  public boolean writes() {
     return owner == index;
   }
 

@@ -12,13 +12,16 @@ import java.util.Set;
 final class Residency {
   private final BlockPool pool;
   private final BlockSaver saver;
+  private final RecordStore records;
   private final boolean swaps;
   private final CacheCounters counters;
   private final Set<Sequence> residents = new LinkedHashSet<>();
 
-  Residency(BlockSaver saver, int numBlocks, boolean swaps, CacheCounters counters) {
+  Residency(
+      BlockSaver saver, RecordStore records, int numBlocks, boolean swaps, CacheCounters counters) {
     this.pool = new BlockPool(numBlocks, this::evicted);
     this.saver = saver;
+    this.records = records;
     this.swaps = swaps;
     this.counters = counters;
   }
@@ -35,7 +38,7 @@ final class Residency {
   private void evicted(CacheBlock block) {
     if (block.references > 0) {
       counters.blocksSwappedOut++;
-      counters.bytesSaved += saver.save(block);
+      saver.save(block);
     } else {
       counters.blocksEvicted++;
       discard(block);
@@ -79,8 +82,17 @@ final class Residency {
   void drop(CacheBlock block) {
     block.references--;
     pool.release(block, block.references > 0 || isRegistered(block));
-    if (block.references == 0 && block.place == CacheBlock.NOWHERE) {
+    if (block.references == 0) {
+      abandoned(block);
+    }
+  }
+
+  /** No sequence has {@code block}; while it has a place, one that begins alike may ask for it. */
+  private void abandoned(CacheBlock block) {
+    if (block.place == CacheBlock.NOWHERE) {
       discard(block);
+    } else if (!block.parts.isEmpty()) {
+      saver.record(block); // so that whoever restores the cache knows what to remove
     }
   }
 
@@ -176,6 +188,10 @@ final class Residency {
   /** Ends {@code sequence}: nobody will use it again, and its shard forgets it. */
   void end(Sequence sequence) {
     sequence.shard.sequences.remove(sequence.id, sequence);
+    if (sequence.wasRecorded) {
+      records.removeSequence(sequence.shard.key, SequenceKey.of(sequence.id));
+      sequence.wasRecorded = false;
+    }
     end(sequence.own, sequence.resident);
     end(sequence.cross, sequence.resident);
     sequence.resident = false;
@@ -196,12 +212,12 @@ final class Residency {
 
   /** A sequence that is swapped out has {@code block} no longer. */
   private void dropAbsent(CacheBlock block) {
-    if (--block.references > 0 || block.place != CacheBlock.NOWHERE && isRegistered(block)) {
+    if (--block.references > 0) {
       return;
     }
-    if (block.users == 0) {
+    if (block.users == 0 && !isRegistered(block)) {
       pool.forget(block);
     }
-    discard(block);
+    abandoned(block);
   }
 }

@@ -41,6 +41,12 @@ final class Sequence {
   /** The last step that it was planned for. */
   long lastStep = -1;
 
+  /** What happened in steps before this one is saved. */
+  long savedBefore;
+
+  /** Whether there is a record of it. */
+  boolean wasRecorded;
+
   /** Whether its blocks have places. */
   boolean resident;
 

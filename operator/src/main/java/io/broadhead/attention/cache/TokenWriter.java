@@ -149,6 +149,7 @@ final class TokenWriter {
     }
     ids.copyTo(block.tokenIds, from);
     block.knownIds = from + ids.count();
+    block.isRecorded = false;
     undo.add(() -> block.knownIds = from);
     if (block.knownIds == blockSize) {
       seal(table, index, block);
@@ -163,6 +164,7 @@ final class TokenWriter {
     }
     block.hash = hash;
     block.tokenIds = null;
+    block.isRecorded = false;
     boolean first = block.shard.blocksByHash.putIfAbsent(hash, block) == null;
     undo.add(
         () -> {

@@ -5,6 +5,7 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.fail;
 
 import io.broadhead.arrow.Allocators;
+import io.broadhead.attention.testing.SavedCache;
 import io.broadhead.kernel.ErrorCode;
 import io.broadhead.kernel.PlannedRows;
 import java.util.ArrayList;
@@ -23,7 +24,8 @@ import org.apache.arrow.memory.BufferAllocator;
 /**
  * Random schedules of prompts, decode steps, forks and ends, planned by the manager and carried out
  * on a pool of numbers: every row must read, through its block table, what a plain list of the
- * sequence's tokens says.
+ * sequence's tokens says. Now and then the cache is saved, or moves to another pool with nothing
+ * but what was saved.
  */
 class KvCacheManagerPropertyTest {
   private static final int BLOCK = 4;
@@ -65,9 +67,10 @@ class KvCacheManagerPropertyTest {
   private static final class Schedule implements AutoCloseable {
     final Iterator<Integer> choices;
     final boolean maybeGivenUp;
-    final TaggedMemory memory;
-    final HostPartStore store = new HostPartStore();
-    final KvCacheManager manager;
+    final boolean swaps;
+    SavedCache saved = new SavedCache();
+    TaggedMemory memory;
+    KvCacheManager manager;
     final BufferAllocator allocator = Allocators.root();
     final PlannedRows places = new PlannedRows(allocator);
     final List<Row> step = new ArrayList<>();
@@ -79,9 +82,33 @@ class KvCacheManagerPropertyTest {
     Schedule(List<Integer> choices, int numBlocks, boolean swaps, boolean maybeGivenUp) {
       this.choices = choices.iterator();
       this.maybeGivenUp = maybeGivenUp;
-      this.memory = new TaggedMemory(CACHES, BLOCK, numBlocks);
-      this.manager =
-          new KvCacheManager(new CacheShape(BLOCK, numBlocks, LAYERS), memory, store, swaps);
+      this.swaps = swaps;
+      open(numBlocks);
+    }
+
+    void open(int numBlocks) {
+      memory = new TaggedMemory(CACHES, BLOCK, numBlocks);
+      manager =
+          new KvCacheManager(
+              new CacheShape(BLOCK, numBlocks, LAYERS), memory, saved.stores(), swaps);
+    }
+
+    /** Between steps the cache may be saved, and even move. */
+    void maybeSave() {
+      if (oneIn(5)) {
+        manager.save();
+        if (oneIn(2)) {
+          move();
+        }
+      }
+    }
+
+    void move() {
+      long sequences = manager.sequences();
+      saved = saved.copy();
+      open(manager.capacity() + choose(3));
+      manager.restore(SHARD, saved.sequences(SHARD).entrySet(), saved.blocks(SHARD).entrySet());
+      assertThat(manager.sequences()).isEqualTo(sequences);
     }
 
     @Override
@@ -106,7 +133,7 @@ class KvCacheManagerPropertyTest {
       assertThat(manager.sequences()).isZero();
       assertThat(manager.free()).isEqualTo(manager.capacity());
       fillThePool();
-      assertThat(store.size()).as("parts of blocks that are gone").isZero();
+      saved.requireEmpty();
     }
 
     void round() {
@@ -142,6 +169,7 @@ class KvCacheManagerPropertyTest {
           }
         }
         compute();
+        maybeSave();
       }
       for (Turn turn : turns) {
         if (turn.ends || turn.sequence.lost) {
