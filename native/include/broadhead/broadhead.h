@@ -270,7 +270,8 @@ BH_API int32_t bh_merge(bh_engine* engine, const bh_partial* parts, int32_t coun
                         int64_t tokens, int32_t num_heads, int32_t head_size, void* output,
                         float* lse, bh_error* error);
 
-/* ---- limits of the hardware, for benchmarks to compare with ----------------------------------- */
+/* ---- limits of the hardware, for benchmarks to compare with -----------------------------------
+ */
 
 /**
  * Reads blocks once, whole and several at a time, with the engine's threads: the memory bandwidth
