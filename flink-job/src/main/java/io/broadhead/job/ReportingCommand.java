@@ -32,7 +32,7 @@ abstract class ReportingCommand implements Callable<Integer> {
     } catch (ParameterException e) {
       throw e;
     } catch (Exception | OutOfMemoryError | LinkageError e) {
-      err().println("broadhead " + spec.name() + ": " + Failure.describe(e));
+      err().println(spec.qualifiedName() + ": " + Failure.describe(e));
       if (verbose) {
         e.printStackTrace(err());
       } else if (Failure.isUnexpected(e)) {

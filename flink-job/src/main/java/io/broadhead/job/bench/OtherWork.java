@@ -5,6 +5,7 @@ import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Duration;
+import java.util.Arrays;
 
 /**
  * How much of the processor others take, from the counters of Linux: other processes, and the
@@ -43,25 +44,24 @@ final class OtherWork {
     return othersTicks() - startedTicks > LEAST_TICKS + TOLERATED * ticks;
   }
 
-  private static long othersTicks() {
+  /** Ticks of all processors since the system started that this process did not take. */
+  static long othersTicks() {
     try {
       // user, nice, system, idle, iowait, irq, softirq, steal
-      long[] all = numbers(Files.readString(ALL).lines().findFirst().orElse(""), "cpu");
-      // Behind the command's closing parenthesis; utime, stime, and the same of ended children.
-      long[] own = numbers(Files.readString(OWN), ")");
-      return all[0] + all[1] + all[2] + all[5] + all[6] + all[7] - own[10] - own[11];
-    } catch (IOException | RuntimeException e) {
+      String[] all = fields(Files.readAllLines(ALL).get(0), "cpu");
+      // Behind the command and its parenthesis: state, 10 more, utime, stime.
+      String[] own = fields(Files.readString(OWN), ")");
+      return sum(all, 0, 1, 2, 5, 6, 7) - sum(own, 11, 12);
+    } catch (IOException e) {
       return 0;
     }
   }
 
-  /** The fields behind the last {@code mark}; 0 for those that are no numbers. */
-  private static long[] numbers(String line, String mark) {
-    String[] fields = line.substring(line.lastIndexOf(mark) + mark.length()).trim().split("\\s+");
-    long[] numbers = new long[fields.length];
-    for (int i = 0; i < fields.length; i++) {
-      numbers[i] = fields[i].matches("-?\\d+") ? Long.parseLong(fields[i]) : 0;
-    }
-    return numbers;
+  private static String[] fields(String line, String behind) {
+    return line.substring(line.lastIndexOf(behind) + behind.length()).trim().split("\\s+");
+  }
+
+  private static long sum(String[] fields, int... indexes) {
+    return Arrays.stream(indexes).mapToLong(i -> Long.parseLong(fields[i])).sum();
   }
 }

@@ -64,6 +64,6 @@ final class Table {
   }
 
   private boolean isNumeric(int column) {
-    return lines.stream().allMatch(line -> line.get(column).matches("[-+.,0-9 ]*"));
+    return lines.stream().allMatch(line -> line.get(column).matches("[-+.,0-9 !]*"));
   }
 }
