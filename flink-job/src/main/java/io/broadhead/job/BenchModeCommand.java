@@ -12,6 +12,7 @@ import io.broadhead.job.bench.Result;
 import io.broadhead.job.bench.ResultFile;
 import io.broadhead.job.bench.Rows;
 import io.broadhead.job.bench.StepShape;
+import io.broadhead.job.bench.Variant;
 import io.broadhead.kernel.EngineConfig;
 import io.broadhead.kernel.KernelEngine;
 import java.io.IOException;
@@ -89,6 +90,16 @@ abstract class BenchModeCommand extends ReportingCommand {
   String peersFolder;
 
   @Option(
+      names = "--beside",
+      paramLabel = "CHANGE",
+      split = ",",
+      converter = VariantConverter.class,
+      description =
+          "Time our own steps with a change beside each cell, too: threads=N, dtype=TYPE or"
+              + " rows=COUNTxTOKENS@CONTEXT.")
+  List<Variant> variants = List.of();
+
+  @Option(
       names = "--time",
       paramLabel = "SECONDS",
       defaultValue = "3",
@@ -129,11 +140,25 @@ abstract class BenchModeCommand extends ReportingCommand {
     }
   }
 
+  /** Reads {@code --beside}. */
+  static final class VariantConverter implements ITypeConverter<Variant> {
+    @Override
+    public Variant convert(String text) {
+      try {
+        return Variant.parse(text);
+      } catch (IllegalArgumentException e) {
+        throw new TypeConversionException(e.getMessage());
+      }
+    }
+  }
+
   @Override
   final int execute() throws Exception {
     requireOption(seconds > 0, "--time", "more than 0", seconds);
     requireAll("--threads", 1, threads);
     requireKnownBackend(backend);
+    requireOption(
+        variants.isEmpty() || mode() != Mode.STEP, "--beside", "nothing in this mode", variants);
     blockSizes.forEach(
         size ->
             requireOption(
@@ -221,7 +246,8 @@ abstract class BenchModeCommand extends ReportingCommand {
 
   private List<Result> measure(List<Cell> cells, List<Peer> peers, StatusLine status)
       throws IOException {
-    Bench bench = new Bench(backend, device, Duration.ofNanos((long) (seconds * 1e9)), peers);
+    Bench bench =
+        new Bench(backend, device, Duration.ofNanos((long) (seconds * 1e9)), peers, variants);
     List<Result> results = new ArrayList<>();
     long start = System.nanoTime();
     for (int done = 0; done < cells.size(); done++) {

@@ -53,6 +53,18 @@ class BenchCommandTest {
   }
 
   @Test
+  void variantsAreTimedBesideACell() throws IOException {
+    Cli cli =
+        bench("decode", "--batch 2 --context 40 --beside threads=1,dtype=float32,rows=1x1@64");
+
+    assertThat(cli.code()).isZero();
+    assertThat(cli.out())
+        .contains("threads=1", "times as fast as dtype=float32: ", "times as fast as rows=1x1@64");
+    assertThat(Files.readAllLines(csv()).stream().filter(line -> line.contains(",variant,")))
+        .hasSize(3);
+  }
+
+  @Test
   void whatDoesNotFitIsSkippedWithTheReason() {
     Cli cli =
         Cli.run("bench", "decode", "--model", "64/64/256", "--batch", 1000, "--context", 1_000_000);
@@ -95,6 +107,8 @@ class BenchCommandTest {
         "bench decode --context 0            | --context: expected 1 or more, each, got 0",
         "bench decode --threads 0            | --threads: expected 1 or more, each, got 0",
         "bench decode --block-size 24        | --block-size: expected a positive multiple of 16",
+        "bench decode --beside heads=4       | expected threads=N, dtype=TYPE or rows=",
+        "bench step --beside threads=1       | --beside: expected nothing in this mode",
         "bench decode --time 0               | --time: expected more than 0, got 0.0",
         "bench prefill --tokens 512-1        | --tokens: expected NEW or NEW+OLD, as in 512+3584",
         "bench update --tokens 0             | --tokens: expected 1 or more",

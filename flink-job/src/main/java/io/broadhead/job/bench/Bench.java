@@ -19,27 +19,37 @@ public final class Bench {
   private final int device;
   private final Duration time;
   private final List<Peer> peers;
+  private final List<Variant> variants;
 
   /**
    * @param backend {@code auto}, or a backend's name
    * @param time for the samples of a cell
+   * @param variants of each cell, timed beside it
    */
-  public Bench(String backend, int device, Duration time, List<Peer> peers) {
+  public Bench(
+      String backend, int device, Duration time, List<Peer> peers, List<Variant> variants) {
     this.backend = backend;
     this.device = device;
     this.time = time;
     this.peers = List.copyOf(peers);
+    this.variants = List.copyOf(variants);
   }
 
   /** Why a cell cannot be measured here, or empty if it can. */
   public Optional<String> refusal(Cell cell) {
-    StepShape shape = cell.shape();
     long holders = 1 + peersOf(cell).size();
-    long needed = holders * shape.copies() * shape.contextBytes();
+    long needed = holders * bytes(cell.shape());
+    for (Variant variant : variants) {
+      needed += bytes(variant.change().apply(cell).shape());
+    }
     long available = AvailableMemory.bytes();
     return needed <= available
         ? Optional.empty()
         : Optional.of(AvailableMemory.refusal(needed, available));
+  }
+
+  private static long bytes(StepShape shape) {
+    return shape.copies() * shape.contextBytes();
   }
 
   /** Why {@code peer} does not take part in {@code cell}, or empty if it does. */
@@ -68,19 +78,25 @@ public final class Bench {
   }
 
   private List<Result> kernels(Cell cell, BufferAllocator allocator) {
-    List<PeerWorkload> opened = new ArrayList<>();
-    EngineConfig config = new EngineConfig(backend, cell.threads(), device);
-    try (KernelWorkload workload = new KernelWorkload(cell.shape(), config, allocator)) {
+    try (Opened opened = new Opened()) {
+      KernelWorkload workload = opened.keep(workload(cell, allocator));
       List<Contender> others = new ArrayList<>(workload.limits());
-      for (Peer peer : peersOf(cell)) {
-        PeerWorkload steps = new PeerWorkload(peer, cell.shape(), cell.threads());
-        opened.add(steps);
-        others.add(steps.contender());
+      for (Variant variant : variants) {
+        others.add(
+            opened
+                .keep(workload(variant.change().apply(cell), allocator))
+                .steps(variant.name(), Contender.Kind.VARIANT));
       }
-      return results(cell, workload.steps(), others);
-    } finally {
-      opened.forEach(PeerWorkload::close);
+      for (Peer peer : peersOf(cell)) {
+        others.add(opened.keep(new PeerWorkload(peer, cell.shape(), cell.threads())).contender());
+      }
+      return results(cell, workload.steps(KernelWorkload.OURS, Contender.Kind.OURS), others);
     }
+  }
+
+  private KernelWorkload workload(Cell cell, BufferAllocator allocator) {
+    EngineConfig config = new EngineConfig(backend, cell.threads(), device);
+    return new KernelWorkload(cell.shape(), config, allocator);
   }
 
   private List<Result> results(Cell cell, Contender ours, List<Contender> others) {

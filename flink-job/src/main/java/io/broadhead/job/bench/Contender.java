@@ -18,6 +18,8 @@ public record Contender(String name, Kind kind, LongSupplier run) {
     LIMIT,
     /** A part of our own time. */
     PART,
+    /** Our own steps of another cell. */
+    VARIANT,
     /** Another library. */
     PEER;
 

@@ -16,7 +16,12 @@ import java.util.List;
  */
 final class Interleaving {
   private static final double BURST_NANOS = 2e6;
+  private static final int LEAST_RUNS = 2;
   private static final int MOST_RUNS = 32;
+
+  /** A run that is so long is a sample by itself: waking up does not show in it. */
+  private static final double LONG_NANOS = 5e7;
+
   private static final double WARM_UP_NANOS = 2e8;
   private static final int LEAST_ROUNDS = 3;
   private static final int MOST_ROUNDS = 50;
@@ -98,10 +103,10 @@ final class Interleaving {
   /** Nanoseconds of a run. */
   private static double sample(Contender contender) {
     double first = contender.run().getAsLong();
-    if (first >= BURST_NANOS) {
+    if (first >= LONG_NANOS) {
       return first;
     }
-    int runs = (int) Math.min(MOST_RUNS, BURST_NANOS / first + 1);
+    int runs = (int) Math.max(LEAST_RUNS, Math.min(MOST_RUNS, BURST_NANOS / first));
     double[] nanos = new double[runs];
     for (int i = 0; i < runs; i++) {
       nanos[i] = contender.run().getAsLong();

@@ -5,7 +5,6 @@ import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.attention.RopeSpec;
 import io.broadhead.kernel.CacheConfig;
 import io.broadhead.kernel.EngineConfig;
-import io.broadhead.kernel.EngineInfo;
 import io.broadhead.kernel.ErrorCode;
 import io.broadhead.kernel.KernelCache;
 import io.broadhead.kernel.KernelEngine;
@@ -30,15 +29,15 @@ import org.apache.arrow.memory.BufferAllocator;
  *
  * <p>Its owner closes it, and does not use its contenders any more then; used by one thread.
  */
-public final class KernelWorkload implements AutoCloseable {
+final class KernelWorkload implements AutoCloseable {
   /** What our own steps are called. */
-  public static final String OURS = "broadhead";
+  static final String OURS = "broadhead";
 
   private static final long SEED = 1;
 
   private final StepShape shape;
   private final BufferAllocator allocator;
-  private final List<AutoCloseable> opened = new ArrayList<>();
+  private final Opened opened = new Opened();
   private final KernelEngine engine;
   private final KernelCache cache;
   private final StepBinding binding;
@@ -47,15 +46,15 @@ public final class KernelWorkload implements AutoCloseable {
   private int next;
 
   /** Opens a backend, fills a cache and writes the batches, from memory of {@code allocator}. */
-  public KernelWorkload(StepShape shape, EngineConfig config, BufferAllocator allocator) {
+  KernelWorkload(StepShape shape, EngineConfig config, BufferAllocator allocator) {
     this.shape = shape;
     this.allocator = allocator;
     try {
-      engine = keep(KernelEngine.open(config));
+      engine = opened.keep(KernelEngine.open(config));
       int numBlocks = Math.toIntExact(shape.blocks() * shape.copies());
       Heads heads = shape.heads();
       cache =
-          keep(
+          opened.keep(
               new KernelCache(
                   engine,
                   new CacheConfig(
@@ -64,21 +63,16 @@ public final class KernelWorkload implements AutoCloseable {
                       heads.numKvHeads(),
                       heads.headSize(),
                       shape.cacheDtype())));
-      KernelLayer layer = keep(new KernelLayer(engine, layerConfig(shape), cache));
+      KernelLayer layer = opened.keep(new KernelLayer(engine, layerConfig(shape), cache));
       if (shape.attends()) {
         fillCache();
       }
       writeBatches(numBlocks);
-      binding = keep(new StepBinding(layer, batches.get(0).schema(), allocator));
+      binding = opened.keep(new StepBinding(layer, batches.get(0).schema(), allocator));
     } catch (RuntimeException | Error e) {
       close();
       throw e;
     }
-  }
-
-  private <T extends AutoCloseable> T keep(T resource) {
-    opened.add(resource);
-    return resource;
   }
 
   private static LayerConfig layerConfig(StepShape shape) {
@@ -115,7 +109,7 @@ public final class KernelWorkload implements AutoCloseable {
     for (int copy = 0; copy < shape.copies(); copy++) {
       int[] own = Arrays.copyOfRange(shuffled, copy * perStep, (copy + 1) * perStep);
       blocks.add(own);
-      batches.add(keep(RandomStepBatch.build(shape, own, values, allocator)));
+      batches.add(opened.keep(RandomStepBatch.build(shape, own, values, allocator)));
     }
   }
 
@@ -123,22 +117,16 @@ public final class KernelWorkload implements AutoCloseable {
     return next++ % batches.size();
   }
 
-  /** What computes. */
-  public EngineInfo engine() {
-    return engine.info();
-  }
-
   /** The steps. */
-  public Contender steps() {
-    return Contender.timed(
-        OURS, Contender.Kind.OURS, () -> binding.step(batches.get(turn())).close());
+  Contender steps(String name, Contender.Kind kind) {
+    return Contender.timed(name, kind, () -> binding.step(batches.get(turn())).close());
   }
 
   /**
    * What the backend can measure of the limits for these steps: reading the blocks if a sequence
    * decodes, as many multiply-adds, or copying as many bytes as an update.
    */
-  public List<Contender> limits() {
+  List<Contender> limits() {
     List<Contender> limits = new ArrayList<>();
     if (shape.attends()) {
       if (shape.decodes()) {
@@ -156,7 +144,7 @@ public final class KernelWorkload implements AutoCloseable {
     long bytes = shape.updateBytes() / 2;
     List<ArrowBuf> pairs = new ArrayList<>();
     for (int i = 0; i < 2 * shape.copies(); i++) {
-      ArrowBuf buffer = keep(allocator.buffer(bytes));
+      ArrowBuf buffer = opened.keep(allocator.buffer(bytes));
       buffer.setOne(0, bytes);
       pairs.add(buffer);
     }
@@ -182,17 +170,6 @@ public final class KernelWorkload implements AutoCloseable {
 
   @Override
   public void close() {
-    try {
-      Collections.reverse(opened);
-      for (AutoCloseable resource : opened) {
-        resource.close();
-      }
-    } catch (RuntimeException e) {
-      throw e;
-    } catch (Exception e) {
-      throw new IllegalStateException(e);
-    } finally {
-      opened.clear();
-    }
+    opened.close();
   }
 }

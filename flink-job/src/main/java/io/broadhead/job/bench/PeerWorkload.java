@@ -13,6 +13,7 @@ final class PeerWorkload implements AutoCloseable {
   private static final long SEED = 2;
 
   private final Peer peer;
+  private final Opened opened = new Opened();
   private final List<Peer.Steps> calls = new ArrayList<>();
 
   PeerWorkload(Peer peer, StepShape shape, int threads) {
@@ -20,7 +21,7 @@ final class PeerWorkload implements AutoCloseable {
     NormalValues values = new NormalValues(shape.dtype(), SEED);
     try {
       for (StepShape alike : alike(shape)) {
-        calls.add(peer.open(alike, threads, values::fill));
+        calls.add(opened.keep(peer.open(alike, threads, values::fill)));
       }
     } catch (RuntimeException | Error e) {
       close();
@@ -40,18 +41,7 @@ final class PeerWorkload implements AutoCloseable {
   }
 
   private static List<StepShape> alike(StepShape shape) {
-    return shape.rows().stream()
-        .map(
-            rows ->
-                new StepShape(
-                    shape.heads(),
-                    shape.dtype(),
-                    shape.cacheDtype(),
-                    shape.blockSize(),
-                    List.of(rows),
-                    shape.attends(),
-                    shape.rope()))
-        .toList();
+    return shape.rows().stream().map(rows -> shape.withRows(List.of(rows))).toList();
   }
 
   Contender contender() {
@@ -60,7 +50,6 @@ final class PeerWorkload implements AutoCloseable {
 
   @Override
   public void close() {
-    calls.forEach(Peer.Steps::close);
-    calls.clear();
+    opened.close();
   }
 }

@@ -26,6 +26,7 @@ public final class Report {
             (title, cells) -> {
               lines.addAll(new ResultTable(cells).table().text());
               lines.addAll(Summary.lines(cells));
+              disturbance(cells).ifPresent(lines::add);
               lines.add("");
             });
     return lines;
@@ -42,9 +43,18 @@ public final class Report {
               lines.addAll(new ResultTable(cells).table().markdown());
               lines.add("");
               Summary.lines(cells).forEach(line -> lines.add("- " + line));
+              disturbance(cells).ifPresent(line -> lines.add("- " + line));
               lines.add("");
             });
     return lines;
+  }
+
+  private static Optional<String> disturbance(List<CellResult> cells) {
+    boolean disturbed =
+        cells.stream().flatMap(cell -> cell.ours().stream()).anyMatch(Result::disturbed);
+    return disturbed
+        ? Optional.of("! other processes worked during all samples of the cell")
+        : Optional.empty();
   }
 
   /** Charts by file name. */

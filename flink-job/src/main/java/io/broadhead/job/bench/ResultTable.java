@@ -17,6 +17,7 @@ final class ResultTable {
   private final List<CellResult> cells;
   private final Set<String> limits = new LinkedHashSet<>();
   private final Set<String> parts = new LinkedHashSet<>();
+  private final Set<String> variants = new LinkedHashSet<>();
   private final Set<String> peers = new LinkedHashSet<>();
   private final boolean attends;
   private final boolean countsGarbage;
@@ -26,6 +27,7 @@ final class ResultTable {
     for (CellResult cell : cells) {
       limits.addAll(cell.contenders(Contender.Kind.LIMIT));
       parts.addAll(cell.contenders(Contender.Kind.PART));
+      variants.addAll(cell.contenders(Contender.Kind.VARIANT));
       peers.addAll(cell.contenders(Contender.Kind.PEER));
     }
     this.attends = cells.stream().anyMatch(cell -> cell.cell().shape().attends());
@@ -53,6 +55,7 @@ final class ResultTable {
     if (countsGarbage) {
       headings.add("garbage B");
     }
+    headings.addAll(variants);
     headings.addAll(peers);
     if (peers.size() > 1) {
       headings.add("strongest");
@@ -83,6 +86,7 @@ final class ResultTable {
     if (countsGarbage) {
       line.add(threeDigits(ours.garbageBytes()));
     }
+    variants.forEach(variant -> line.add(hundredths(result.timesOurs(variant))));
     peers.forEach(peer -> line.add(hundredths(result.timesOurs(peer))));
     if (peers.size() > 1) {
       line.add(hundredths(result.strongestPeer().map(result::timesOurs).orElse(Double.NaN)));

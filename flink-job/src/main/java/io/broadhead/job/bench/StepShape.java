@@ -30,6 +30,16 @@ public record StepShape(
     rows = List.copyOf(rows);
   }
 
+  /** The same with other rows. */
+  StepShape withRows(List<Rows> others) {
+    return new StepShape(heads, dtype, cacheDtype, blockSize, others, attends, rope);
+  }
+
+  /** The same as an update of the cache alone. */
+  StepShape withoutQueries() {
+    return new StepShape(heads, dtype, cacheDtype, blockSize, rows, false, rope);
+  }
+
   /** Sequences of the step. */
   public int sequences() {
     return rows.stream().mapToInt(Rows::count).sum();

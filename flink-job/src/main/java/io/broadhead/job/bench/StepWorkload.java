@@ -8,7 +8,6 @@ import io.broadhead.attention.KvCacheDtype;
 import io.broadhead.attention.KvCacheSpec;
 import io.broadhead.attention.LayerSpec;
 import io.broadhead.attention.PagedAttention;
-import io.broadhead.kernel.EngineInfo;
 import java.util.List;
 import java.util.stream.IntStream;
 import org.apache.arrow.memory.BufferAllocator;
@@ -52,13 +51,7 @@ final class StepWorkload implements AutoCloseable {
         shape.rows().stream()
             .map(rows -> new Rows(rows.count(), rows.context(), rows.context()))
             .toList();
-    return new StepShape(
-        shape.heads(), shape.dtype(), shape.cacheDtype(), shape.blockSize(), all, false, false);
-  }
-
-  /** What computes. */
-  EngineInfo engine() {
-    return attention.engine();
+    return shape.withRows(all).withoutQueries();
   }
 
   Contender steps() {

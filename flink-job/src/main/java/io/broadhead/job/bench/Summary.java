@@ -6,44 +6,46 @@ import java.util.Comparator;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Locale;
-import java.util.Optional;
 import java.util.Set;
 import java.util.function.ToDoubleFunction;
+import java.util.stream.Collectors;
 
 /** What a table comes to: geometric means over its cells, and the cell that is worst. */
 final class Summary {
+  private static final String FASTER = "times as fast as ";
+
   private Summary() {}
 
-  /** One line for each limit and each peer, and one for the strongest peer of every cell. */
+  /** One line for each limit, variant and peer, and one for the strongest peer of every cell. */
   static List<String> lines(List<CellResult> cells) {
-    Set<String> limits = new LinkedHashSet<>();
-    Set<String> peers = new LinkedHashSet<>();
-    for (CellResult cell : cells) {
-      limits.addAll(cell.contenders(Contender.Kind.LIMIT));
-      peers.addAll(cell.contenders(Contender.Kind.PEER));
-    }
     List<String> lines = new ArrayList<>();
-    for (String limit : limits) {
-      line("of " + limit, cells, cell -> cell.timesOurs(limit)).ifPresent(lines::add);
-    }
-    for (String peer : peers) {
-      line("times as fast as " + peer, cells, cell -> cell.timesOurs(peer)).ifPresent(lines::add);
-    }
+    contenders(cells, Contender.Kind.LIMIT)
+        .forEach(name -> line("of " + name, cells, cell -> cell.timesOurs(name), lines));
+    contenders(cells, Contender.Kind.VARIANT)
+        .forEach(name -> line(FASTER + name, cells, cell -> cell.timesOurs(name), lines));
+    Set<String> peers = contenders(cells, Contender.Kind.PEER);
+    peers.forEach(name -> line(FASTER + name, cells, cell -> cell.timesOurs(name), lines));
     if (peers.size() > 1) {
-      line(
-              "times as fast as the strongest peer",
-              cells,
-              cell -> cell.strongestPeer().map(cell::timesOurs).orElse(Double.NaN))
-          .ifPresent(lines::add);
+      line(FASTER + "the strongest peer", cells, Summary::timesStrongest, lines);
     }
     return lines;
   }
 
-  private static Optional<String> line(
-      String what, List<CellResult> cells, ToDoubleFunction<CellResult> value) {
+  private static Set<String> contenders(List<CellResult> cells, Contender.Kind kind) {
+    return cells.stream()
+        .flatMap(cell -> cell.contenders(kind).stream())
+        .collect(Collectors.toCollection(LinkedHashSet::new));
+  }
+
+  private static double timesStrongest(CellResult cell) {
+    return cell.strongestPeer().map(cell::timesOurs).orElse(Double.NaN);
+  }
+
+  private static void line(
+      String what, List<CellResult> cells, ToDoubleFunction<CellResult> value, List<String> lines) {
     List<CellResult> measured =
         cells.stream().filter(cell -> !Double.isNaN(value.applyAsDouble(cell))).toList();
-    return measured.stream()
+    measured.stream()
         .min(Comparator.comparingDouble(value))
         .map(
             worst ->
@@ -54,6 +56,7 @@ final class Summary {
                     Statistics.geometricMean(measured.stream().map(value::applyAsDouble).toList()),
                     measured.size(),
                     value.applyAsDouble(worst),
-                    worst.cell()));
+                    worst.cell()))
+        .ifPresent(lines::add);
   }
 }
