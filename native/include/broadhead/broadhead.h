@@ -229,6 +229,8 @@ typedef struct bh_step_stats {
   int64_t keys_read; /**< keys that were read from memory for them: fewer than keys_seen where
                           several tokens or rows share one read, and never outside a window but
                           for the rest of a tile of 16 */
+  int64_t kernel_nanoseconds; /**< time in the kernels of update and attention: without import,
+                                   checks and planning; 0 where a backend does not measure it */
 } bh_step_stats;
 
 /**
@@ -286,6 +288,13 @@ BH_API int32_t bh_probe_read(bh_engine* engine, const bh_cache* cache, const int
  */
 BH_API int32_t bh_probe_compute(bh_engine* engine, int64_t flops, int64_t* nanoseconds,
                                 bh_error* error);
+
+/**
+ * Copies `bytes` bytes once with the engine's threads: the bandwidth that a cache update can have
+ * at best. The ranges are the caller's and must not overlap.
+ */
+BH_API int32_t bh_probe_copy(bh_engine* engine, const void* source, void* target, int64_t bytes,
+                             int64_t* nanoseconds, bh_error* error);
 
 /* ---- handles and memory ---------------------------------------------------------------------- */
 

@@ -353,6 +353,21 @@ int32_t bh_probe_compute(bh_engine* engine, int64_t flops, int64_t* nanoseconds,
   });
 }
 
+int32_t bh_probe_copy(bh_engine* engine, const void* source, void* target, int64_t bytes,
+                      int64_t* nanoseconds, bh_error* error) {
+  return guarded(error, [&] {
+    need(engine, "engine");
+    need(source, "source");
+    need(target, "target");
+    need(nanoseconds, "nanoseconds");
+    if (bytes < 1) {
+      throw Failure(BH_INVALID_ARGUMENT, kNoRow, "bytes must be at least 1, got %lld",
+                    static_cast<long long>(bytes));
+    }
+    *nanoseconds = engine->engine->probe_copy(source, target, bytes);
+  });
+}
+
 int64_t bh_live_handles(void) { return live_handles.load(); }
 
 int64_t bh_borrowed_release(void) { return reinterpret_cast<int64_t>(&release_borrowed); }

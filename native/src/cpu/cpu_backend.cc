@@ -100,6 +100,7 @@ class CpuLayer final : public Layer {
 
   void run(const Step& step, bh_step_stats& stats) override {
     step_ = &step;
+    kernel_time_ = {};
     const int64_t written = spec_.read_only_cache || !cache_ ? 0 : update();
     attend();
     report(step, written, stats);
@@ -111,12 +112,9 @@ class CpuLayer final : public Layer {
     plan_.plan_update(*step_, threads_);
     reserve_scratch(cpu::update_scratch(view_.head_size));
     const int threads = step_->slots_repeat ? 1 : threads_;
-    workers_->run(
-        threads, static_cast<int64_t>(plan_.updates().size()),
-        [](void* self, int64_t i, int thread) {
-          static_cast<CpuLayer*>(self)->update_item(static_cast<size_t>(i), thread);
-        },
-        this);
+    run_kernel(threads, plan_.updates().size(), [](void* self, int64_t i, int thread) {
+      static_cast<CpuLayer*>(self)->update_item(static_cast<size_t>(i), thread);
+    });
     int64_t written = 0;
     for (int64_t r = 0; r < step_->num_rows; ++r) {
       const StepRow& row = step_->rows[r];
@@ -153,12 +151,9 @@ class CpuLayer final : public Layer {
     for (size_t r = 0; r < plan_.items_of_row().size(); ++r) {
       unmerged_[r].store(plan_.items_of_row()[r], std::memory_order_relaxed);
     }
-    workers_->run(
-        threads_, static_cast<int64_t>(plan_.items().size()),
-        [](void* self, int64_t i, int thread) {
-          static_cast<CpuLayer*>(self)->attend_item(static_cast<size_t>(i), thread);
-        },
-        this);
+    run_kernel(threads_, plan_.items().size(), [](void* self, int64_t i, int thread) {
+      static_cast<CpuLayer*>(self)->attend_item(static_cast<size_t>(i), thread);
+    });
   }
 
   void attend_item(size_t i, int thread) {
@@ -184,6 +179,12 @@ class CpuLayer final : public Layer {
     }
   }
 
+  void run_kernel(int threads, size_t items, ThreadPool::Task task) {
+    const auto start = std::chrono::steady_clock::now();
+    workers_->run(threads, static_cast<int64_t>(items), task, this);
+    kernel_time_ += std::chrono::steady_clock::now() - start;
+  }
+
   void reserve_scratch(int64_t floats_per_thread) {
     scratch_stride_ = (floats_per_thread + 15) / 16 * 16;
     scratch_.at_least(scratch_stride_ * threads_);
@@ -204,6 +205,7 @@ class CpuLayer final : public Layer {
     stats.bytes_in_place = step.num_queries * (query_bytes + output_bytes) + 2 * keys * key_bytes;
     stats.keys_seen = plan_.keys_seen();
     stats.keys_read = plan_.keys_read();
+    stats.kernel_nanoseconds = kernel_time_.count();
     stats.query_address = reinterpret_cast<int64_t>(step.query);
     stats.key_address = reinterpret_cast<int64_t>(step.key);
     stats.value_address = reinterpret_cast<int64_t>(step.value);
@@ -230,6 +232,7 @@ class CpuLayer final : public Layer {
   size_t unmerged_capacity_ = 0;
   const Step* step_ = nullptr;
   AttendContext context_{};
+  std::chrono::nanoseconds kernel_time_{};
 };
 
 class CpuEngine final : public Engine {
@@ -284,6 +287,17 @@ class CpuEngine final : public Engine {
     const int64_t shares = 16 * threads_;
     return time_shares(
         shares, [&](int64_t) { return choice_.tier->kernels->multiply_add(flops / shares); });
+  }
+
+  int64_t probe_copy(const void* source, void* target, int64_t bytes) override {
+    const int64_t shares = 16 * threads_;
+    return time_shares(shares, [&](int64_t share) {
+      const int64_t first = bytes * share / shares;
+      const int64_t end = bytes * (share + 1) / shares;
+      std::memcpy(static_cast<char*>(target) + first, static_cast<const char*>(source) + first,
+                  static_cast<size_t>(end - first));
+      return 0.0f;
+    });
   }
 
   std::unique_ptr<Layer> create_layer(const LayerSpec& spec, Cache* cache) override {
