@@ -45,7 +45,9 @@ typedef enum bh_status {
   BH_DEVICE_ERROR = 7, /**< the device refused the work; the task may be tried again */
   BH_DEVICE_LOST = 8,
   BH_ABI_MISMATCH = 9,
-  BH_INTERNAL = 10 /**< a defect of this library */
+  BH_INTERNAL = 10,     /**< a defect of this library */
+  BH_CANCELLED = 11,    /**< bh_engine_cancel was called */
+  BH_SEQUENCE_LOST = 12 /**< of a caller that keeps block tables: the sequence is not cached */
 } bh_status;
 
 typedef struct bh_error {
@@ -106,6 +108,14 @@ typedef struct bh_engine_info {
 BH_API int32_t bh_engine_create(const bh_engine_options* options, bh_engine** engine,
                                 bh_error* error);
 BH_API int32_t bh_engine_describe(const bh_engine* engine, bh_engine_info* info);
+
+/**
+ * Ends the steps of the engine that are running, and all later ones, with BH_CANCELLED as soon as
+ * they notice. From any thread, at any time before the engine is destroyed. What such a step wrote
+ * is unspecified, so that the engine's caches are good for nothing any more.
+ */
+BH_API void bh_engine_cancel(bh_engine* engine);
+
 BH_API void bh_engine_destroy(bh_engine* engine);
 
 /* ---- KV cache: a pool of blocks -------------------------------------------------------------- */
@@ -242,10 +252,26 @@ typedef struct bh_step_stats {
  * tensors as `batch` has query tokens; the step fills offsets and values in place and leaves the
  * structure and its release to the caller. `stats` may be NULL.
  *
- * On any error nothing was written to the cache or to `result`.
+ * On any error but BH_CANCELLED nothing was written to the cache or to `result`.
  */
 BH_API int32_t bh_step(bh_binding* binding, struct ArrowArray* batch, struct ArrowArray* result,
                        bh_step_stats* stats, bh_error* error);
+
+/** One batch of a step of several, and where its results go. */
+typedef struct bh_step_part {
+  struct ArrowArray* batch;
+  struct ArrowArray* result;
+} bh_step_part;
+
+/**
+ * As bh_step, for `count` batches of the bound schema in one step, each with a result of its own:
+ * small batches share what a step costs and no tensor is gathered. All keys and values of all parts
+ * are written before any row attends, and parts are in order where a slot is named twice. The row
+ * of an error counts the rows of all parts; its message counts those of the row's batch. Without
+ * parts nothing happens.
+ */
+BH_API int32_t bh_step_parts(bh_binding* binding, const bh_step_part* parts, int64_t count,
+                             bh_step_stats* stats, bh_error* error);
 
 /**
  * The row checks of bh_step alone: finds the first bad row at or after `first_row`, BH_OK if there

@@ -72,12 +72,13 @@ class Floats {
 class CpuLayer final : public Layer {
  public:
   CpuLayer(const LayerSpec& spec, const BlockPool* pool, const Kernels& kernels, int threads,
-           std::shared_ptr<ThreadPool> workers)
+           std::shared_ptr<ThreadPool> workers, const Cancellation& cancellation)
       : spec_(spec),
         cache_(pool ? &pool->view() : nullptr),
         kernels_(kernels),
         threads_(threads),
-        workers_(std::move(workers)) {
+        workers_(std::move(workers)),
+        cancellation_(cancellation) {
     view_.num_heads = spec.num_heads;
     view_.num_kv_heads = spec.num_kv_heads;
     view_.group_size = spec.group_size();
@@ -103,12 +104,12 @@ class CpuLayer final : public Layer {
     kernel_time_ = {};
     const int64_t written = spec_.read_only_cache || !cache_ ? 0 : update();
     attend();
+    cancellation_.check();
     report(step, written, stats);
   }
 
  private:
   int64_t update() {
-    if (!step_->key) return 0;
     plan_.plan_update(*step_, threads_);
     reserve_scratch(cpu::update_scratch(view_.head_size));
     const int threads = step_->slots_repeat ? 1 : threads_;
@@ -118,13 +119,14 @@ class CpuLayer final : public Layer {
     int64_t written = 0;
     for (int64_t r = 0; r < step_->num_rows; ++r) {
       const StepRow& row = step_->rows[r];
-      const int64_t* slots = step_->slots + row.slots;
+      const int64_t* slots = step_->slots(row);
       written += std::count_if(slots, slots + row.num_keys, [](int64_t slot) { return slot >= 0; });
     }
     return written;
   }
 
   void update_item(size_t i, int thread) {
+    if (cancellation_.requested()) return;
     const UpdateItem& item = plan_.updates()[i];
     kernels_.update(view_, *step_, *cache_, item.row, item.first, item.end, scratch(thread));
   }
@@ -157,6 +159,7 @@ class CpuLayer final : public Layer {
   }
 
   void attend_item(size_t i, int thread) {
+    if (cancellation_.requested()) return;
     const AttendItem& item = plan_.items()[i];
     float* floats = scratch(thread);
     kernels_.attend(context_, item, floats);
@@ -206,15 +209,16 @@ class CpuLayer final : public Layer {
     stats.keys_seen = plan_.keys_seen();
     stats.keys_read = plan_.keys_read();
     stats.kernel_nanoseconds = kernel_time_.count();
-    stats.query_address = reinterpret_cast<int64_t>(step.query);
-    stats.key_address = reinterpret_cast<int64_t>(step.key);
-    stats.value_address = reinterpret_cast<int64_t>(step.value);
-    stats.output_address = reinterpret_cast<int64_t>(step.output);
-    if (step.num_rows == 0) return;
+    const StepPart& part = step.parts[0];
+    stats.query_address = reinterpret_cast<int64_t>(part.query);
+    stats.key_address = reinterpret_cast<int64_t>(part.key);
+    stats.value_address = reinterpret_cast<int64_t>(part.value);
+    stats.output_address = reinterpret_cast<int64_t>(part.output);
+    if (step.num_rows == 0 || step.rows[0].part != 0) return;
     const StepRow& row = step.rows[0];
-    if (step.query) stats.query_address += row.query * query_bytes;
-    if (step.key) stats.key_address += row.key * key_bytes;
-    if (step.value) stats.value_address += row.value * key_bytes;
+    if (part.query) stats.query_address += row.query * query_bytes;
+    if (part.key) stats.key_address += row.key * key_bytes;
+    if (part.value) stats.value_address += row.value * key_bytes;
   }
 
   const LayerSpec& spec_;
@@ -222,6 +226,7 @@ class CpuLayer final : public Layer {
   const Kernels& kernels_;
   const int threads_;
   std::shared_ptr<ThreadPool> workers_;
+  const Cancellation& cancellation_;
   LayerView view_{};
   Plan plan_;
   Floats scratch_;
@@ -302,7 +307,7 @@ class CpuEngine final : public Engine {
 
   std::unique_ptr<Layer> create_layer(const LayerSpec& spec, Cache* cache) override {
     return std::make_unique<CpuLayer>(spec, static_cast<const BlockPool*>(cache),
-                                      *choice_.tier->kernels, threads_, workers_);
+                                      *choice_.tier->kernels, threads_, workers_, cancellation());
   }
 
  private:

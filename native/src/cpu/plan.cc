@@ -109,7 +109,7 @@ void Plan::find_tokens(const LayerSpec& spec, const Step& step) {
 
 /// Finds decode rows whose block tables begin alike and makes one unit of what they share.
 void Plan::share_prefixes(const LayerSpec& spec, const Step& step, int block_size) {
-  auto first_block = [&step](int64_t r) { return step.blocks[step.rows[r].blocks]; };
+  auto first_block = [&step](int64_t r) { return step.blocks(step.rows[r])[0]; };
   by_first_block_.clear();
   for (int64_t r = 0; r < step.num_rows; ++r) {
     const StepRow& row = step.rows[r];
@@ -132,12 +132,12 @@ void Plan::share_prefixes(const LayerSpec& spec, const Step& step, int block_siz
 
 void Plan::share_prefix(const LayerSpec& spec, const Step& step, int block_size,
                         const int64_t* rows, int64_t count) {
-  const int32_t* blocks = step.blocks + step.rows[rows[0]].blocks;
+  const int32_t* blocks = step.blocks(step.rows[rows[0]]);
   int64_t shared = std::numeric_limits<int64_t>::max();
   for (int64_t i = 0; i < count; ++i) {
     const auto first_token = static_cast<size_t>(first_token_of_row_[static_cast<size_t>(rows[i])]);
     shared = std::min<int64_t>(shared, tokens_[first_token].end / block_size);
-    const int32_t* others = step.blocks + step.rows[rows[i]].blocks;
+    const int32_t* others = step.blocks(step.rows[rows[i]]);
     shared = std::mismatch(blocks, blocks + shared, others).first - blocks;
   }
   const auto keys = static_cast<int>(shared * block_size);

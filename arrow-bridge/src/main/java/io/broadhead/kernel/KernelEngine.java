@@ -154,6 +154,15 @@ public final class KernelEngine extends NativeHandle {
     return nanoseconds[0];
   }
 
+  /**
+   * Makes steps that are running on this engine, and all later ones, end with {@link
+   * ErrorCode#CANCELLED} as soon as they notice; its caches are good for nothing any more. May be
+   * called by any thread; does nothing on a closed engine.
+   */
+  public void cancel() {
+    tryUse(() -> broadhead.bh_engine_cancel(handle));
+  }
+
   bh_engine handle() {
     return handle;
   }

@@ -26,4 +26,8 @@ public record StepStats(
     long outputAddress,
     long keysSeen,
     long keysRead,
-    long kernelNanoseconds) {}
+    long kernelNanoseconds) {
+
+  /** A step that computed nothing. */
+  public static final StepStats NONE = new StepStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+}

@@ -211,7 +211,8 @@ class KernelHandlesTest {
     assertThat(ErrorCode.of(broadhead.BH_INVALID_ROW)).isEqualTo(ErrorCode.INVALID_ROW);
     assertThat(ErrorCode.of(broadhead.BH_INTERNAL)).isEqualTo(ErrorCode.INTERNAL);
     assertThat(ErrorCode.of(12345)).isEqualTo(ErrorCode.INTERNAL);
-    assertThat(ErrorCode.values()).hasSize(broadhead.BH_INTERNAL);
+    assertThat(ErrorCode.of(broadhead.BH_CANCELLED)).isEqualTo(ErrorCode.CANCELLED);
+    assertThat(ErrorCode.values()).hasSize(broadhead.BH_SEQUENCE_LOST);
     assertThat(DType.FLOAT32.code()).isEqualTo(broadhead.BH_FLOAT32);
     assertThat(DType.FLOAT16.code()).isEqualTo(broadhead.BH_FLOAT16);
     assertThat(DType.BFLOAT16.code()).isEqualTo(broadhead.BH_BFLOAT16);

@@ -16,6 +16,7 @@ import java.nio.file.Path;
 import java.util.List;
 import org.apache.arrow.memory.BufferAllocator;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
 
 /**
@@ -77,6 +78,8 @@ final class AttendCommand extends EngineCommand {
               + " --refused. Default: ${DEFAULT-VALUE}.")
   BadRows onBadRow;
 
+  @Mixin BlockPoolOptions pool;
+
   @Option(
       names = "--refused",
       paramLabel = "FILE",
@@ -106,7 +109,10 @@ final class AttendCommand extends EngineCommand {
     long start = System.nanoTime();
     try (BufferAllocator allocator = Allocators.root();
         PagedAttention attention =
-            PagedAttention.open(loaded, new AttentionConfig(backend, threads, device), allocator);
+            PagedAttention.open(
+                loaded,
+                new AttentionConfig(backend, threads, device, pool.outOfBlocks),
+                allocator);
         ResultFiles results =
             ResultFiles.create(
                 output,
