@@ -239,6 +239,8 @@ typedef struct bh_step_stats {
   int64_t keys_read; /**< keys that were read from memory for them: fewer than keys_seen where
                           several tokens or rows share one read, and never outside a window but
                           for the rest of a tile of 16 */
+  int64_t kernel_nanoseconds; /**< time in the kernels of update and attention: without import,
+                                   checks and planning; 0 where a backend does not measure it */
 } bh_step_stats;
 
 /**
@@ -295,6 +297,30 @@ typedef struct bh_partial {
 BH_API int32_t bh_merge(bh_engine* engine, const bh_partial* parts, int32_t count, int32_t dtype,
                         int64_t tokens, int32_t num_heads, int32_t head_size, void* output,
                         float* lse, bh_error* error);
+
+/* ---- limits of the hardware, for benchmarks to compare with -----------------------------------
+ */
+
+/**
+ * Reads blocks once, whole and several at a time, with the engine's threads: the memory bandwidth
+ * that a decode step over these blocks can have at best. `nanoseconds` gets the time that it took.
+ */
+BH_API int32_t bh_probe_read(bh_engine* engine, const bh_cache* cache, const int32_t* blocks,
+                             int64_t count, int64_t* nanoseconds, bh_error* error);
+
+/**
+ * Does `flops` float32 operations (a fused multiply-add counts as two) on registers, with the
+ * engine's threads: the peak that a prefill step can have at best.
+ */
+BH_API int32_t bh_probe_compute(bh_engine* engine, int64_t flops, int64_t* nanoseconds,
+                                bh_error* error);
+
+/**
+ * Copies `bytes` bytes once with the engine's threads: the bandwidth that a cache update can have
+ * at best. The ranges are the caller's and must not overlap.
+ */
+BH_API int32_t bh_probe_copy(bh_engine* engine, const void* source, void* target, int64_t bytes,
+                             int64_t* nanoseconds, bh_error* error);
 
 /* ---- handles and memory ---------------------------------------------------------------------- */
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -84,7 +85,9 @@ class CpuLayer final : public Layer {
     view_.head_size = spec.head_size;
     view_.dtype = spec.dtype;
     view_.output_dtype = spec.output_dtype();
-    view_.query_scale = spec.scale * spec.k_scale;
+    const float unit = cache_ ? kernels.unit(cache_->dtype) : 1;
+    view_.score_scale = spec.scale * spec.k_scale * unit;
+    view_.value_scale = spec.v_scale * unit;
     view_.k_scale = spec.k_scale;
     view_.v_scale = spec.v_scale;
     view_.output_scale = spec.output_scale;
@@ -98,6 +101,7 @@ class CpuLayer final : public Layer {
 
   void run(const Step& step, bh_step_stats& stats) override {
     step_ = &step;
+    kernel_time_ = {};
     const int64_t written = spec_.read_only_cache || !cache_ ? 0 : update();
     attend();
     cancellation_.check();
@@ -109,12 +113,9 @@ class CpuLayer final : public Layer {
     plan_.plan_update(*step_, threads_);
     reserve_scratch(cpu::update_scratch(view_.head_size));
     const int threads = step_->slots_repeat ? 1 : threads_;
-    workers_->run(
-        threads, static_cast<int64_t>(plan_.updates().size()),
-        [](void* self, int64_t i, int thread) {
-          static_cast<CpuLayer*>(self)->update_item(static_cast<size_t>(i), thread);
-        },
-        this);
+    run_kernel(threads, plan_.updates().size(), [](void* self, int64_t i, int thread) {
+      static_cast<CpuLayer*>(self)->update_item(static_cast<size_t>(i), thread);
+    });
     int64_t written = 0;
     for (int64_t r = 0; r < step_->num_rows; ++r) {
       const StepRow& row = step_->rows[r];
@@ -152,12 +153,9 @@ class CpuLayer final : public Layer {
     for (size_t r = 0; r < plan_.items_of_row().size(); ++r) {
       unmerged_[r].store(plan_.items_of_row()[r], std::memory_order_relaxed);
     }
-    workers_->run(
-        threads_, static_cast<int64_t>(plan_.items().size()),
-        [](void* self, int64_t i, int thread) {
-          static_cast<CpuLayer*>(self)->attend_item(static_cast<size_t>(i), thread);
-        },
-        this);
+    run_kernel(threads_, plan_.items().size(), [](void* self, int64_t i, int thread) {
+      static_cast<CpuLayer*>(self)->attend_item(static_cast<size_t>(i), thread);
+    });
   }
 
   void attend_item(size_t i, int thread) {
@@ -184,6 +182,12 @@ class CpuLayer final : public Layer {
     }
   }
 
+  void run_kernel(int threads, size_t items, ThreadPool::Task task) {
+    const auto start = std::chrono::steady_clock::now();
+    workers_->run(threads, static_cast<int64_t>(items), task, this);
+    kernel_time_ += std::chrono::steady_clock::now() - start;
+  }
+
   void reserve_scratch(int64_t floats_per_thread) {
     scratch_stride_ = (floats_per_thread + 15) / 16 * 16;
     scratch_.at_least(scratch_stride_ * threads_);
@@ -204,6 +208,7 @@ class CpuLayer final : public Layer {
     stats.bytes_in_place = step.num_queries * (query_bytes + output_bytes) + 2 * keys * key_bytes;
     stats.keys_seen = plan_.keys_seen();
     stats.keys_read = plan_.keys_read();
+    stats.kernel_nanoseconds = kernel_time_.count();
     const StepPart& part = step.parts[0];
     stats.query_address = reinterpret_cast<int64_t>(part.query);
     stats.key_address = reinterpret_cast<int64_t>(part.key);
@@ -232,6 +237,7 @@ class CpuLayer final : public Layer {
   size_t unmerged_capacity_ = 0;
   const Step* step_ = nullptr;
   AttendContext context_{};
+  std::chrono::nanoseconds kernel_time_{};
 };
 
 class CpuEngine final : public Engine {
@@ -271,12 +277,55 @@ class CpuEngine final : public Engine {
         &run);
   }
 
+  int64_t probe_read(const Cache& cache, std::span<const int32_t> blocks) override {
+    const CacheView& view = static_cast<const BlockPool&>(cache).view();
+    const auto count = static_cast<int64_t>(blocks.size());
+    const int64_t shares = std::clamp<int64_t>(count / 16, threads_, 16 * threads_);
+    return time_shares(shares, [&](int64_t share) {
+      const int64_t first = count * share / shares;
+      const int64_t end = count * (share + 1) / shares;
+      return choice_.tier->kernels->read_blocks(view, blocks.data() + first, end - first);
+    });
+  }
+
+  int64_t probe_compute(int64_t flops) override {
+    const int64_t shares = 16 * threads_;
+    return time_shares(
+        shares, [&](int64_t) { return choice_.tier->kernels->multiply_add(flops / shares); });
+  }
+
+  int64_t probe_copy(const void* source, void* target, int64_t bytes) override {
+    const int64_t shares = 16 * threads_;
+    return time_shares(shares, [&](int64_t share) {
+      const int64_t first = bytes * share / shares;
+      const int64_t end = bytes * (share + 1) / shares;
+      std::memcpy(static_cast<char*>(target) + first, static_cast<const char*>(source) + first,
+                  static_cast<size_t>(end - first));
+      return 0.0f;
+    });
+  }
+
   std::unique_ptr<Layer> create_layer(const LayerSpec& spec, Cache* cache) override {
     return std::make_unique<CpuLayer>(spec, static_cast<const BlockPool*>(cache),
                                       *choice_.tier->kernels, threads_, workers_, cancellation());
   }
 
  private:
+  /// Nanoseconds that work(share) takes for all shares of a probe.
+  template <class Work>
+  int64_t time_shares(int64_t shares, const Work& work) {
+    const auto start = std::chrono::steady_clock::now();
+    workers_->run(
+        threads_, shares,
+        [](void* argument, int64_t share, int) {
+          // What was computed must be used for the computation to stay.
+          static std::atomic<float> sink;
+          sink.store((*static_cast<const Work*>(argument))(share), std::memory_order_relaxed);
+        },
+        const_cast<Work*>(&work));
+    return (std::chrono::steady_clock::now() - start) / std::chrono::nanoseconds(1);
+  }
+
   cpu::TierChoice choice_;
   int threads_;
   std::shared_ptr<ThreadPool> workers_;

@@ -3,7 +3,13 @@
 // kernel sources only (see vec.h).
 #pragma once
 
+#include "cpu/kernels.h"
 #include "cpu/vec.h"
+
+/// Does the tier have instructions for float16?
+#if defined(__F16C__) || defined(__aarch64__)
+#define BH_CONVERTS_HALVES
+#endif
 
 namespace broadhead::cpu::BH_TIER {
 
@@ -25,28 +31,34 @@ struct Float8E5M2 {
 
 // ---- widening: exact ----
 
-BH_INLINE UintVec widen(HalfBits v) { return __builtin_convertvector(v, UintVec); }
-BH_INLINE UintVec widen(ByteBits v) { return __builtin_convertvector(v, UintVec); }
+/// kWidth unsigned integers of 16 bits.
+BH_INLINE UintVec load_halves(const void* from) {
+#if defined(__AVX512F__)
+  return (UintVec)_mm512_maskz_cvtepu16_epi32(
+      0xffff, _mm256_loadu_si256(static_cast<const __m256i*>(from)));
+#elif defined(__AVX2__)
+  return (UintVec)_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(from)));
+#else
+  HalfBits bits;
+  __builtin_memcpy(&bits, from, sizeof bits);
+  return __builtin_convertvector(bits, UintVec);
+#endif
+}
 
-/// Moves a small float's sign to bit 31 and its exponent and mantissa below it, then scales by the
-/// difference of the exponent biases: subnormals come out right, `special` patterns get the
-/// exponent of infinities and NaNs.
-template <int kSignShift, int kShift>
-BH_INLINE Vec widen_float(UintVec bits, uint32_t magnitude_mask, float bias_scale,
-                          UintVec special) {
-  const UintVec magnitude = (bits & magnitude_mask) << kShift;
-  const UintVec scaled = (UintVec)((Vec)magnitude * broadcast(bias_scale));
-  const UintVec sign = (bits & (magnitude_mask + 1)) << kSignShift;
-  return (Vec)((special ? (magnitude | 0x7f800000u) : scaled) | sign);
+/// Widens a small float of 1 + kBits bits: its magnitude goes kShift bits up, which leaves scaling
+/// by the difference of the exponent biases and gets subnormals right. Magnitudes from kSpecial on
+/// are infinities and NaNs and keep their mantissa.
+template <int kBits, int kShift, uint32_t kSpecial>
+BH_INLINE Vec widen_float(UintVec bits, float bias_scale) {
+  const UintVec magnitude = (bits & ((1u << kBits) - 1)) << kShift;
+  const UintVec special = (UintVec)(magnitude >= kSpecial << kShift) & 0x7f800000u;
+  const UintVec sign = bits << (31 - kBits) & 0x80000000u;
+  return (Vec)((UintVec)((Vec)magnitude * broadcast(bias_scale)) | special | sign);
 }
 
 BH_INLINE Vec load(const Float32* from) { return load(&from->value); }
 
-BH_INLINE Vec load(const BFloat16* from) {
-  HalfBits bits;
-  __builtin_memcpy(&bits, from, sizeof bits);
-  return (Vec)(widen(bits) << 16);
-}
+BH_INLINE Vec load(const BFloat16* from) { return (Vec)(load_halves(from) << 16); }
 
 BH_INLINE Vec load(const Float16* from) {
 #if defined(__AVX512F__)
@@ -54,26 +66,178 @@ BH_INLINE Vec load(const Float16* from) {
                                     _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 #elif defined(__F16C__)
   return (Vec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#elif defined(__aarch64__)
+  return (Vec)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&from->bits)));
 #else
-  HalfBits half;
-  __builtin_memcpy(&half, from, sizeof half);
-  const UintVec bits = widen(half);
-  return widen_float<16, 13>(bits, 0x7fffu, 0x1p112f, (UintVec)((bits & 0x7c00u) == 0x7c00u));
+  return widen_float<15, 13, 0x7c00>(load_halves(from), 0x1p112f);
 #endif
 }
 
+#if !defined(BH_CONVERTS_HALVES)
+BH_INLINE UintVec load_bytes(const void* from) {
+  ByteBits bits;
+  __builtin_memcpy(&bits, from, sizeof bits);
+  return __builtin_convertvector(bits, UintVec);
+}
+
 BH_INLINE Vec load(const Float8E4M3* from) {
-  ByteBits byte;
-  __builtin_memcpy(&byte, from, sizeof byte);
-  const UintVec bits = widen(byte);
-  return widen_float<24, 20>(bits, 0x7fu, 0x1p120f, (UintVec)((bits & 0x7fu) == 0x7fu));
+  return widen_float<7, 20, 0x7f>(load_bytes(from), 0x1p120f);
 }
 
 BH_INLINE Vec load(const Float8E5M2* from) {
-  ByteBits byte;
-  __builtin_memcpy(&byte, from, sizeof byte);
-  const UintVec bits = widen(byte);
-  return widen_float<24, 21>(bits, 0x7fu, 0x1p112f, (UintVec)((bits & 0x7cu) == 0x7cu));
+  return widen_float<7, 21, 0x7c>(load_bytes(from), 0x1p112f);
+}
+#endif
+
+/// Bytes of a line of the caches.
+constexpr int kLine = 64;
+
+/// A run of kTile elements, the unit of tiles.
+constexpr int kVecsPerRun = kTile / kWidth;
+typedef Vec Run[kVecsPerRun];
+
+/// Runs that fill a line.
+template <class E>
+constexpr int kRunsPerLine = kLine / (kTile * static_cast<int>(sizeof(E)));
+
+template <class E>
+BH_INLINE void load_run(const E* from, Run& to) {
+#pragma GCC unroll 4
+  for (int v = 0; v < kVecsPerRun; ++v) to[v] = load(from + v * kWidth);
+}
+
+BH_INLINE void store_run(const Run& run, float* to) {
+#pragma GCC unroll 4
+  for (int v = 0; v < kVecsPerRun; ++v) store(to + v * kWidth, run[v]);
+}
+
+// ---- what micro-kernels multiply ----
+//
+// Elements that take long to widen to float go by way of another type, Widened<E>::Type, a line at
+// a time.
+
+template <class E>
+struct Widened {
+  using Type = E;
+  static constexpr float kUnit = 1;  ///< times what was widened is the value
+};
+
+#if defined(BH_CONVERTS_HALVES)
+template <>
+struct Widened<Float8E4M3> {
+  using Type = Float16;
+  static constexpr float kUnit = 0x1p8f;
+};
+template <>
+struct Widened<Float8E5M2> {
+  using Type = Float16;
+  static constexpr float kUnit = 1;
+};
+
+typedef int16_t Halves __attribute__((vector_size(kTile * 2)));
+typedef uint8_t HalfLine __attribute__((vector_size(kLine / 2)));
+
+/// kTile signed bytes as signed halves.
+BH_INLINE Halves load_bytes(const void* from) {
+#if defined(__AVX2__)
+  return (Halves)_mm256_cvtepi8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(from)));
+#else
+  int8_t __attribute__((vector_size(kTile))) bytes;
+  __builtin_memcpy(&bytes, from, sizeof bytes);
+  return __builtin_convertvector(bytes, Halves);
+#endif
+}
+
+BH_INLINE void store_halves(void* to, Halves halves) {
+  __builtin_memcpy(to, &halves, sizeof halves);
+}
+
+BH_INLINE bool any(HalfLine bits) {
+#if defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)bits, (__m256i)bits);
+#else
+  const uint8x16_t both = vorrq_u8(((uint8x16_t*)&bits)[0], ((uint8x16_t*)&bits)[1]);
+  return vmaxvq_u8(both) != 0;
+#endif
+}
+
+/// The exponent's bias stays, which is what kUnit makes good. NaN comes out as a number.
+BH_INLINE Halves halves_of(const Float8E4M3* from) {
+  return (load_bytes(from) << 7) & static_cast<int16_t>(0xbfff);
+}
+
+BH_INLINE void widen_run(const Float8E4M3* from, Float16* to) {
+  const Halves half = halves_of(from);
+  store_halves(to, half | (half + half == 0x3f80 * 2));
+}
+
+/// The upper half of a float16.
+BH_INLINE void widen_run(const Float8E5M2* from, Float16* to) {
+  store_halves(to, load_bytes(from) << 8);
+}
+
+template <class E>
+BH_INLINE void widen_line(const E* from, Float16* to) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kLine; i += kTile) widen_run(from + i, to + i);
+}
+
+/// Looks for NaN at once, since it takes as long as all the rest run by run.
+template <>
+inline __attribute__((always_inline)) void widen_line(const Float8E4M3* from, Float16* to) {
+  HalfLine nan = {};
+#pragma GCC unroll 2
+  for (int i = 0; i < kLine; i += static_cast<int>(sizeof nan)) {
+    HalfLine bytes;
+    __builtin_memcpy(&bytes, from + i, sizeof bytes);
+    nan |= (HalfLine)((bytes | uint8_t{0x80}) == uint8_t{0xff});
+#pragma GCC unroll 2
+    for (int run = i; run < i + kLine / 2; run += kTile) {
+      store_halves(to + run, halves_of(from + run));
+    }
+  }
+  if (!any(nan)) return;
+  for (int i = 0; i < kLine; i += kTile) widen_run(from + i, to + i);
+}
+#else
+template <class E>
+struct WidenedToFloat {
+  using Type = Float32;
+  static constexpr float kUnit = 1;
+};
+template <>
+struct Widened<Float16> : WidenedToFloat<Float16> {};
+template <>
+struct Widened<Float8E4M3> : WidenedToFloat<Float8E4M3> {};
+template <>
+struct Widened<Float8E5M2> : WidenedToFloat<Float8E5M2> {};
+
+template <class E>
+BH_INLINE void widen_run(const E* from, Float32* to) {
+  Run run;
+  load_run(from, run);
+  store_run(run, &to->value);
+}
+
+template <class E>
+BH_INLINE void widen_line(const E* from, Float32* to) {
+  for (int i = 0; i < kRunsPerLine<E> * kTile; i += kTile) widen_run(from + i, to + i);
+}
+#endif
+
+template <class E>
+constexpr bool kReadsDirectly = __is_same(typename Widened<E>::Type, E);
+
+/// A run of the values of a cache, in its unit.
+template <class E>
+BH_INLINE void read_run(const E* from, Run& to) {
+  if constexpr (kReadsDirectly<E>) {
+    load_run(from, to);
+  } else {
+    typename Widened<E>::Type widened[kTile];
+    widen_run(from, widened);
+    load_run(widened, to);
+  }
 }
 
 // ---- rounding: to nearest, ties to even ----
@@ -98,13 +262,33 @@ BH_INLINE UintVec round_magnitude(Vec magnitude) {
 
 BH_INLINE Vec magnitude_of(Vec v) { return (Vec)((UintVec)v & 0x7fffffffu); }
 BH_INLINE UintVec is_nan(Vec v) { return (UintVec)(v != v); }
+/// Stores the lower 16 bits of each lane; the upper ones are zero.
 BH_INLINE void store_halves(void* to, UintVec bits) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(static_cast<__m256i*>(to),
+                      _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)bits));
+#elif defined(__AVX2__)
+  const __m256i packed = _mm256_packus_epi32((__m256i)bits, (__m256i)bits);
+  _mm_storeu_si128(static_cast<__m128i*>(to),
+                   _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+#else
   const HalfBits narrow = __builtin_convertvector(bits, HalfBits);
   __builtin_memcpy(to, &narrow, sizeof narrow);
+#endif
 }
+
+/// Stores the lower 8 bits of each lane; the upper ones are zero.
 BH_INLINE void store_bytes(void* to, UintVec bits) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128(static_cast<__m128i*>(to), _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)bits));
+#elif defined(__AVX2__)
+  const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128((__m256i)bits),
+                                          _mm256_extracti128_si256((__m256i)bits, 1));
+  _mm_storel_epi64(static_cast<__m128i*>(to), _mm_packus_epi16(halves, halves));
+#else
   const ByteBits narrow = __builtin_convertvector(bits, ByteBits);
   __builtin_memcpy(to, &narrow, sizeof narrow);
+#endif
 }
 
 BH_INLINE void store(Float32* to, Vec v) { store(&to->value, v); }
@@ -122,6 +306,8 @@ BH_INLINE void store(Float16* to, Vec v) {
 #elif defined(__F16C__)
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
                    _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__aarch64__)
+  vst1_u16(&to->bits, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v)));
 #else
   const Vec magnitude = magnitude_of(v);
   UintVec bits = round_magnitude<10, -14>(magnitude);
@@ -144,17 +330,15 @@ BH_INLINE void store_float8(void* to, Vec v, float largest, uint32_t nan) {
 BH_INLINE void store(Float8E4M3* to, Vec v) { store_float8<3, -6>(to, v, 448.0f, 0x7fu); }
 BH_INLINE void store(Float8E5M2* to, Vec v) { store_float8<2, -14>(to, v, 57344.0f, 0x7eu); }
 
-// ---- rows: head sizes are multiples of 16 and so of every kWidth ----
+// ---- rows: head sizes are multiples of kTile ----
 
 template <class E>
 BH_INLINE void load_row(const E* from, int count, float* to) {
-  for (int i = 0; i < count; i += kWidth) store(to + i, load(from + i));
-}
-
-template <class E>
-BH_INLINE void store_row(const float* from, int count, float factor, E* to) {
-  const Vec f = broadcast(factor);
-  for (int i = 0; i < count; i += kWidth) store(to + i, load(from + i) * f);
+  for (int i = 0; i < count; i += kTile) {
+    Run run;
+    load_run(from + i, run);
+    store_run(run, to + i);
+  }
 }
 
 /// Calls `visit` with a value of the element type of queries, keys and values.

@@ -196,7 +196,8 @@ public final class StepBinding extends NativeHandle {
         MemoryUtil.getLong(at + 48),
         MemoryUtil.getLong(at + 56),
         MemoryUtil.getLong(at + 64),
-        MemoryUtil.getLong(at + 72));
+        MemoryUtil.getLong(at + 72),
+        MemoryUtil.getLong(at + 80));
   }
 
   private void begin() {

@@ -12,6 +12,8 @@ package io.broadhead.kernel;
  * @param queryAddress first query element, 0 without queries
  * @param keysSeen keys that query tokens see, summed over the tokens
  * @param keysRead keys that were read from memory for them
+ * @param kernelNanoseconds time in the kernels, without import, checks and planning; 0 where a
+ *     backend does not measure it
  */
 public record StepStats(
     long queryTokens,
@@ -23,8 +25,9 @@ public record StepStats(
     long valueAddress,
     long outputAddress,
     long keysSeen,
-    long keysRead) {
+    long keysRead,
+    long kernelNanoseconds) {
 
   /** A step that computed nothing. */
-  public static final StepStats NONE = new StepStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+  public static final StepStats NONE = new StepStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
 }

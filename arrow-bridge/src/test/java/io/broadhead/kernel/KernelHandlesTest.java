@@ -44,6 +44,26 @@ class KernelHandlesTest {
   }
 
   @Test
+  void probesMeasureAndCheckTheirArguments(BufferAllocator allocator) {
+    try (KernelEngine engine = engine();
+        KernelCache cache = new KernelCache(engine, CACHE);
+        ArrowBuf source = allocator.buffer(4096);
+        ArrowBuf target = allocator.buffer(4096);
+        ArrowBuf small = allocator.buffer(64)) {
+      source.setOne(0, 4096);
+      assertThat(engine.probeRead(cache, new int[] {7, 0, 3})).isPositive();
+      assertThat(engine.probeCompute(1_000_000)).isPositive();
+      assertThat(engine.probeCopy(source, target)).isPositive();
+      assertThat(target.getByte(4095)).isEqualTo((byte) 0xff);
+      assertThatThrownBy(() -> engine.probeRead(cache, new int[] {8}))
+          .isInstanceOf(KernelException.class)
+          .hasMessageContaining("block is 8");
+      assertThatThrownBy(() -> engine.probeCopy(source, small))
+          .hasMessage("target: expected a buffer of 4096 bytes, got 64");
+    }
+  }
+
+  @Test
   void unknownBackendIsRefused() {
     assertThatThrownBy(() -> KernelEngine.open(new EngineConfig("abacus", 1, 0)))
         .isInstanceOfSatisfying(

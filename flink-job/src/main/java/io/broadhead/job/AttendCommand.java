@@ -102,7 +102,7 @@ final class AttendCommand extends EngineCommand {
 
   @Override
   int executeOnEngine() throws Exception {
-    requireKnownBackend();
+    requireKnownBackend(backend);
     Failure.requireReadable(job, "--job");
     Failure.requireReadable(input, "--input");
     Job loaded = JobFile.load(job);
@@ -191,7 +191,7 @@ final class AttendCommand extends EngineCommand {
   }
 
   private Progress progress(BufferAllocator allocator) {
-    boolean shown = !quiet && Progress.onTerminal();
+    boolean shown = !quiet && StatusLine.onTerminal();
     return new Progress(
         err(), shown, shown ? InputSize.batches(input, allocator) : InputSize.UNKNOWN);
   }

@@ -112,7 +112,7 @@ final class FlinkRun {
   // ---- on a cluster of its own ---------------------------------------------------------------
 
   private int executeHere() throws Exception {
-    options.requireKnownBackend();
+    options.requireKnownBackend(options.backend);
     Path input = localPath("--input", options.input);
     Path output = localPath("--output", options.output);
     Failure.requireReadable(input, "--input");
@@ -218,7 +218,7 @@ final class FlinkRun {
   }
 
   private Progress progress(Path input) {
-    boolean shown = !options.quiet && Progress.onTerminal();
+    boolean shown = !options.quiet && StatusLine.onTerminal();
     if (!shown || options.watch) {
       return new Progress(options.err(), shown, InputSize.UNKNOWN);
     }
