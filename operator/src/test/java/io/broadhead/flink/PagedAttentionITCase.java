@@ -20,11 +20,13 @@ import java.util.Queue;
 import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.atomic.AtomicInteger;
 import org.apache.flink.api.common.JobExecutionResult;
+import org.apache.flink.api.common.RuntimeExecutionMode;
 import org.apache.flink.api.common.typeinfo.Types;
 import org.apache.flink.configuration.Configuration;
 import org.apache.flink.configuration.PipelineOptions;
 import org.apache.flink.configuration.RestartStrategyOptions;
 import org.apache.flink.configuration.TaskManagerOptions;
+import org.apache.flink.core.execution.JobClient;
 import org.apache.flink.metrics.Counter;
 import org.apache.flink.metrics.Gauge;
 import org.apache.flink.metrics.Histogram;
@@ -332,6 +334,44 @@ class PagedAttentionITCase {
             * 64
             * DType.FLOAT16.byteWidth();
     assertThat(counter(result, PagedAttentionMetrics.BYTES_COPIED)).isBetween(moved, moved + 4096);
+  }
+
+  @ParameterizedTest
+  @CsvSource({"1, 1", "4, 2"})
+  void batchExecution(int shards, int parallelism) throws Exception {
+    StreamExecutionEnvironment environment = environment(true);
+    environment.setRuntimeMode(RuntimeExecutionMode.BATCH);
+    Configuration options = options().set(PagedAttentionOptions.SHARDS, shards);
+    StepJob.record(
+        PagedAttentionStream.attend(StepJob.produce(environment), JOB, options, parallelism));
+    environment.execute();
+
+    StepJob.assertResults();
+  }
+
+  /** The step would take seconds. */
+  @Test
+  void aJobThatIsCancelledEndsTheStepOfItsKernel() throws Exception {
+    Job large =
+        JobFile.parse(
+            """
+            kv_cache: {num_blocks: 2048, dtype: float16}
+            layers: [{name: a, num_heads: 64, num_kv_heads: 1, head_size: 256}]
+            """,
+            "job.yaml");
+    StepRow row = new Scenario(large, StepJob.DTYPE, 1).next("s", large.layers().get(0), 2048);
+    List<StepRow> rows = new ArrayList<>(List.of(row));
+    StepJob.reset(List.of(new StepJob.Step(large.layers().get(0), rows, false)));
+    StreamExecutionEnvironment environment = environment(true);
+    StepJob.record(PagedAttentionStream.attend(StepJob.produce(environment), large, options(), 1));
+    JobClient client = environment.executeAsync();
+    while (StepJob.lastInput == null) {
+      Thread.sleep(1);
+    }
+    client.cancel().get();
+    assertThatThrownBy(client.getJobExecutionResult()::get)
+        .hasStackTraceContaining("was cancelled");
+    assertThat(StepJob.RESULT_BATCHES).hasValue(0);
   }
 
   @Test
