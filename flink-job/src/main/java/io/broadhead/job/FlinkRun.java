@@ -48,6 +48,10 @@ final class FlinkRun {
   private static final Duration WATCH_CHECKPOINTS = Duration.ofSeconds(10);
   private static final MemorySize SPARE_MANAGED_MEMORY = MemorySize.ofMebiBytes(16);
 
+  // By name: the command's own cluster has no RocksDB.
+  private static final String ROCKSDB_OPTIONS_FACTORY = "state.backend.rocksdb.options-factory";
+  private static final String ROCKSDB_OPTIONS = "io.broadhead.flink.KvCacheRocksDBOptions";
+
   private final RunCommand options;
   private final Job job;
   private volatile boolean interrupted;
@@ -298,6 +302,11 @@ final class FlinkRun {
     configuration.set(PagedAttentionOptions.BACKEND, options.backend);
     configuration.set(PagedAttentionOptions.DEVICE, options.device);
     configuration.set(PagedAttentionOptions.OUT_OF_BLOCKS, options.pool.outOfBlocks);
+    configuration.set(PagedAttentionOptions.STATE, options.state);
+    configuration.setString(ROCKSDB_OPTIONS_FACTORY, ROCKSDB_OPTIONS);
+    configuration.set(PagedAttentionOptions.BATCH_MAX_TOKENS, options.batchMaxTokens);
+    configuration.set(
+        PagedAttentionOptions.BATCH_MAX_DELAY, RunCommand.seconds(options.batchMaxDelay));
     configuration.set(
         PagedAttentionOptions.ON_BAD_ROW,
         options.onBadRow == BadRows.FAIL ? OnBadRow.FAIL : OnBadRow.SIDE_OUTPUT);

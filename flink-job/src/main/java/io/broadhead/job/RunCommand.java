@@ -4,6 +4,7 @@ package io.broadhead.job;
 import io.broadhead.arrow.Compression;
 import io.broadhead.attention.Job;
 import io.broadhead.attention.JobFile;
+import io.broadhead.flink.StateMode;
 import java.nio.file.Path;
 import java.time.Duration;
 import java.util.LinkedHashMap;
@@ -98,6 +99,31 @@ final class RunCommand extends EngineCommand {
   Double checkpointInterval;
 
   @Option(
+      names = "--state",
+      paramLabel = "WHAT",
+      defaultValue = "full",
+      description =
+          "What checkpoints and savepoints hold of the KV caches: full, metadata (which sequences"
+              + " there are) or none. Default: ${DEFAULT-VALUE}.")
+  StateMode state;
+
+  @Option(
+      names = "--batch-max-tokens",
+      paramLabel = "N",
+      defaultValue = "0",
+      description =
+          "Join small batches to steps of up to so many new tokens, and compute longer prompts in"
+              + " pieces. Default: each batch is a step.")
+  int batchMaxTokens;
+
+  @Option(
+      names = "--batch-max-delay",
+      paramLabel = "SECONDS",
+      defaultValue = "0",
+      description = "How long a batch may wait for others to join it. Default: ${DEFAULT-VALUE}.")
+  double batchMaxDelay;
+
+  @Option(
       names = "--on-bad-row",
       paramLabel = "POLICY",
       defaultValue = "fail",
@@ -150,6 +176,12 @@ final class RunCommand extends EngineCommand {
         "--checkpoint-interval",
         "a number of seconds above 0",
         checkpointInterval);
+    requireOption(batchMaxTokens >= 0, "--batch-max-tokens", "0 or more", batchMaxTokens);
+    requireOption(
+        batchMaxDelay >= 0 && (batchMaxDelay == 0 || batchMaxTokens > 0),
+        "--batch-max-delay",
+        "a number of seconds from 0 on, above 0 with --batch-max-tokens only",
+        batchMaxDelay);
     for (String key : configuration.keySet()) {
       requireOption(
           !key.startsWith("broadhead."), "-D", "a Flink option (broadhead.* are --options)", key);
