@@ -65,7 +65,7 @@ class JobBenchmark {
 
   private static final List<Scene> SCENES =
       List.of(
-          new Scene("decode", LLAMA_QUARTER, new Rows(64, 1, 4096), 5, 205),
+          new Scene("decode", LLAMA_QUARTER, new Rows(64, 1, 4096), 5, 105),
           new Scene("prefill", LLAMA, new Rows(1, 1024, 1024), 5, 45),
           new Scene("small steps", SMALL, new Rows(1, 1, 16), 500, 40_500));
 
@@ -150,7 +150,7 @@ class JobBenchmark {
 
   private static double median(List<Double> values) {
     double[] sorted = values.stream().mapToDouble(Double::doubleValue).sorted().toArray();
-    return sorted[sorted.length / 2];
+    return (sorted[(sorted.length - 1) / 2] + sorted[sorted.length / 2]) / 2;
   }
 
   /** Microseconds of a step of each command. */
@@ -178,6 +178,7 @@ class JobBenchmark {
         times.get(i).add((longRun - shortRun) / (scene.many() - scene.few()) * 1e6);
       }
     }
+    System.out.println("every round, µs a step: " + times);
     return times.stream().mapToDouble(JobBenchmark::median).toArray();
   }
 
