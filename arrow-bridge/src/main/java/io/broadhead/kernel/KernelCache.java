@@ -103,8 +103,7 @@ public final class KernelCache extends NativeHandle {
     enter();
     try {
       requireBlocks(blocks);
-      long columnBytes =
-          Math.multiplyExact(broadhead.bh_cache_block_bytes(handle), blocks.length);
+      long columnBytes = Math.multiplyExact(broadhead.bh_cache_block_bytes(handle), blocks.length);
       ArrowBuf memory = allocator.buffer(2 * Allocators.roundUp(columnBytes));
       boolean done = false;
       try {
