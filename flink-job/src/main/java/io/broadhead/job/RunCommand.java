@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.job;
 
-import io.broadhead.arrow.Compression;
 import io.broadhead.attention.Job;
 import io.broadhead.attention.JobFile;
 import io.broadhead.flink.StateMode;
@@ -57,10 +56,7 @@ final class RunCommand extends EngineCommand {
               + " the layers' results have different shapes.")
   String output;
 
-  @Option(
-      names = "--overwrite",
-      description = "Remove the results that are in the output folder first.")
-  boolean overwrite;
+  @Mixin ResultOptions written;
 
   @Option(
       names = "--parallelism",
@@ -143,22 +139,10 @@ final class RunCommand extends EngineCommand {
   String refused;
 
   @Option(
-      names = "--compression",
-      paramLabel = "CODEC",
-      defaultValue = "none",
-      description = "Body compression of the results: none, lz4 or zstd. Default: none.")
-  Compression compression;
-
-  @Option(
       names = "-D",
       paramLabel = "KEY=VALUE",
       description = "A Flink configuration option; may be given several times.")
   Map<String, String> configuration = new LinkedHashMap<>();
-
-  @Option(
-      names = {"-q", "--quiet"},
-      description = "Print nothing but errors.")
-  boolean quiet;
 
   @Override
   int executeOnEngine() throws Exception {
