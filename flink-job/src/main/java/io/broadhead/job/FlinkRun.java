@@ -302,7 +302,7 @@ final class FlinkRun {
     configuration.set(PagedAttentionOptions.BACKEND, options.backend);
     configuration.set(PagedAttentionOptions.DEVICE, options.device);
     configuration.set(PagedAttentionOptions.OUT_OF_BLOCKS, options.pool.outOfBlocks);
-    configuration.set(PagedAttentionOptions.STATE, options.state);
+    configuration.set(PagedAttentionOptions.STATE, StateMode.valueOf(options.state.name()));
     configuration.setString(ROCKSDB_OPTIONS_FACTORY, ROCKSDB_OPTIONS);
     configuration.set(PagedAttentionOptions.BATCH_MAX_TOKENS, options.batchMaxTokens);
     configuration.set(

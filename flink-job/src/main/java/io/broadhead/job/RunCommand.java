@@ -3,7 +3,6 @@ package io.broadhead.job;
 
 import io.broadhead.attention.Job;
 import io.broadhead.attention.JobFile;
-import io.broadhead.flink.StateMode;
 import java.nio.file.Path;
 import java.time.Duration;
 import java.util.LinkedHashMap;
@@ -101,7 +100,7 @@ final class RunCommand extends EngineCommand {
       description =
           "What checkpoints and savepoints hold of the KV caches: full, metadata (which sequences"
               + " there are) or none. Default: ${DEFAULT-VALUE}.")
-  StateMode state;
+  SavedState state;
 
   @Option(
       names = "--batch-max-tokens",
