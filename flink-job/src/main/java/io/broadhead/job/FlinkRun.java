@@ -11,6 +11,7 @@ import io.broadhead.attention.PagedAttention;
 import io.broadhead.flink.OnBadRow;
 import io.broadhead.flink.PagedAttentionMetrics;
 import io.broadhead.flink.PagedAttentionOptions;
+import io.broadhead.flink.StateMode;
 import io.broadhead.job.sink.ResultFileSink;
 import io.broadhead.job.source.StepFileSource;
 import io.broadhead.kernel.EngineConfig;
