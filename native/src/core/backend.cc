@@ -6,11 +6,12 @@
 
 #include "core/failure.h"
 #include "cpu/cpu_backend.h"
+#include "gpu/gpu_backend.h"
 
 namespace broadhead {
 
 const std::vector<const Backend*>& backends() {
-  static const std::vector<const Backend*> all = {&cpu_backend()};
+  static const std::vector<const Backend*> all = {&cuda_backend(), &hip_backend(), &cpu_backend()};
   return all;
 }
 

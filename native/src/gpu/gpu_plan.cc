@@ -1,0 +1,356 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "gpu/gpu_plan.h"
+
+#include <algorithm>
+#include <cstring>
+#include <unordered_map>
+
+#include "core/visible_keys.h"
+
+namespace broadhead::gpu {
+namespace {
+
+/// Tiles of decode work that are not worth to be divided further.
+constexpr int kLeastTiles = 8;
+
+/// Keys likewise, in prefill.
+constexpr int kLeastKeys = 512;
+
+int round_down(int key) { return key / kTile * kTile; }
+int tiles_of(int first_key, int end_key) { return (end_key - first_key + kTile - 1) / kTile; }
+
+}  // namespace
+
+void GpuPlan::plan(const LayerSpec& spec, const Step& step, int block_size, bool prepare_queries,
+                   const PlanLimits& limits) {
+  rows_.clear();
+  tokens_.clear();
+  blocks_.clear();
+  update_tokens_.clear();
+  query_tokens_.clear();
+  decode_units_.clear();
+  prefill_units_.clear();
+  shared_keys_.assign(static_cast<size_t>(step.num_rows), 0);
+  shared_tokens_.clear();
+  temporary_blocks_ = keys_seen_ = keys_read_ = 0;
+  add_rows(spec, step, block_size, prepare_queries);
+  if (!spec.read_only_cache && step.key) add_updates(spec, step, block_size);
+  if (spec.uses_cache()) share_prefixes(spec, step, block_size, limits);
+  add_units(spec, limits);
+  divide_decode(limits);
+  divide_prefill(limits);
+  place_partials();
+}
+
+void GpuPlan::add_rows(const LayerSpec& spec, const Step& step, int block_size,
+                       bool prepare_queries) {
+  for (int64_t r = 0; r < step.num_rows; ++r) {
+    const StepRow& from = step.rows[r];
+    Row row{};
+    row.output = static_cast<int32_t>(from.output);
+    row.query = prepare_queries ? row.output : static_cast<int32_t>(from.query);
+    row.num_queries = from.num_queries;
+    row.seq_len = from.seq_len;
+    row.blocks = static_cast<int64_t>(blocks_.size());
+    row.first_token = static_cast<int32_t>(tokens_.size());
+    const int64_t used = (int64_t{from.seq_len} + block_size - 1) / block_size;
+    if (spec.uses_cache()) {
+      // Only what is used: entries behind may be anything.
+      blocks_.insert(blocks_.end(), step.blocks + from.blocks, step.blocks + from.blocks + used);
+    } else {
+      for (int64_t b = 0; b < used; ++b) {
+        blocks_.push_back(static_cast<int32_t>(temporary_blocks_ + b));
+      }
+      temporary_blocks_ += used;
+    }
+    rows_.push_back(row);
+    for (int32_t i = 0; i < from.num_queries; ++i) {
+      tokens_.push_back({static_cast<int32_t>(r), i, 0, 0});
+      if (prepare_queries) {
+        const int32_t position =
+            spec.rotary_dim > 0 ? static_cast<int32_t>(step.positions[from.positions + i]) : 0;
+        query_tokens_.push_back({static_cast<int32_t>(from.query) + i, position});
+      }
+    }
+  }
+}
+
+void GpuPlan::add_updates(const LayerSpec& spec, const Step& step, int block_size) {
+  std::unordered_map<int64_t, size_t> places;  // of slots, where one may occur twice
+  for (int64_t r = 0; r < step.num_rows; ++r) {
+    const StepRow& from = step.rows[r];
+    for (int32_t i = 0; i < from.num_keys; ++i) {
+      UpdateToken token{};
+      token.key = static_cast<int32_t>(from.key) + i;
+      token.value = static_cast<int32_t>(from.value) + i;
+      if (spec.rotary_dim > 0) {
+        token.position = static_cast<int32_t>(step.positions[from.positions + i]);
+      }
+      if (spec.uses_cache()) {
+        token.slot = step.slots[from.slots + i];
+        if (token.slot < 0) continue;
+      } else {
+        const int32_t block = blocks_[static_cast<size_t>(rows_[static_cast<size_t>(r)].blocks)];
+        token.slot = int64_t{block} * block_size + i;
+      }
+      if (step.slots_repeat) {
+        const auto [place, is_new] = places.try_emplace(token.slot, update_tokens_.size());
+        if (!is_new) {
+          update_tokens_[place->second] = token;  // the last one stays
+          continue;
+        }
+      }
+      update_tokens_.push_back(token);
+    }
+  }
+}
+
+void GpuPlan::share_prefixes(const LayerSpec& spec, const Step& step, int block_size,
+                             const PlanLimits& limits) {
+  prefixes_.clear();
+  for (size_t r = 0; r < rows_.size(); ++r) {
+    const Row& row = rows_[r];
+    if (row.num_queries == 0 || row.num_queries * limits.group_size > limits.decode_rows) continue;
+    auto keys = [&](int32_t index) {
+      return visible_keys(spec.is_causal(), spec.window(), row.seq_len, row.num_queries, index);
+    };
+    if (keys(row.num_queries - 1).first == 0) {
+      prefixes_.add(static_cast<int64_t>(r), keys(0).end);
+    }
+  }
+  prefixes_.for_each(step, block_size, [&](const auto* group, int64_t count, int keys) {
+    const auto first = static_cast<int32_t>(tokens_.size());
+    for (int64_t i = 0; i < count; ++i) {
+      const auto r = static_cast<size_t>(group[i].row);
+      shared_keys_[r] = keys;
+      for (int32_t t = 0; t < rows_[r].num_queries; ++t) {
+        shared_tokens_.push_back(rows_[r].first_token + t);
+        tokens_.push_back({static_cast<int32_t>(r), t, 0, 0});
+      }
+    }
+    const auto end = static_cast<int32_t>(tokens_.size());
+    const bool small = (end - first) * limits.group_size <= limits.decode_rows;
+    const int rows = small || limits.prefill_rows == 0 ? limits.decode_rows : limits.prefill_rows;
+    const int run = std::max(1, rows / limits.group_size);
+    for (int32_t t = first; t < end; t += run) {
+      add_unit(limits, {t, std::min(run, end - t), static_cast<int32_t>(group[0].row), 0, keys, 0,
+                        0, 0});
+    }
+  });
+}
+
+void GpuPlan::add_units(const LayerSpec& spec, const PlanLimits& limits) {
+  for (size_t r = 0; r < rows_.size(); ++r) {
+    const Row& row = rows_[r];
+    auto keys = [&](int32_t index) {
+      return visible_keys(spec.is_causal(), spec.window(), row.seq_len, row.num_queries, index);
+    };
+    for (int32_t i = 0; i < row.num_queries; ++i) keys_seen_ += keys(i).end - keys(i).first;
+    const bool small = row.num_queries * limits.group_size <= limits.decode_rows;
+    const int query_rows =
+        small || limits.prefill_rows == 0 ? limits.decode_rows : limits.prefill_rows;
+    const int run = std::max(1, query_rows / limits.group_size);
+    // Later tokens see more keys: the last items are small ones.
+    for (int32_t end = row.num_queries; end > 0; end -= run) {
+      const int32_t begin = std::max(0, end - run);
+      Unit unit{};
+      unit.first_token = row.first_token + begin;
+      unit.num_tokens = end - begin;
+      unit.row = static_cast<int32_t>(r);
+      unit.first_seen = std::max(keys(begin).first, shared_keys_[r]);
+      unit.first_key = round_down(unit.first_seen);
+      unit.end_key = std::max(keys(end - 1).end, unit.first_key);
+      if (unit.end_key <= unit.first_seen) unit.end_key = unit.first_key;
+      add_unit(limits, unit);
+    }
+  }
+}
+
+void GpuPlan::add_unit(const PlanLimits& limits, const Unit& unit) {
+  const bool small = unit.num_tokens * limits.group_size <= limits.decode_rows;
+  (small || limits.prefill_rows == 0 ? decode_units_ : prefill_units_).push_back(unit);
+  keys_read_ += unit.end_key - unit.first_key;
+}
+
+/// Every slot gets as many tiles as the others; a unit goes on in the next slot where one is full.
+void GpuPlan::divide_decode(const PlanLimits& limits) {
+  decode_items_.clear();
+  item_units_.clear();
+  slot_items_.assign(1, 0);
+  int64_t total = 0;
+  decode_rows_ = 0;
+  for (const Unit& unit : decode_units_) {
+    total += tiles_of(unit.first_key, unit.end_key);
+    decode_rows_ = std::max(decode_rows_, unit.num_tokens * limits.group_size);
+  }
+  const int resident = limits.slots[decode_rows_ > limits.columns];
+  const int64_t slots = std::clamp<int64_t>(total / kLeastTiles, 1, resident);
+  const int64_t share = (total + slots - 1) / slots;
+  int64_t left = share;
+  auto next_slot = [&] {
+    slot_items_.push_back(static_cast<int32_t>(decode_items_.size()));
+    left += share;
+  };
+  for (size_t u = 0; u < decode_units_.size(); ++u) {
+    Unit& unit = decode_units_[u];
+    int64_t tile = 0;
+    const int64_t tiles = tiles_of(unit.first_key, unit.end_key);
+    do {
+      if (left < std::min<int64_t>(kLeastTiles, tiles - tile) &&
+          static_cast<int64_t>(slot_items_.size()) < slots) {
+        next_slot();
+      }
+      int64_t take = tiles - tile;
+      const bool last_slot = static_cast<int64_t>(slot_items_.size()) == slots;
+      if (!last_slot && take > left && take - left >= kLeastTiles) take = left;
+      AttendItem item{};
+      item.first_token = unit.first_token;
+      item.num_tokens = unit.num_tokens;
+      item.row = unit.row;
+      item.first_key = unit.first_key + static_cast<int32_t>(tile) * kTile;
+      item.end_key = std::min(unit.first_key + static_cast<int32_t>(tile + take) * kTile,
+                              unit.end_key);
+      item.first_seen = unit.first_seen;
+      item.piece = unit.pieces++;
+      decode_items_.push_back(item);
+      item_units_.push_back(static_cast<int32_t>(u));
+      tile += take;
+      left -= take;
+    } while (tile < tiles);
+  }
+  slot_items_.resize(static_cast<size_t>(resident) + 1,
+                     static_cast<int32_t>(decode_items_.size()));
+}
+
+/// Keys are divided only where the device would be idle otherwise.
+void GpuPlan::divide_prefill(const PlanLimits& limits) {
+  prefill_items_.clear();
+  const auto blocks = static_cast<int64_t>(prefill_units_.size()) * limits.num_groups;
+  const auto wanted = static_cast<int32_t>(
+      blocks == 0 || blocks >= limits.multiprocessors ? 1 : limits.multiprocessors / blocks);
+  std::stable_sort(prefill_units_.begin(), prefill_units_.end(),
+                   [](const Unit& a, const Unit& b) {
+                     return a.end_key - a.first_key > b.end_key - b.first_key;
+                   });
+  for (Unit& unit : prefill_units_) {
+    const int32_t keys = unit.end_key - unit.first_key;
+    const int32_t pieces = std::max(1, std::min(wanted, keys / kLeastKeys));
+    const int32_t tiles = (tiles_of(unit.first_key, unit.end_key) + pieces - 1) / pieces;
+    int32_t key = unit.first_key;
+    do {
+      AttendItem item{};
+      item.first_token = unit.first_token;
+      item.num_tokens = unit.num_tokens;
+      item.row = unit.row;
+      item.first_key = key;
+      item.end_key = std::min(key + tiles * kTile, unit.end_key);
+      item.first_seen = unit.first_seen;
+      item.piece = unit.pieces++;
+      prefill_items_.push_back(item);
+      key = item.end_key;
+    } while (key < unit.end_key);
+  }
+}
+
+/// A token's partial results lie side by side, those of a shared prefix first.
+void GpuPlan::place_partials() {
+  const auto own_tokens =
+      static_cast<int32_t>(tokens_.size() - shared_tokens_.size());  // the others repeat them
+  auto own = [&](int32_t token) -> Token& {
+    return tokens_[static_cast<size_t>(
+        token < own_tokens ? token : shared_tokens_[static_cast<size_t>(token - own_tokens)])];
+  };
+  for (const bool shared : {true, false}) {
+    for (auto* units : {&decode_units_, &prefill_units_}) {
+      for (Unit& unit : *units) {
+        if (shared != (unit.first_token >= own_tokens)) continue;
+        unit.first_piece = own(unit.first_token).num_partials;
+        for (int32_t t = 0; t < unit.num_tokens; ++t) {
+          own(unit.first_token + t).num_partials += unit.pieces;
+        }
+      }
+    }
+  }
+  num_partials_ = 0;
+  for (int32_t t = 0; t < own_tokens; ++t) {
+    Token& token = tokens_[static_cast<size_t>(t)];
+    token.first_partial = static_cast<int32_t>(num_partials_);
+    if (token.num_partials > 1) num_partials_ += token.num_partials;
+  }
+  for (auto t = static_cast<size_t>(own_tokens); t < tokens_.size(); ++t) {
+    tokens_[t] = own(static_cast<int32_t>(t));
+  }
+  for (size_t i = 0; i < decode_items_.size(); ++i) {
+    decode_items_[i].piece += decode_units_[static_cast<size_t>(item_units_[i])].first_piece;
+  }
+  size_t next = 0;
+  for (const Unit& unit : prefill_units_) {
+    for (int32_t p = 0; p < unit.pieces; ++p) prefill_items_[next++].piece += unit.first_piece;
+  }
+  count_items_of_rows(decode_items_);
+  count_items_of_rows(prefill_items_);
+}
+
+void GpuPlan::count_items_of_rows(const std::vector<AttendItem>& items) {
+  for (const AttendItem& item : items) {
+    int32_t last_row = -1;
+    for (int32_t t = 0; t < item.num_tokens; ++t) {
+      const Token& token = tokens_[static_cast<size_t>(item.first_token + t)];
+      if (token.row == last_row || token.num_partials == 1) continue;
+      last_row = token.row;
+      ++rows_[static_cast<size_t>(token.row)].items;
+    }
+  }
+}
+
+namespace {
+
+/// Visits the arrays behind StepArgs in the order in which they lie.
+template <class Visit>
+int64_t lay_out(Visit&& visit, int64_t at = (sizeof(StepArgs) + 15) / 16 * 16) {
+  visit([&](const auto& array) {
+    const int64_t here = at;
+    at += (static_cast<int64_t>(array.size() * sizeof(array[0])) + 15) / 16 * 16;
+    return here;
+  });
+  return at;
+}
+
+}  // namespace
+
+int64_t GpuPlan::bytes() const {
+  return lay_out([&](auto&& place) {
+    place(rows_);
+    place(tokens_);
+    place(blocks_);
+    place(update_tokens_);
+    place(query_tokens_);
+    place(decode_items_);
+    place(slot_items_);
+    place(prefill_items_);
+  });
+}
+
+void GpuPlan::write(StepArgs args, char* host, char* device) const {
+  lay_out([&](auto&& place) {
+    auto put = [&](const auto& array, auto& pointer) {
+      const int64_t at = place(array);
+      if (!array.empty()) std::memcpy(host + at, array.data(), array.size() * sizeof(array[0]));
+      pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(device + at);
+    };
+    put(rows_, args.rows);
+    put(tokens_, args.tokens);
+    put(blocks_, args.blocks);
+    put(update_tokens_, args.update_tokens);
+    put(query_tokens_, args.query_tokens);
+    put(decode_items_, args.decode_items);
+    put(slot_items_, args.slot_items);
+    put(prefill_items_, args.prefill_items);
+  });
+  args.num_update_tokens = static_cast<int32_t>(update_tokens_.size());
+  args.num_query_tokens = static_cast<int32_t>(query_tokens_.size());
+  args.num_prefill_items = num_prefill_items();
+  std::memcpy(host, &args, sizeof args);
+}
+
+}  // namespace broadhead::gpu

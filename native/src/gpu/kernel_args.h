@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the host hands to kernels: plain memory, read by device code of every vendor.
+#pragma once
+
+#include <cstdint>
+
+#include "core/host_device.h"
+
+namespace broadhead::gpu {
+
+/// Tokens that attention reads at a time. A block is a run of tiles.
+constexpr int kTile = 16;
+
+/// Query rows (tokens times heads of a group) up to which an item is decode work, on a device whose
+/// matrix tiles have `columns` of them.
+BH_HOST_DEVICE constexpr int decode_rows(int columns, int head_size) {
+  return head_size <= 128 ? 16 : columns;
+}
+
+/// Waves of a block of threads in the attention kernels.
+constexpr int kWaves = 4;
+
+/// Query rows of a block of threads in prefill.
+BH_HOST_DEVICE constexpr int prefill_rows(int head_size) { return head_size <= 128 ? 128 : 64; }
+
+/// Query rows of an item of the kernel for any dtypes: what 64 KiB of shared memory hold.
+BH_HOST_DEVICE constexpr int plain_rows(int head_size) {
+  return head_size <= 64 ? 64 : head_size <= 128 ? 32 : 16;
+}
+
+/// A pool of blocks: [num_blocks][num_kv_heads] runs of keys, then as many values, in panels; see
+/// hip/cache_layout.h.
+struct CacheView {
+  char* memory;
+  int32_t block_size;
+  int32_t num_kv_heads;
+  int32_t head_size;
+  int32_t dtype;  ///< bh_dtype
+
+  int32_t row_bytes;   ///< bytes of a token's head
+  int64_t half_bytes;  ///< keys of a block of one head; its values follow
+};
+
+/// A layer, the same for all of its steps.
+struct LayerArgs {
+  int32_t num_heads;
+  int32_t num_kv_heads;
+  /// Query heads that a block of threads takes together: those of a KV head, or a part of them
+  /// where they are too many.
+  int32_t group_size;
+  int32_t num_groups;
+  int32_t groups_per_kv_head;
+  int32_t head_size;
+  int32_t dtype;         ///< bh_dtype of query, key, value
+  int32_t output_dtype;  ///< bh_dtype
+  int32_t causal;
+  int32_t window;     ///< tokens that a query sees to a side, itself included
+  float score_scale;  ///< softmax scale times k_scale
+  float k_scale;
+  float v_scale;
+  float output_scale;         ///< 0: none
+  float soft_cap;             ///< 0: none
+  const float* alibi_slopes;  ///< [num_heads] or NULL
+  const float* sinks;         ///< [num_heads] or NULL
+  int32_t rotary_dim;         ///< 0: none
+  int32_t is_neox;
+  const float* cos_sin;  ///< [max_position, rotary_dim]
+};
+
+/// A new token whose key and value go to the cache.
+struct UpdateToken {
+  int64_t slot;
+  int32_t key;  ///< index of its key tensor
+  int32_t value;
+  int32_t position;
+  int32_t unused;
+};
+
+/// A query on its way to where attention reads it.
+struct QueryToken {
+  int32_t query;  ///< index of its tensor
+  int32_t position;
+};
+
+struct Row {
+  int32_t query;   ///< index of its first query where attention reads it
+  int32_t output;  ///< index of its first output tensor
+  int32_t num_queries;
+  int32_t seq_len;
+  int64_t blocks;  ///< index of its first block table entry
+  int32_t first_token;
+  int32_t items;  ///< items that end with partial results of this row; 0: none does
+};
+
+/// A query token of an item.
+struct Token {
+  int32_t row;
+  int32_t index;  ///< within its row
+  int32_t first_partial;
+  int32_t num_partials;  ///< 1: the item's result is whole
+};
+
+/// Query tokens against a range of keys of one row, for each group of heads.
+struct AttendItem {
+  int32_t first_token;
+  int32_t num_tokens;
+  int32_t row;         ///< whose block table
+  int32_t first_key;   ///< a multiple of kTile
+  int32_t end_key;
+  int32_t first_seen;  ///< keys before it are seen by no token: their values may be anything
+  int32_t piece;       ///< which of its tokens' partial results this is
+  int32_t unused;
+};
+
+/// One step. Lies in device memory in front of the arrays that it points to, so that a recorded
+/// graph can be replayed for other steps.
+struct StepArgs {
+  CacheView cache;
+  const void* query;  ///< where attention reads queries
+  void* output;
+  float* lse;  ///< [queries, num_heads] or NULL
+
+  const void* source_query;  ///< where the update reads what it rotates or copies, or NULL
+  void* prepared_query;
+  const void* source_key;
+  const void* source_value;
+  const UpdateToken* update_tokens;
+  const QueryToken* query_tokens;
+  int32_t num_update_tokens;
+  int32_t num_query_tokens;
+
+  const Row* rows;
+  const Token* tokens;
+  const int32_t* blocks;
+  const AttendItem* decode_items;
+  const int32_t* slot_items;  ///< [slots + 1]: decode items of each resident block of threads
+  const AttendItem* prefill_items;
+  int32_t num_prefill_items;
+  int32_t unused;
+
+  float* partial_sums;   ///< [partial][num_heads][head_size]
+  float* partial_state;  ///< [partial][num_heads][2]: maximum, base 2, and denominator
+  int32_t* finished;     ///< [rows][num_groups], zero between steps
+};
+
+/// Results to join: see bh_merge. `outputs` and `lses` hold one address for each part.
+struct MergeArgs {
+  const void* const* outputs;
+  const float* const* lses;
+  int32_t count;
+  int32_t dtype;
+  int64_t states;  ///< tokens * num_heads
+  int32_t head_size;
+  int32_t unused;
+  void* output;
+  float* lse;
+};
+
+}  // namespace broadhead::gpu

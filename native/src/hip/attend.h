@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+// What decode and prefill share: score transforms, the running softmax of a wave's columns, the
+// way out. Every mask is an interval of keys for each query token.
+#pragma once
+
+#include "core/visible_keys.h"
+#include "hip/cache_layout.h"
+#include "hip/tile.h"
+
+namespace broadhead::gpu {
+
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kLn2 = 0.6931471805599453f;
+
+/// How far scores may rise above the maximum that weights are relative to, as a power of two,
+/// before sums are rescaled: float16 weights hold 2^8 easily.
+constexpr float kSlack = 8;
+
+/// From a product of query and key to an exponent of 2, in the order of the step format. A new
+/// transform goes here.
+BH_INLINE float transform_score(const LayerArgs& layer, float slope, float product, int distance) {
+  float score = product * layer.score_scale;
+  if (layer.soft_cap != 0) score = layer.soft_cap * tanhf(score / layer.soft_cap);
+  return (score + slope * static_cast<float>(distance)) * kLog2E;
+}
+
+BH_INLINE bool is_plain(const LayerArgs& layer) {
+  return layer.soft_cap == 0 && layer.alibi_slopes == nullptr;
+}
+
+/// What is left to do to the sums of a head: to multiply them.
+struct Finish {
+  float factor;
+  float lse;
+};
+
+/// `maximum` is what weights are relative to, base 2.
+BH_INLINE Finish finish(const LayerArgs& layer, int head, float maximum, float denominator) {
+  float keep = 1;
+  if (layer.sinks) {
+    const float sink = layer.sinks[head] * kLog2E;
+    const float highest = sink > maximum ? sink : maximum;
+    if (highest > -infinity()) {
+      keep = exp2_fast(maximum - highest);
+      denominator = denominator * keep + exp2_fast(sink - highest);
+      maximum = highest;
+    }
+  }
+  if (denominator == 0) return {0, -infinity()};
+  return {keep * layer.v_scale / denominator, (maximum + log2f(denominator)) * kLn2};
+}
+
+/// Stores kCount successive numbers of T.
+template <class T, int kCount>
+BH_INLINE void store_numbers(void* to, int64_t index, const float* numbers) {
+  T* at = static_cast<T*>(to) + index;
+  if constexpr (sizeof(T) == 2 && kCount % 2 == 0) {
+    uint32_t words[kCount / 2];
+#pragma unroll
+    for (int i = 0; i < kCount / 2; ++i) words[i] = pack<T>(numbers[2 * i], numbers[2 * i + 1]);
+    if constexpr (kCount % 8 == 0) {
+#pragma unroll
+      for (int i = 0; i < kCount / 8; ++i) {
+        reinterpret_cast<Chunk*>(at)[i] = {
+            {words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3]}};
+      }
+    } else if constexpr (kCount == 4) {
+      *reinterpret_cast<Words2*>(at) = {{words[0], words[1]}};
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount / 2; ++i) reinterpret_cast<uint32_t*>(at)[i] = words[i];
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) narrow(numbers[i], at[i]);
+  }
+}
+
+/// Writes a run of a head's result, `head` counted over all tokens.
+template <class T, int kCount>
+BH_INLINE void store_output(const LayerArgs& layer, const StepArgs& step, int64_t head,
+                            int dimension, float factor, const float* sums) {
+  const int64_t index = head * layer.head_size + dimension;
+  float numbers[kCount];
+  if (layer.output_scale > 0) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) numbers[i] = sums[i] * factor / layer.output_scale;
+    store_numbers<Float8E4M3, kCount>(step.output, index, numbers);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) numbers[i] = sums[i] * factor;
+    store_numbers<T, kCount>(step.output, index, numbers);
+  }
+}
+
+/// Index of a token's head among all results.
+BH_INLINE int64_t result_index(const LayerArgs& layer, const StepArgs& step, const Token& token,
+                               int head) {
+  return int64_t{step.rows[token.row].output + token.index} * layer.num_heads + head;
+}
+
+/// Joins the partial results of a row's tokens for the heads of one group, and writes them.
+template <class T>
+BH_INLINE void merge_row(const LayerArgs& layer, const StepArgs& step, const Row& row,
+                         int group) {
+  constexpr int kRun = 8;
+  const int runs = layer.head_size / kRun;
+  const int work = row.num_queries * layer.group_size * runs;
+  for (int i = static_cast<int>(threadIdx.x); i < work; i += static_cast<int>(blockDim.x)) {
+    const int head = group * layer.group_size + i / runs % layer.group_size;
+    const Token token = step.tokens[row.first_token + i / runs / layer.group_size];
+    if (token.num_partials == 1) continue;
+    const int dimension = i % runs * kRun;
+    const int64_t first = int64_t{token.first_partial} * layer.num_heads + head;
+    float maximum = -infinity();
+    for (int p = 0; p < token.num_partials; ++p) {
+      const float m = load_across_blocks(step.partial_state + (first + int64_t{p} * layer.num_heads) * 2);
+      maximum = m > maximum ? m : maximum;
+    }
+    float denominator = 0;
+    float sums[kRun] = {};
+    for (int p = 0; p < token.num_partials; ++p) {
+      const int64_t partial = first + int64_t{p} * layer.num_heads;
+      const float part = load_across_blocks(step.partial_state + partial * 2 + 1);
+      if (part == 0) continue;
+      const float m = load_across_blocks(step.partial_state + partial * 2);
+      const float factor = m == maximum ? 1.0f : exp2_fast(m - maximum);
+      denominator += factor * part;
+      const float* from = step.partial_sums + partial * layer.head_size + dimension;
+#pragma unroll
+      for (int d = 0; d < kRun; ++d) sums[d] += factor * load_across_blocks(from + d);
+    }
+    const Finish last = finish(layer, head, maximum, denominator);
+    const int64_t result = result_index(layer, step, token, head);
+    store_output<T, kRun>(layer, step, result, dimension, last.factor, sums);
+    if (step.lse && dimension == 0) step.lse[result] = last.lse;
+  }
+}
+
+/// Called by every thread of a block when an item is done: whoever ends the last item of a row
+/// joins the row's partial results. `shared` is a word of shared memory.
+template <class T>
+BH_INLINE void finish_item(const LayerArgs& layer, const StepArgs& step, const AttendItem& item,
+                           int group, int32_t* shared) {
+  int32_t last_row = -1;
+  for (int t = 0; t < item.num_tokens; ++t) {
+    const Token token = step.tokens[item.first_token + t];
+    if (token.row == last_row || token.num_partials == 1) continue;
+    last_row = token.row;
+    const Row row = step.rows[token.row];
+    int32_t* finished = step.finished + int64_t{token.row} * layer.num_groups + group;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      *shared = atomicAdd(finished, 1) + 1 == row.items;
+      if (*shared) *finished = 0;
+    }
+    __syncthreads();
+    if (*shared) {
+      __threadfence();
+      merge_row<T>(layer, step, row, group);
+    }
+  }
+}
+
+}  // namespace broadhead::gpu

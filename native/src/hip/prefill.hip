@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0
+// Prefill and chunked prefill: many query rows share every key and value. Tiles go through shared
+// memory, the next one while this one is used; a wave holds its query rows' results in registers.
+#include "hip/kernels.h"
+#include "hip/softmax.h"
+
+namespace broadhead::gpu {
+namespace {
+
+/// Copies of 16 bytes into shared memory that do not wait, where the machine has them.
+#if BH_TILE == BH_TILE_MMA && defined(__CUDACC__)
+BH_INLINE void copy_chunk(char* to, const char* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+               :
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "l"(from)
+               : "memory");
+}
+BH_INLINE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+BH_INLINE void wait_for_copies() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+#else
+BH_INLINE void copy_chunk(char* to, const char* from) {
+  *reinterpret_cast<Chunk*>(to) = *reinterpret_cast<const Chunk*>(from);
+}
+BH_INLINE void commit_copies() {}
+BH_INLINE void wait_for_copies() {}
+#endif
+
+template <class T, class E, int kHead>
+struct Prefill {
+  static constexpr int kColumnTiles = prefill_rows(kHead) / (kWaves * kColumns);
+  static constexpr int kTiles = kHead / 16;
+  static constexpr int kThreads = kWaves * kWave;
+  /// Keys in shared memory at a time: 64 KiB is what AMD's machines have.
+  static constexpr int kMostKeys =
+      BH_TILE == BH_TILE_MMA ? 64 : BH_TILE == BH_TILE_WMMA11 ? 16 : 32;
+  static constexpr int kKeys = kHead > 128 && kMostKeys > 16 ? kMostKeys / 2 : kMostKeys;
+  static constexpr int kRowBytes = kHead * 2;
+  static constexpr int kHalfBytes = kKeys * kRowBytes;
+  /// NVIDIA's threads have 255 registers, RDNA 3 holds operands twice: no room for queries.
+  static constexpr bool kQueryInShared = BH_TILE == BH_TILE_MMA || BH_TILE == BH_TILE_WMMA11;
+  static constexpr int kQueryLanes = BH_TILE == BH_TILE_WMMA11 ? 16 : kWave;
+
+  struct Shared {
+    char tiles[2][2][kHalfBytes];  ///< stage; keys, values
+    Columns query[kQueryInShared ? kWaves * kColumnTiles * kTiles : 1][kQueryLanes];
+    QueryRow rows[prefill_rows(kHead)];
+  };
+
+  const LayerArgs& layer;
+  const StepArgs& step;
+  Shared& shared;
+
+  BH_INLINE void run(const AttendItem& item, int group) {
+    describe_rows(layer, step, item, group, prefill_rows(kHead), shared.rows);
+    Columns query[kColumnTiles][kTiles];
+    ColumnState state[kColumnTiles];
+    Sums results[kColumnTiles][kTiles];
+    const int first_row = wave_index() * kColumnTiles * kColumns;
+#pragma unroll
+    for (int c = 0; c < kColumnTiles; ++c) {
+      const int row = first_row + c * kColumns + column_index();
+      load_query<T, kHead>(query_of<T>(layer, step, item, group, row), query[c]);
+      if constexpr (kQueryInShared) {
+#pragma unroll
+        for (int t = 0; t < kTiles; ++t) query_at(c, t) = query[c][t];
+      }
+      state[c].begin();
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) results[c][t] = {};
+    }
+    __syncthreads();
+    KeyRange range;
+#pragma unroll
+    for (int c = 0; c < kColumnTiles; ++c) {
+#pragma unroll
+      for (int i = 0; i < kLaneColumns; ++i) {
+        range.add(shared.rows[first_row + c * kColumns + sum_column(i)]);
+      }
+    }
+    const bool is_e5m2 = step.cache.dtype == BH_FLOAT8_E5M2;
+    copy_tiles(item, group, item.first_key, 0, is_e5m2);
+    for (int key = item.first_key, stage = 0; key < item.end_key; key += kKeys, stage ^= 1) {
+      wait_for_copies();
+      __syncthreads();
+      if (key + kKeys < item.end_key) {
+        copy_tiles(item, group, key + kKeys, stage ^ 1, is_e5m2);
+      }
+      const int end_key = key + kKeys < item.end_key ? key + kKeys : item.end_key;
+      for (int first = key; first < end_key; first += kTile) {
+        if (!any(range.touches(first))) continue;
+        const bool whole = !any(!range.contains(first));
+        attend_tile(item, first, first - key, whole, shared.tiles[stage][0],
+                    shared.tiles[stage][1], query, state, results);
+      }
+    }
+    write(item, group, first_row, state, results);
+  }
+
+ private:
+  BH_INLINE Columns& query_at(int c, int t) const {
+    return shared.query[(wave_index() * kColumnTiles + c) * kTiles + t]
+                       [lane_index() % kQueryLanes];
+  }
+
+  /// Starts to copy kKeys keys and values from `first_key` on to a stage, widened to T.
+  BH_INLINE void copy_tiles(const AttendItem& item, int group, int first_key, int stage,
+                            bool is_e5m2) const {
+    const CacheView& cache = step.cache;
+    constexpr int kSourceBytes = kHead * int{sizeof(E)};
+    constexpr int kChunks = kSourceBytes;  // of a tile of 16 tokens: 16 * bytes / 16
+    const int tiles_per_block = cache.block_size / kTile;
+    const int32_t* blocks = step.blocks + step.rows[item.row].blocks;
+    const int tiles = (item.end_key - first_key + kTile - 1) / kTile;
+    const int count = (tiles < kKeys / kTile ? tiles : kKeys / kTile) * kChunks;
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
+      const int t = i / kChunks;
+      const int tile = first_key / kTile + t;
+      const char* from = keys_of(cache, blocks[tile / tiles_per_block], group / layer.groups_per_kv_head);
+      const int panel = i % kChunks / kPanel;
+      const int width = panel_width(kSourceBytes, panel);
+      const int at = i % kChunks % kPanel * kChunk;  // within 16 tokens of the panel
+      from += panel * kPanel * cache.block_size + tile % tiles_per_block * kTile * width + at;
+#pragma unroll
+      for (int half = 0; half < 2; ++half, from += cache.half_bytes) {
+        char* to = shared.tiles[stage][half];
+        if constexpr (sizeof(E) == sizeof(T)) {
+          copy_chunk(to + panel * kPanel * kKeys + t * kTile * width + at, from);
+        } else {
+          const Chunk codes = load_constant(reinterpret_cast<const Chunk*>(from));
+          const int token = at / width;
+          const int byte =
+              (panel * kPanel + ((at % width / kChunk) ^ swizzle(width, token)) * kChunk) * 2;
+          uint32_t words[8];
+#pragma unroll
+          for (int w = 0; w < 4; ++w) widen_float8<T>(codes.words[w], is_e5m2, words + 2 * w);
+#pragma unroll
+          for (int c = 0; c < 2; ++c) {
+            const auto offset =
+                half_offset(kRowBytes, kKeys, t * kTile + token, byte + c * kChunk);
+            *reinterpret_cast<Chunk*>(to + offset) = {
+                {words[4 * c], words[4 * c + 1], words[4 * c + 2], words[4 * c + 3]}};
+          }
+        }
+      }
+    }
+    commit_copies();
+  }
+
+  BH_INLINE void attend_tile(const AttendItem& item, int first_key, int token, bool whole,
+                             const char* key_half, const char* value_half,
+                             const Columns (&query)[kColumnTiles][kTiles],
+                             ColumnState (&state)[kColumnTiles],
+                             Sums (&results)[kColumnTiles][kTiles]) const {
+    Sums scores[kColumnTiles] = {};
+    KeyTile<T, T, kHead> keys;
+    keys.template load<Memory::kShared>(key_half, kKeys, token);
+    keys.for_each(false, [&](int i, const Rows& rows) {
+#pragma unroll
+      for (int c = 0; c < kColumnTiles; ++c) {
+        if constexpr (kQueryInShared) {
+          multiply<T>(rows, query_at(c, i), scores[c]);
+        } else {
+          multiply<T>(rows, query[c][i], scores[c]);
+        }
+      }
+    });
+    Columns weights[kColumnTiles];
+#pragma unroll
+    for (int c = 0; c < kColumnTiles; ++c) {
+      state[c].template weigh<kTiles>(layer,
+                                      shared.rows + (wave_index() * kColumnTiles + c) * kColumns,
+                                      first_key, whole, scores[c], results[c]);
+      weights[c] = to_columns<T>(scores[c]);
+    }
+    ValueTile<T, T, kHead> values;
+    values.template load<Memory::kShared>(value_half, kKeys, token);
+    if (first_key < item.first_seen || first_key + kTile > item.end_key) {
+      values.keep(item.first_seen - first_key, item.end_key - first_key);
+    }
+    values.for_each(false, [&](int i, const Rows& rows) {
+#pragma unroll
+      for (int c = 0; c < kColumnTiles; ++c) multiply<T>(rows, weights[c], results[c][i]);
+    });
+  }
+
+  BH_INLINE void write(const AttendItem& item, int group, int first_row,
+                       ColumnState (&state)[kColumnTiles],
+                       const Sums (&results)[kColumnTiles][kTiles]) {
+#pragma unroll
+    for (int c = 0; c < kColumnTiles; ++c) {
+      state[c].end();
+      int64_t place[kLaneColumns];  // of the result or partial result; -1: none
+      float factor[kLaneColumns];
+      bool whole[kLaneColumns];
+#pragma unroll
+      for (int i = 0; i < kLaneColumns; ++i) {
+        const int row = first_row + c * kColumns + sum_column(i);
+        place[i] = -1;
+        factor[i] = 1;
+        whole[i] = true;
+        if (row >= item.num_tokens * layer.group_size) continue;
+        const Token token = step.tokens[item.first_token + row / layer.group_size];
+        const int head = group * layer.group_size + row % layer.group_size;
+        whole[i] = token.num_partials == 1;
+        if (whole[i]) {
+          const Finish last = finish(layer, head, state[c].maximum[i], state[c].denominator[i]);
+          place[i] = result_index(layer, step, token, head);
+          factor[i] = last.factor;
+          if (step.lse) step.lse[place[i]] = last.lse;
+        } else {
+          place[i] = int64_t{token.first_partial + item.piece} * layer.num_heads + head;
+          step.partial_state[place[i] * 2] = state[c].maximum[i];
+          step.partial_state[place[i] * 2 + 1] = state[c].denominator[i];
+        }
+      }
+      for_each_result<T, kHead>(results[c], [&](int i, int dimension, const float* numbers,
+                                                auto count) {
+        constexpr int kCount = decltype(count)::value;
+        if (place[i] < 0) return;
+        if (whole[i]) {
+          store_output<T, kCount>(layer, step, place[i], dimension, factor[i], numbers);
+        } else {
+          store_numbers<Float32, kCount>(step.partial_sums, place[i] * kHead + dimension, numbers);
+        }
+      });
+    }
+    __syncthreads();
+    finish_item<T>(layer, step, item, group, reinterpret_cast<int32_t*>(&shared));
+  }
+};
+
+template <class T, class E, int kHead>
+__global__ void __launch_bounds__(kWaves* kWave)
+    prefill(LayerArgs layer, const StepArgs* arguments) {
+  using Kernel = Prefill<T, E, kHead>;
+  auto& shared = *reinterpret_cast<typename Kernel::Shared*>(shared_memory());
+  Kernel{layer, *arguments, shared}.run(arguments->prefill_items[blockIdx.x],
+                                        static_cast<int>(blockIdx.y));
+}
+
+template <class T, class E>
+KernelLaunch launch_of() {
+  using Kernel = Prefill<T, E, BH_HEAD_SIZE>;
+  return {&prefill<T, E, BH_HEAD_SIZE>,
+          sizeof(typename Kernel::Shared), 0};
+}
+
+}  // namespace
+
+KernelLaunch BH_HEAD_NAME(prefill)(bool is_bfloat16, bool is_fp8) {
+  if (is_bfloat16) {
+    return is_fp8 ? launch_of<BFloat16, Float8>() : launch_of<BFloat16, BFloat16>();
+  }
+  return is_fp8 ? launch_of<Float16, Float8>() : launch_of<Float16, Float16>();
+}
+
+}  // namespace broadhead::gpu

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+// Running softmax over a wave's columns: what decode and prefill do between the two products.
+#pragma once
+
+#include "hip/attend.h"
+
+namespace broadhead::gpu {
+
+/// A query row of an item, that is a token's head, in shared memory.
+struct alignas(16) QueryRow {
+  int32_t position;
+  int32_t first;  ///< keys that it sees: first .. end - 1
+  int32_t end;
+  float slope;
+};
+
+/// Describes the item's query rows; rows past its last see nothing. Every thread of a block calls
+/// this.
+BH_INLINE void describe_rows(const LayerArgs& layer, const StepArgs& step, const AttendItem& item,
+                             int group, int count, QueryRow* rows) {
+  for (int r = static_cast<int>(threadIdx.x); r < count; r += static_cast<int>(blockDim.x)) {
+    QueryRow row = {0, 0, 0, 0};
+    if (r < item.num_tokens * layer.group_size) {
+      const Token token = step.tokens[item.first_token + r / layer.group_size];
+      const Row& of_token = step.rows[token.row];
+      const VisibleKeys keys = visible_keys(layer.causal != 0, layer.window, of_token.seq_len,
+                                            of_token.num_queries, token.index);
+      row = {keys.position, keys.first, keys.end, 0};
+      if (layer.alibi_slopes) {
+        row.slope = layer.alibi_slopes[group * layer.group_size + r % layer.group_size];
+      }
+    }
+    rows[r] = row;
+  }
+}
+
+/// Where a query row's elements are, or NULL past the item's last row.
+template <class T>
+BH_INLINE const T* query_of(const LayerArgs& layer, const StepArgs& step, const AttendItem& item,
+                            int group, int row) {
+  if (row >= item.num_tokens * layer.group_size) return nullptr;
+  const Token token = step.tokens[item.first_token + row / layer.group_size];
+  const int head = group * layer.group_size + row % layer.group_size;
+  return static_cast<const T*>(step.query) +
+         (int64_t{step.rows[token.row].query + token.index} * layer.num_heads + head) *
+             layer.head_size;
+}
+
+/// Keys that some of a wave's columns see, and keys that all of them see.
+struct KeyRange {
+  int32_t begin = INT32_MAX;
+  int32_t end = 0;
+  int32_t first_whole = 0;
+  int32_t end_whole = INT32_MAX;
+
+  BH_INLINE void add(const QueryRow& row) {
+    if (row.first < row.end) {
+      begin = row.first < begin ? row.first : begin;
+      end = row.end > end ? row.end : end;
+    }
+    first_whole = row.first > first_whole ? row.first : first_whole;
+    end_whole = row.end < end_whole ? row.end : end_whole;
+  }
+  BH_INLINE bool touches(int tile) const { return tile < end && tile + kTile > begin; }
+  BH_INLINE bool contains(int tile) const {
+    return tile >= first_whole && tile + kTile <= end_whole;
+  }
+};
+
+/// The columns of one tile of a wave.
+struct ColumnState {
+  float maximum[kLaneColumns];      ///< what weights are relative to, base 2
+  float denominator[kLaneColumns];  ///< of the keys that this lane holds
+
+  BH_INLINE void begin() {
+#pragma unroll
+    for (int c = 0; c < kLaneColumns; ++c) {
+      maximum[c] = -infinity();
+      denominator[c] = 0;
+    }
+  }
+
+  /// Turns products of 16 keys from `first_key` on into weights. `rows` describes column 0 and those
+  /// after it; `whole`: they all see every key. Multiplies `results` where the maximum rises.
+  template <int kTiles>
+  BH_INLINE void weigh(const LayerArgs& layer, const QueryRow* rows, int first_key, bool whole,
+                       Sums& scores, Sums* results) {
+    const bool plain = is_plain(layer);
+    if (plain) {
+      const float factor = layer.score_scale * kLog2E;
+#pragma unroll
+      for (int i = 0; i < kSumWords; ++i) scores.values[i] *= factor;
+    }
+    if (!plain || !whole) {
+#pragma unroll
+      for (int c = 0; c < kLaneColumns; ++c) {
+        const QueryRow row = rows[sum_column(c)];
+#pragma unroll
+        for (int i = c; i < kSumWords; i += kLaneColumns) {
+          const int key = first_key + sum_row(i);
+          float& score = scores.values[i];
+          if (!plain) score = transform_score(layer, row.slope, score, key - row.position);
+          if (key < row.first || key >= row.end) score = -infinity();
+        }
+      }
+    }
+    float highest[kLaneColumns];
+#pragma unroll
+    for (int c = 0; c < kLaneColumns; ++c) {
+      highest[c] = scores.values[c];
+#pragma unroll
+      for (int i = c + kLaneColumns; i < kSumWords; i += kLaneColumns) {
+        highest[c] = fmaxf(highest[c], scores.values[i]);
+      }
+    }
+    bool rises = false;
+#pragma unroll
+    for (int c = 0; c < kLaneColumns; ++c) rises |= highest[c] > maximum[c] + kSlack;
+    if (any(rises)) raise<kTiles>(highest, results);
+#pragma unroll
+    for (int c = 0; c < kLaneColumns; ++c) {
+      const float subtract = maximum[c] == -infinity() ? 0.0f : maximum[c];
+#pragma unroll
+      for (int i = c; i < kSumWords; i += kLaneColumns) {
+        scores.values[i] = exp2_fast(scores.values[i] - subtract);
+        denominator[c] += scores.values[i];
+      }
+    }
+  }
+
+  /// Sums the denominators of all lanes; every lane of a column then has the same.
+  BH_INLINE void end() {
+#pragma unroll
+    for (int c = 0; c < kLaneColumns; ++c) denominator[c] = sum_over_rows(denominator[c]);
+  }
+
+ private:
+  template <int kTiles>
+  BH_INLINE void raise(const float* highest, Sums* results) {
+    float factors[kLaneColumns];
+#pragma unroll
+    for (int c = 0; c < kLaneColumns; ++c) {
+      const float raised = fmaxf(maximum[c], max_over_rows(highest[c]));
+      factors[c] = raised == maximum[c] ? 1.0f : exp2_fast(maximum[c] - raised);
+      maximum[c] = raised;
+      denominator[c] *= factors[c];
+    }
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (int i = 0; i < kSumWords; ++i) results[t].values[i] *= factors[lane_column(i)];
+    }
+  }
+};
+
+}  // namespace broadhead::gpu
