@@ -77,6 +77,8 @@ struct DeviceApi {
   /// largest number of query rows of an item.
   int32_t (*decode_slots)(const LayerArgs* layer, int32_t cache_dtype, int32_t rows,
                           int32_t* slots);
+  /// Query rows of a prefill item.
+  int32_t (*prefill_rows)(const LayerArgs* layer, int32_t cache_dtype);
   /// Writes keys and values to the cache and prepares queries; `blocks` blocks of threads share
   /// the tokens.
   int32_t (*update)(Stream stream, const LayerArgs* layer, int32_t cache_dtype,

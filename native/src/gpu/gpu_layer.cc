@@ -22,17 +22,7 @@ int part_of_group(int group, int limit) {
   return part;
 }
 
-struct Range {
-  int64_t first = INT64_MAX;
-  int64_t end = 0;
-
-  void add(int64_t begin, int64_t count) {
-    if (count == 0) return;
-    first = std::min(first, begin);
-    end = std::max(end, begin + count);
-  }
-  bool empty() const { return first >= end; }
-};
+int64_t aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
 }  // namespace
 
@@ -95,7 +85,7 @@ void GpuLayer::choose_kernels() {
                     (cache_dtype_ == spec_.dtype || is_fp8(cache_dtype_));
   const DeviceInfo& info = device_->info();
   limits_.decode_rows = fast ? decode_rows(info.columns, spec_.head_size) : plain_rows(spec_.head_size);
-  limits_.prefill_rows = fast ? prefill_rows(spec_.head_size) : 0;
+  limits_.prefill_rows = fast ? device_->api().prefill_rows(&args_, cache_dtype_) : 0;
   limits_.columns = info.columns;
   limits_.multiprocessors = info.multiprocessors;
   args_.group_size = part_of_group(spec_.group_size(), fast ? limits_.prefill_rows : limits_.decode_rows);
@@ -113,174 +103,175 @@ void GpuLayer::choose_kernels() {
   }
 }
 
-/// Kernels read tensors where they are if they can; what is pageable goes through `staging`.
-GpuLayer::Tensors GpuLayer::bring(const void* tensors, int64_t first, int64_t end,
-                                  int64_t tensor_bytes, char* staging, char* staging_address,
-                                  bh_step_stats& stats) const {
-  if (first >= end) return {};
-  const char* host = static_cast<const char*>(tensors) + first * tensor_bytes;
-  const int64_t bytes = (end - first) * tensor_bytes;
-  if (!staging) {
-    Tensors found;
+/// Kernels read tensors where they are if they can; what is pageable goes through pinned memory.
+void GpuLayer::bring(Column* columns, int count, Workspace& work, bh_step_stats& stats) const {
+  const DeviceApi& api = device_->api();
+  int64_t staged = 0;
+  for (Column* c = columns; c < columns + count; ++c) {
+    if (c->bytes() == 0) continue;
     void* address = nullptr;
-    check(device_->api(), device_->api().locate(host, &found.kind, &address), "tensor");
-    found.address = static_cast<const char*>(address) - first * tensor_bytes;
-    if (found.kind != kPageable) stats.bytes_in_place += bytes;
-    return found;
+    check(api,
+          api.locate(static_cast<const char*>(c->tensors) + c->first * c->tensor_bytes, &c->kind,
+                     &address),
+          "tensor");
+    c->address = static_cast<const char*>(address) - c->first * c->tensor_bytes;
+    (c->kind == kPageable ? stats.bytes_staged : stats.bytes_in_place) += c->bytes();
+    if (c->kind == kPageable) staged += aligned(c->bytes());
   }
-  std::memcpy(staging, host, static_cast<size_t>(bytes));
-  stats.bytes_staged += bytes;
-  return {staging_address - first * tensor_bytes, kPinned};
+  work.staged_input.reserve(staged);
+  int64_t at = 0;
+  for (Column* c = columns; c < columns + count; ++c) {
+    if (c->kind != kPageable) continue;
+    std::memcpy(work.staged_input.data() + at,
+                static_cast<const char*>(c->tensors) + c->first * c->tensor_bytes,
+                static_cast<size_t>(c->bytes()));
+    c->address = work.staged_input.device_address() + at - c->first * c->tensor_bytes;
+    at += aligned(c->bytes());
+  }
 }
 
-void GpuLayer::run(const Step& step, bh_step_stats& stats) {
-  const Lease work(*device_);
-  const DeviceApi& api = device_->api();
-  const int64_t head_bytes = int64_t{spec_.head_size} * byte_width(spec_.dtype);
-  const int64_t query_bytes = spec_.num_heads * head_bytes;
-  const int64_t key_bytes = spec_.num_kv_heads * head_bytes;
-  const int64_t output_bytes = step.num_queries * spec_.num_heads * spec_.head_size *
-                               byte_width(spec_.output_dtype());
-  const int64_t lse_bytes = step.lse ? step.num_queries * spec_.num_heads * 4 : 0;
+/// Where kernels write a result: in place, or at `offset` of the staging memory, whence end()
+/// copies it to `staged`.
+char* GpuLayer::place_result(void* result, int64_t bytes, Workspace& work, int64_t offset,
+                             void*& staged, bh_step_stats& stats) const {
+  if (bytes == 0) return nullptr;
+  int32_t kind = kPageable;
+  void* address = nullptr;
+  check(device_->api(), device_->api().locate(result, &kind, &address), "result");
+  if (kind != kPageable) {
+    stats.bytes_in_place += bytes;
+    return static_cast<char*>(address);
+  }
+  stats.bytes_staged += bytes;
+  staged = result;
+  return work.staged_output.device_address() + offset;
+}
 
-  Range queries, keys, values;
-  const bool writes = step.key && !spec_.read_only_cache;
+StepInFlight GpuLayer::upload(const Step& step) {
+  StepInFlight flight;
+  flight.work = device_->take();
+  Workspace& work = *flight.work;
+  bh_step_stats& stats = flight.stats;
+  const int64_t head_bytes = int64_t{spec_.head_size} * byte_width(spec_.dtype);
+  Column columns[] = {{step.query, INT64_MAX, 0, spec_.num_heads * head_bytes},
+                      {step.key, INT64_MAX, 0, spec_.num_kv_heads * head_bytes},
+                      {step.value, INT64_MAX, 0, spec_.num_kv_heads * head_bytes}};
+  auto& [query, key, value] = columns;
+  auto use = [](Column& column, int64_t first, int64_t count) {
+    if (!column.tensors || count == 0) return;
+    column.first = std::min(column.first, first);
+    column.end = std::max(column.end, first + count);
+  };
   for (int64_t r = 0; r < step.num_rows; ++r) {
     const StepRow& row = step.rows[r];
-    if (step.query) queries.add(row.query, row.num_queries);
-    if (writes) keys.add(row.key, row.num_keys);
-    if (writes) values.add(row.value, row.num_keys);
+    use(query, row.query, row.num_queries);
+    if (spec_.read_only_cache) continue;
+    use(key, row.key, row.num_keys);
+    use(value, row.value, row.num_keys);
   }
-  struct Column {
-    const void* tensors;
-    const Range& range;
-    int64_t tensor_bytes;
-    Tensors found;
-  } columns[] = {{step.query, queries, query_bytes, {}},
-                 {step.key, keys, key_bytes, {}},
-                 {step.value, values, key_bytes, {}}};
-  int64_t staged = 0;
-  for (Column& c : columns) {
-    c.found = bring(c.tensors, c.range.first, c.range.end, c.tensor_bytes, nullptr, nullptr, stats);
-    if (c.found.kind == kPageable) {
-      staged += ((c.range.end - c.range.first) * c.tensor_bytes + 255) / 256 * 256;
-    }
-  }
-  work->staged_input.reserve(staged);
-  int64_t at = 0;
-  for (Column& c : columns) {
-    if (c.found.kind != kPageable) continue;
-    c.found = bring(c.tensors, c.range.first, c.range.end, c.tensor_bytes,
-                    work->staged_input.data() + at, work->staged_input.device_address() + at,
-                    stats);
-    at += ((c.range.end - c.range.first) * c.tensor_bytes + 255) / 256 * 256;
-  }
-
-  const bool prepare = spec_.rotary_dim > 0 || columns[0].found.kind != kOnDevice;
+  bring(columns, 3, work, stats);
+  const bool prepare = spec_.rotary_dim > 0 || query.kind != kOnDevice;
   plan_.plan(spec_, step, view_.block_size, prepare, limits_);
 
   StepArgs args{};
   args.cache = view_;
-  args.source_query = columns[0].found.address;
-  args.source_key = columns[1].found.address;
-  args.source_value = columns[2].found.address;
-  args.query = args.source_query;
+  args.source_query = query.address;
+  args.source_key = key.address;
+  args.source_value = value.address;
+  args.query = query.address;
   if (prepare) {
-    work->query.reserve(step.num_queries * query_bytes);
-    args.query = args.prepared_query = work->query.data();
+    work.query.reserve(step.num_queries * query.tensor_bytes);
+    args.query = args.prepared_query = work.query.data();
   }
   if (!cache_) {
-    work->temporary_cache.reserve(plan_.temporary_blocks() * block_bytes(view_));
-    args.cache.memory = work->temporary_cache.data();
+    work.temporary_cache.reserve(plan_.temporary_blocks() * block_bytes(view_));
+    args.cache.memory = work.temporary_cache.data();
   }
-  bool output_staged = false;
-  auto place_result = [&](void* result, int64_t bytes, int64_t offset) -> char* {
-    if (bytes == 0) return nullptr;
-    int32_t kind = kPageable;
-    void* address = nullptr;
-    check(api, api.locate(result, &kind, &address), "result");
-    if (kind == kPageable) {
-      output_staged = true;
-      stats.bytes_staged += bytes;
-      return work->staged_output.device_address() + offset;
-    }
-    stats.bytes_in_place += bytes;
-    return static_cast<char*>(address);
-  };
-  const int64_t lse_offset = (output_bytes + 255) / 256 * 256;
-  work->staged_output.reserve(lse_offset + lse_bytes);
-  char* output = place_result(step.output, output_bytes, 0);
-  const bool stage_output = output_staged;
-  output_staged = false;
-  char* lse = place_result(step.lse, lse_bytes, lse_offset);
-  const bool stage_lse = output_staged;
-  args.output = output;
-  args.lse = reinterpret_cast<float*>(lse);
-
-  launch(step, *work, args, limits_.prefill_rows > 0);
-  check(api, api.synchronize(work->stream), "step");
-  if (stage_output) {
-    std::memcpy(step.output, work->staged_output.data(), static_cast<size_t>(output_bytes));
-  }
-  if (stage_lse) {
-    std::memcpy(step.lse, work->staged_output.data() + lse_offset, static_cast<size_t>(lse_bytes));
-  }
+  const int64_t results = step.num_queries * spec_.num_heads;
+  flight.output_bytes = results * spec_.head_size * byte_width(spec_.output_dtype());
+  flight.lse_bytes = step.lse ? results * int64_t{sizeof(float)} : 0;
+  flight.lse_offset = aligned(flight.output_bytes);
+  work.staged_output.reserve(flight.lse_offset + flight.lse_bytes);
+  args.output = place_result(step.output, flight.output_bytes, work, 0, flight.output, stats);
+  args.lse = reinterpret_cast<float*>(place_result(step.lse, flight.lse_bytes, work,
+                                                   flight.lse_offset, flight.lse, stats));
+  upload_plan(work, args);
 
   stats.query_tokens = step.num_queries;
   stats.written_tokens = cache_ ? plan_.written_tokens() : 0;
   stats.keys_seen = plan_.keys_seen();
   stats.keys_read = plan_.keys_read();
-  auto first_address = [](const Column& c, int64_t first) {
-    return c.range.empty() ? 0
-                           : reinterpret_cast<int64_t>(c.found.address) + first * c.tensor_bytes;
+  auto address_of = [](const Column& c, int64_t first) {
+    return c.bytes() == 0 ? 0 : reinterpret_cast<int64_t>(c.address) + first * c.tensor_bytes;
   };
   if (step.num_rows > 0) {
-    stats.query_address = first_address(columns[0], step.rows[0].query);
-    stats.key_address = first_address(columns[1], step.rows[0].key);
-    stats.value_address = first_address(columns[2], step.rows[0].value);
+    stats.query_address = address_of(query, step.rows[0].query);
+    stats.key_address = address_of(key, step.rows[0].key);
+    stats.value_address = address_of(value, step.rows[0].value);
   }
-  stats.output_address = reinterpret_cast<int64_t>(output);
+  stats.output_address = reinterpret_cast<int64_t>(args.output);
+  return flight;
 }
 
-void GpuLayer::launch(const Step& step, Workspace& work, StepArgs args, bool fast) {
-  (void)step;
-  (void)fast;
+void GpuLayer::upload_plan(Workspace& work, StepArgs args) {
   const DeviceApi& api = device_->api();
   const int64_t heads = plan_.num_partials() * spec_.num_heads;
-  work.partial_sums.reserve(heads * spec_.head_size * 4);
-  work.partial_state.reserve(heads * 2 * 4);
+  work.partial_sums.reserve(heads * spec_.head_size * int64_t{sizeof(float)});
+  work.partial_state.reserve(heads * 2 * int64_t{sizeof(float)});
   args.partial_sums = reinterpret_cast<float*>(work.partial_sums.data());
   args.partial_state = reinterpret_cast<float*>(work.partial_state.data());
-  const int64_t counters = int64_t{plan_.num_rows()} * args_.num_groups * 4;
+  const int64_t counters = int64_t{plan_.num_rows()} * args_.num_groups * int64_t{sizeof(int32_t)};
   if (work.finished.reserve(counters)) {
     check(api, api.clear(work.stream, work.finished.data(), work.finished.capacity()), "counters");
   }
   args.finished = reinterpret_cast<int32_t*>(work.finished.data());
-
   const int64_t bytes = plan_.bytes();
   work.plan_host.reserve(bytes);
   work.plan.reserve(bytes);
   plan_.write(args, work.plan_host.data(), work.plan.data());
   check(api, api.copy(work.stream, work.plan.data(), work.plan_host.data(), bytes), "plan");
-  const auto* step_args = reinterpret_cast<const StepArgs*>(work.plan.data());
+}
+
+void GpuLayer::launch(const StepInFlight& flight) {
+  const DeviceApi& api = device_->api();
+  const Stream stream = flight.work->stream;
+  const auto* step = reinterpret_cast<const StepArgs*>(flight.work->plan.data());
   if (plan_.update_work() > 0) {
     const int64_t blocks =
         std::min<int64_t>(plan_.update_work(), kUpdateBlocks * device_->info().multiprocessors);
-    check(api,
-          api.update(work.stream, &args_, cache_dtype_, step_args, static_cast<int32_t>(blocks)),
+    check(api, api.update(stream, &args_, cache_dtype_, step, static_cast<int32_t>(blocks)),
           "cache update");
   }
   if (plan_.has_decode()) {
     check(api,
-          api.decode(work.stream, &args_, cache_dtype_, step_args, plan_.decode_rows(),
+          api.decode(stream, &args_, cache_dtype_, step, plan_.decode_rows(),
                      plan_.decode_slots()),
           "decode");
   }
   if (plan_.num_prefill_items() > 0) {
-    check(api,
-          api.prefill(work.stream, &args_, cache_dtype_, step_args, plan_.num_prefill_items()),
+    check(api, api.prefill(stream, &args_, cache_dtype_, step, plan_.num_prefill_items()),
           "prefill");
   }
+}
+
+void GpuLayer::end(StepInFlight& flight) {
+  Workspace& work = *flight.work;
+  check(device_->api(), device_->api().synchronize(work.stream), "step");
+  const char* staged = work.staged_output.data();
+  if (flight.output) {
+    std::memcpy(flight.output, staged, static_cast<size_t>(flight.output_bytes));
+  }
+  if (flight.lse) {
+    std::memcpy(flight.lse, staged + flight.lse_offset, static_cast<size_t>(flight.lse_bytes));
+  }
+  device_->give_back(std::move(flight.work));
+}
+
+void GpuLayer::run(const Step& step, bh_step_stats& stats) {
+  StepInFlight flight = upload(step);
+  launch(flight);
+  end(flight);
+  stats = flight.stats;
 }
 
 }  // namespace broadhead::gpu

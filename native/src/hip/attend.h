@@ -99,14 +99,21 @@ BH_INLINE int64_t result_index(const LayerArgs& layer, const StepArgs& step, con
   return int64_t{step.rows[token.row].output + token.index} * layer.num_heads + head;
 }
 
+/// The threads that work on an item together.
+struct WholeBlock {
+  BH_INLINE int index() const { return static_cast<int>(threadIdx.x); }
+  BH_INLINE int size() const { return static_cast<int>(blockDim.x); }
+  BH_INLINE void synchronize() const { __syncthreads(); }
+};
+
 /// Joins the partial results of a row's tokens for the heads of one group, and writes them.
-template <class T>
-BH_INLINE void merge_row(const LayerArgs& layer, const StepArgs& step, const Row& row,
-                         int group) {
+template <class T, class Team>
+BH_INLINE void merge_row(const LayerArgs& layer, const StepArgs& step, const Row& row, int group,
+                         const Team& team) {
   constexpr int kRun = 8;
   const int runs = layer.head_size / kRun;
   const int work = row.num_queries * layer.group_size * runs;
-  for (int i = static_cast<int>(threadIdx.x); i < work; i += static_cast<int>(blockDim.x)) {
+  for (int i = team.index(); i < work; i += team.size()) {
     const int head = group * layer.group_size + i / runs % layer.group_size;
     const Token token = step.tokens[row.first_token + i / runs / layer.group_size];
     if (token.num_partials == 1) continue;
@@ -137,11 +144,11 @@ BH_INLINE void merge_row(const LayerArgs& layer, const StepArgs& step, const Row
   }
 }
 
-/// Called by every thread of a block when an item is done: whoever ends the last item of a row
-/// joins the row's partial results. `shared` is a word of shared memory.
-template <class T>
+/// Called by every thread of a team when an item is done: whoever ends the last item of a row joins
+/// the row's partial results. `shared` is a word of shared memory.
+template <class T, class Team = WholeBlock>
 BH_INLINE void finish_item(const LayerArgs& layer, const StepArgs& step, const AttendItem& item,
-                           int group, int32_t* shared) {
+                           int group, int32_t* shared, const Team& team = {}) {
   int32_t last_row = -1;
   for (int t = 0; t < item.num_tokens; ++t) {
     const Token token = step.tokens[item.first_token + t];
@@ -150,15 +157,15 @@ BH_INLINE void finish_item(const LayerArgs& layer, const StepArgs& step, const A
     const Row row = step.rows[token.row];
     int32_t* finished = step.finished + int64_t{token.row} * layer.num_groups + group;
     __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
+    team.synchronize();
+    if (team.index() == 0) {
       *shared = atomicAdd(finished, 1) + 1 == row.items;
       if (*shared) *finished = 0;
     }
-    __syncthreads();
+    team.synchronize();
     if (*shared) {
       __threadfence();
-      merge_row<T>(layer, step, row, group);
+      merge_row<T>(layer, step, row, group, team);
     }
   }
 }

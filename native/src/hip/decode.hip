@@ -274,7 +274,7 @@ template <class T, class E, int kColumnTiles>
 KernelLaunch launch_of() {
   using Kernel = Decode<T, E, BH_HEAD_SIZE, kColumnTiles>;
   return {&decode<T, E, BH_HEAD_SIZE, kColumnTiles>,
-          sizeof(typename Kernel::Shared), 0};
+          sizeof(typename Kernel::Shared), 0, Kernel::kQueryRows};
 }
 
 template <class T, class E>

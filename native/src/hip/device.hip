@@ -232,6 +232,23 @@ bool is_fast(const LayerArgs& layer, int cache_dtype) {
   return layer.dtype != BH_FLOAT32 && (cache_dtype == layer.dtype || is_fp8(cache_dtype));
 }
 
+/// Whether the device has wgmma: compute capability 9.0.
+bool is_hopper() {
+#if defined(__CUDACC__)
+  static thread_local int capability = -1;
+  if (capability < 0) {
+    int device = 0, major = 0, minor = 0;
+    (void)cudaGetDevice(&device);
+    (void)cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    (void)cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    capability = 10 * major + minor;
+  }
+  return capability == 90;
+#else
+  return false;
+#endif
+}
+
 KernelLaunch decode_kernel(const LayerArgs& layer, int cache_dtype, int rows) {
   if (!is_fast(layer, cache_dtype)) return plain_kernel(layer);
   KernelLaunch launch{};
@@ -251,7 +268,7 @@ KernelLaunch prefill_kernel(const LayerArgs& layer, int cache_dtype) {
   switch (layer.head_size) {
 #define BH_CASE(head)                                                            \
   case head:                                                                     \
-    launch = prefill_##head(layer.dtype == BH_BFLOAT16, is_fp8(cache_dtype));    \
+    launch = prefill_##head(layer.dtype == BH_BFLOAT16, is_fp8(cache_dtype), is_hopper()); \
     break;
     BH_FOR_EACH_HEAD_SIZE(BH_CASE)
 #undef BH_CASE
@@ -304,6 +321,10 @@ int32_t decode_slots(const LayerArgs* layer, int32_t cache_dtype, int32_t rows, 
   return kOk;
 }
 
+int32_t prefill_rows_of(const LayerArgs* layer, int32_t cache_dtype) {
+  return prefill_kernel(*layer, cache_dtype).rows;
+}
+
 int32_t update(Stream stream, const LayerArgs* layer, int32_t cache_dtype, const StepArgs* step,
                int32_t blocks) {
   return run(update_kernel(*layer, cache_dtype), stream, dim3(static_cast<uint32_t>(blocks)),
@@ -319,9 +340,10 @@ int32_t decode(Stream stream, const LayerArgs* layer, int32_t cache_dtype, const
 
 int32_t prefill(Stream stream, const LayerArgs* layer, int32_t cache_dtype, const StepArgs* step,
                 int32_t items) {
+  // Items first, so that the large ones of all groups start before small ones.
   return run(prefill_kernel(*layer, cache_dtype), stream,
-             dim3(static_cast<uint32_t>(items), static_cast<uint32_t>(layer->num_groups)),
-             *layer, step);
+             dim3(static_cast<uint32_t>(items) * static_cast<uint32_t>(layer->num_groups)), *layer,
+             step);
 }
 
 int32_t merge_results(Stream stream, const MergeArgs* merge) {
@@ -379,7 +401,7 @@ broadhead_device_api() {
       locate,            copy,              clear,          create_stream, destroy_stream,
       synchronize,       create_event,      destroy_event,  record,        wait_in_stream,  wait_event,
       elapsed,           begin_graph,       end_graph,      launch_graph,  destroy_graph,
-      decode_slots,      update,            decode,         prefill,       merge_results,
+      decode_slots,      prefill_rows_of,   update,            decode,         prefill,       merge_results,
       read_block,        write_block,       read_blocks};
   return &kApi;
 }

@@ -10,11 +10,12 @@
 
 namespace broadhead::gpu {
 
-/// A kernel of a step, the shared memory that it needs and its threads; 0: kWaves waves.
+/// A kernel of a step, the shared memory that it needs, and its threads; 0: kWaves waves.
 struct KernelLaunch {
   void (*kernel)(LayerArgs, const StepArgs*);
   size_t shared_bytes;
   int threads;
+  int rows;  ///< query rows of an item, at most
 };
 
 #define BH_HEAD_NAME_OF(name, head) name##_##head
@@ -26,7 +27,7 @@ struct KernelLaunch {
 /// `rows` is the largest number of query rows of an item, `columns` those of a matrix tile.
 #define BH_DECLARE(head)                                                            \
   KernelLaunch decode_##head(bool is_bfloat16, bool is_fp8, int rows, int columns); \
-  KernelLaunch prefill_##head(bool is_bfloat16, bool is_fp8);
+  KernelLaunch prefill_##head(bool is_bfloat16, bool is_fp8, bool is_hopper);
 BH_FOR_EACH_HEAD_SIZE(BH_DECLARE)
 #undef BH_DECLARE
 

@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(kThreads) plain(LayerArgs layer, const StepArg
 }  // namespace
 
 KernelLaunch plain_kernel(const LayerArgs& layer) {
-  return {&plain, Plain::bytes(layer.head_size), kThreads};
+  return {&plain, Plain::bytes(layer.head_size), kThreads, plain_rows(layer.head_size)};
 }
 
 }  // namespace broadhead::gpu

@@ -2,6 +2,9 @@
 // Prefill and chunked prefill: many query rows share every key and value. Tiles go through shared
 // memory, the next one while this one is used; a wave holds its query rows' results in registers.
 #include "hip/kernels.h"
+#if defined(__CUDACC__)
+#include "hip/prefill_hopper.h"
+#endif
 #include "hip/softmax.h"
 
 namespace broadhead::gpu {
@@ -234,20 +237,38 @@ __global__ void __launch_bounds__(kWaves* kWave)
     prefill(LayerArgs layer, const StepArgs* arguments) {
   using Kernel = Prefill<T, E, kHead>;
   auto& shared = *reinterpret_cast<typename Kernel::Shared*>(shared_memory());
-  Kernel{layer, *arguments, shared}.run(arguments->prefill_items[blockIdx.x],
-                                        static_cast<int>(blockIdx.y));
+  const int groups = layer.num_groups;
+  Kernel{layer, *arguments, shared}.run(
+      arguments->prefill_items[static_cast<int>(blockIdx.x) / groups],
+      static_cast<int>(blockIdx.x) % groups);
 }
 
 template <class T, class E>
 KernelLaunch launch_of() {
   using Kernel = Prefill<T, E, BH_HEAD_SIZE>;
   return {&prefill<T, E, BH_HEAD_SIZE>,
-          sizeof(typename Kernel::Shared), 0};
+          sizeof(typename Kernel::Shared), 0, prefill_rows(BH_HEAD_SIZE)};
 }
+
+#if defined(__CUDACC__)
+template <class T>
+KernelLaunch hopper_launch_of() {
+  using Kernel = HopperPrefill<T, BH_HEAD_SIZE>;
+  return {&prefill_hopper<T, BH_HEAD_SIZE>, sizeof(typename Kernel::Shared) + 1023,
+          Kernel::kThreads, Kernel::kRows};
+}
+#endif
 
 }  // namespace
 
-KernelLaunch BH_HEAD_NAME(prefill)(bool is_bfloat16, bool is_fp8) {
+KernelLaunch BH_HEAD_NAME(prefill)(bool is_bfloat16, bool is_fp8, [[maybe_unused]] bool is_hopper) {
+#if defined(__CUDACC__)
+  if constexpr (has_hopper_prefill(BH_HEAD_SIZE)) {
+    if (is_hopper && !is_fp8) {
+      return is_bfloat16 ? hopper_launch_of<BFloat16>() : hopper_launch_of<Float16>();
+    }
+  }
+#endif
   if (is_bfloat16) {
     return is_fp8 ? launch_of<BFloat16, Float8>() : launch_of<BFloat16, BFloat16>();
   }

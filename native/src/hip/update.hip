@@ -197,11 +197,11 @@ KernelLaunch update_kernel(const LayerArgs& layer, int cache_dtype) {
   }
   switch (layer.dtype) {
     case BH_FLOAT32:
-      return {for_cache<Float32>(cache_dtype), shared, kThreads};
+      return {for_cache<Float32>(cache_dtype), shared, kThreads, 0};
     case BH_FLOAT16:
-      return {for_cache<Float16>(cache_dtype), shared, kThreads};
+      return {for_cache<Float16>(cache_dtype), shared, kThreads, 0};
     default:
-      return {for_cache<BFloat16>(cache_dtype), shared, kThreads};
+      return {for_cache<BFloat16>(cache_dtype), shared, kThreads, 0};
   }
 }
 
