@@ -47,6 +47,7 @@ GpuLayer::GpuLayer(const LayerSpec& spec, const GpuCache* cache, std::shared_ptr
   args_.v_scale = spec.v_scale;
   args_.output_scale = spec.output_scale;
   args_.soft_cap = spec.logits_soft_cap;
+  args_.inverse_soft_cap = spec.logits_soft_cap > 0 ? 1 / spec.logits_soft_cap : 0;
   args_.rotary_dim = spec.rotary_dim;
   args_.is_neox = spec.is_neox;
   upload_constants();

@@ -32,7 +32,7 @@ void GpuPlan::plan(const LayerSpec& spec, const Step& step, int block_size, bool
   prefill_units_.clear();
   shared_keys_.assign(static_cast<size_t>(step.num_rows), 0);
   shared_tokens_.clear();
-  temporary_blocks_ = keys_seen_ = keys_read_ = 0;
+  temporary_blocks_ = written_tokens_ = keys_seen_ = keys_read_ = 0;
   add_rows(spec, step, block_size, prepare_queries);
   if (!spec.read_only_cache && step.key) add_updates(spec, step, block_size);
   if (spec.uses_cache()) share_prefixes(spec, step, block_size, limits);
@@ -51,7 +51,7 @@ void GpuPlan::add_rows(const LayerSpec& spec, const Step& step, int block_size,
     row.query = prepare_queries ? row.output : static_cast<int32_t>(from.query);
     row.num_queries = from.num_queries;
     row.seq_len = from.seq_len;
-    row.blocks = static_cast<int64_t>(blocks_.size());
+    row.blocks = static_cast<int32_t>(blocks_.size());
     row.first_token = static_cast<int32_t>(tokens_.size());
     const int64_t used = (int64_t{from.seq_len} + block_size - 1) / block_size;
     if (spec.uses_cache()) {
@@ -86,15 +86,19 @@ void GpuPlan::add_updates(const LayerSpec& spec, const Step& step, int block_siz
       if (spec.rotary_dim > 0) {
         token.position = static_cast<int32_t>(step.positions[from.positions + i]);
       }
+      int64_t slot;
       if (spec.uses_cache()) {
-        token.slot = step.slots[from.slots + i];
-        if (token.slot < 0) continue;
+        slot = step.slots[from.slots + i];
+        if (slot < 0) continue;
       } else {
         const int32_t block = blocks_[static_cast<size_t>(rows_[static_cast<size_t>(r)].blocks)];
-        token.slot = int64_t{block} * block_size + i;
+        slot = int64_t{block} * block_size + i;
       }
+      token.block = static_cast<int32_t>(slot / block_size);
+      token.offset = static_cast<int32_t>(slot % block_size);
+      ++written_tokens_;
       if (step.slots_repeat) {
-        const auto [place, is_new] = places.try_emplace(token.slot, update_tokens_.size());
+        const auto [place, is_new] = places.try_emplace(slot, update_tokens_.size());
         if (!is_new) {
           update_tokens_[place->second] = token;  // the last one stays
           continue;
@@ -207,6 +211,7 @@ void GpuPlan::divide_decode(const PlanLimits& limits) {
       item.first_token = unit.first_token;
       item.num_tokens = unit.num_tokens;
       item.row = unit.row;
+      item.blocks = rows_[static_cast<size_t>(unit.row)].blocks;
       item.first_key = unit.first_key + static_cast<int32_t>(tile) * kTile;
       item.end_key = std::min(unit.first_key + static_cast<int32_t>(tile + take) * kTile,
                               unit.end_key);
@@ -242,6 +247,7 @@ void GpuPlan::divide_prefill(const PlanLimits& limits) {
       item.first_token = unit.first_token;
       item.num_tokens = unit.num_tokens;
       item.row = unit.row;
+      item.blocks = rows_[static_cast<size_t>(unit.row)].blocks;
       item.first_key = key;
       item.end_key = std::min(key + tiles * kTile, unit.end_key);
       item.first_seen = unit.first_seen;

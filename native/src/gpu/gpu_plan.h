@@ -48,7 +48,7 @@ class GpuPlan {
   int64_t update_work() const {
     return static_cast<int64_t>(update_tokens_.size() + query_tokens_.size());
   }
-  int64_t written_tokens() const { return static_cast<int64_t>(update_tokens_.size()); }
+  int64_t written_tokens() const { return written_tokens_; }
   /// Blocks that an encoder layer's temporary cache needs.
   int64_t temporary_blocks() const { return temporary_blocks_; }
   int64_t keys_seen() const { return keys_seen_; }
@@ -95,6 +95,7 @@ class GpuPlan {
   int decode_rows_ = 0;
   int64_t num_partials_ = 0;
   int64_t temporary_blocks_ = 0;
+  int64_t written_tokens_ = 0;
   int64_t keys_seen_ = 0;
   int64_t keys_read_ = 0;
 };

@@ -60,6 +60,7 @@ struct LayerArgs {
   float v_scale;
   float output_scale;         ///< 0: none
   float soft_cap;             ///< 0: none
+  float inverse_soft_cap;
   const float* alibi_slopes;  ///< [num_heads] or NULL
   const float* sinks;         ///< [num_heads] or NULL
   int32_t rotary_dim;         ///< 0: none
@@ -69,11 +70,11 @@ struct LayerArgs {
 
 /// A new token whose key and value go to the cache.
 struct UpdateToken {
-  int64_t slot;
-  int32_t key;  ///< index of its key tensor
+  int32_t block;
+  int32_t offset;  ///< within the block
+  int32_t key;     ///< index of its key tensor
   int32_t value;
   int32_t position;
-  int32_t unused;
 };
 
 /// A query on its way to where attention reads it.
@@ -87,7 +88,7 @@ struct Row {
   int32_t output;  ///< index of its first output tensor
   int32_t num_queries;
   int32_t seq_len;
-  int64_t blocks;  ///< index of its first block table entry
+  int32_t blocks;  ///< index of its first block table entry
   int32_t first_token;
   int32_t items;  ///< items that end with partial results of this row; 0: none does
 };
@@ -109,7 +110,7 @@ struct AttendItem {
   int32_t end_key;
   int32_t first_seen;  ///< keys before it are seen by no token: their values may be anything
   int32_t piece;       ///< which of its tokens' partial results this is
-  int32_t unused;
+  int32_t blocks;      ///< index of the row's first block table entry
 };
 
 /// One step. Lies in device memory in front of the arrays that it points to, so that a recorded

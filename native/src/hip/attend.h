@@ -16,16 +16,21 @@ constexpr float kLn2 = 0.6931471805599453f;
 /// before sums are rescaled: float16 weights hold 2^8 easily.
 constexpr float kSlack = 8;
 
-/// From a product of query and key to an exponent of 2, in the order of the step format. A new
-/// transform goes here.
+/// From a product of query and key to a score, in the order of the step format. A new transform goes
+/// here.
 BH_INLINE float transform_score(const LayerArgs& layer, float slope, float product, int distance) {
   float score = product * layer.score_scale;
-  if (layer.soft_cap != 0) score = layer.soft_cap * tanhf(score / layer.soft_cap);
-  return (score + slope * static_cast<float>(distance)) * kLog2E;
+  if (layer.soft_cap != 0) score = layer.soft_cap * tanhf(score * layer.inverse_soft_cap);
+  return score + slope * static_cast<float>(distance);
 }
 
+/// Whether transform_score is nothing but a multiplication that keeps the order: kernels then leave
+/// it to the exponent. Weights are 2^(factor * number - maximum), rounded once.
 BH_INLINE bool is_plain(const LayerArgs& layer) {
-  return layer.soft_cap == 0 && layer.alibi_slopes == nullptr;
+  return layer.soft_cap == 0 && layer.alibi_slopes == nullptr && layer.score_scale > 0;
+}
+BH_INLINE float exponent_factor(const LayerArgs& layer) {
+  return is_plain(layer) ? layer.score_scale * kLog2E : kLog2E;
 }
 
 /// What is left to do to the sums of a head: to multiply them.
@@ -106,41 +111,72 @@ struct WholeBlock {
   BH_INLINE void synchronize() const { __syncthreads(); }
 };
 
-/// Joins the partial results of a row's tokens for the heads of one group, and writes them.
+template <class Op>
+BH_INLINE float over_wave(float x, Op&& op) {
+#pragma unroll
+  for (int mask = 1; mask < kWave; mask *= 2) x = op(x, shuffle_xor(x, mask));
+  return x;
+}
+
+/// Joins the partial results of a row's tokens for the heads of one group, and writes them: a wave
+/// for each token's head.
 template <class T, class Team>
 BH_INLINE void merge_row(const LayerArgs& layer, const StepArgs& step, const Row& row, int group,
                          const Team& team) {
-  constexpr int kRun = 8;
-  const int runs = layer.head_size / kRun;
-  const int work = row.num_queries * layer.group_size * runs;
-  for (int i = team.index(); i < work; i += team.size()) {
-    const int head = group * layer.group_size + i / runs % layer.group_size;
-    const Token token = step.tokens[row.first_token + i / runs / layer.group_size];
+  constexpr int kRun = 4;
+  constexpr int kRuns = 256 / (kRun * kWave);  // of a lane, for the largest head
+  for (int i = team.index() / kWave; i < row.num_queries * layer.group_size;
+       i += team.size() / kWave) {
+    const int head = group * layer.group_size + i % layer.group_size;
+    const Token token = step.tokens[row.first_token + i / layer.group_size];
     if (token.num_partials == 1) continue;
-    const int dimension = i % runs * kRun;
     const int64_t first = int64_t{token.first_partial} * layer.num_heads + head;
+    auto state = [&](int p, int which) {
+      return load_across_blocks(step.partial_state + (first + int64_t{p} * layer.num_heads) * 2 +
+                                which);
+    };
     float maximum = -infinity();
-    for (int p = 0; p < token.num_partials; ++p) {
-      const float m = load_across_blocks(step.partial_state + (first + int64_t{p} * layer.num_heads) * 2);
-      maximum = m > maximum ? m : maximum;
+    for (int p = lane_index(); p < token.num_partials; p += kWave) {
+      maximum = fmaxf(maximum, state(p, 0));
     }
+    maximum = over_wave(maximum, [](float a, float b) { return fmaxf(a, b); });
     float denominator = 0;
-    float sums[kRun] = {};
-    for (int p = 0; p < token.num_partials; ++p) {
-      const int64_t partial = first + int64_t{p} * layer.num_heads;
-      const float part = load_across_blocks(step.partial_state + partial * 2 + 1);
-      if (part == 0) continue;
-      const float m = load_across_blocks(step.partial_state + partial * 2);
-      const float factor = m == maximum ? 1.0f : exp2_fast(m - maximum);
-      denominator += factor * part;
-      const float* from = step.partial_sums + partial * layer.head_size + dimension;
+    float sums[kRuns][kRun] = {};
+    for (int base = 0; base < token.num_partials; base += kWave) {
+      const int count = token.num_partials - base < kWave ? token.num_partials - base : kWave;
+      float factor = 0;
+      if (lane_index() < count) {
+        const float part = state(base + lane_index(), 1);
+        const float m = state(base + lane_index(), 0);
+        factor = part == 0 ? 0.0f : m == maximum ? 1.0f : exp2_fast(m - maximum);
+        denominator += factor * part;
+      }
+#pragma unroll 8
+      for (int p = 0; p < count; ++p) {
+        const float of_part = shuffle(factor, p);
+        const float* from = step.partial_sums +
+                            (first + int64_t{base + p} * layer.num_heads) * layer.head_size;
 #pragma unroll
-      for (int d = 0; d < kRun; ++d) sums[d] += factor * load_across_blocks(from + d);
+        for (int r = 0; r < kRuns; ++r) {
+          const int dimension = (r * kWave + lane_index()) * kRun;
+          if (dimension >= layer.head_size) continue;
+          float part[kRun];
+          load_across_blocks(from + dimension, part);
+#pragma unroll
+          for (int d = 0; d < kRun; ++d) sums[r][d] += of_part * part[d];
+        }
+      }
     }
+    denominator = over_wave(denominator, [](float a, float b) { return a + b; });
     const Finish last = finish(layer, head, maximum, denominator);
     const int64_t result = result_index(layer, step, token, head);
-    store_output<T, kRun>(layer, step, result, dimension, last.factor, sums);
-    if (step.lse && dimension == 0) step.lse[result] = last.lse;
+#pragma unroll
+    for (int r = 0; r < kRuns; ++r) {
+      const int dimension = (r * kWave + lane_index()) * kRun;
+      if (dimension >= layer.head_size) continue;
+      store_output<T, kRun>(layer, step, result, dimension, last.factor, sums[r]);
+    }
+    if (step.lse && lane_index() == 0) step.lse[result] = last.lse;
   }
 }
 

@@ -90,7 +90,7 @@ int32_t describe(int32_t device, DeviceInfo* info) {
   if (const int32_t status = report(hipGetDeviceProperties(&properties, device), "device")) {
     return status;
   }
-  std::snprintf(info->name, sizeof info->name, "%s", properties.name);
+  std::snprintf(info->name, sizeof info->name, "%.*s", int{sizeof info->name} - 1, properties.name);
   architecture_of(properties, info->architecture, sizeof info->architecture);
   info->wave = properties.warpSize;
   info->columns = columns_of();
@@ -255,7 +255,7 @@ KernelLaunch decode_kernel(const LayerArgs& layer, int cache_dtype, int rows) {
   switch (layer.head_size) {
 #define BH_CASE(head)                                                                      \
   case head:                                                                               \
-    launch = decode_##head(layer.dtype == BH_BFLOAT16, is_fp8(cache_dtype), rows, columns_of()); \
+    launch = decode_##head(layer.dtype, cache_dtype, rows, columns_of()); \
     break;
     BH_FOR_EACH_HEAD_SIZE(BH_CASE)
 #undef BH_CASE
@@ -268,7 +268,7 @@ KernelLaunch prefill_kernel(const LayerArgs& layer, int cache_dtype) {
   switch (layer.head_size) {
 #define BH_CASE(head)                                                            \
   case head:                                                                     \
-    launch = prefill_##head(layer.dtype == BH_BFLOAT16, is_fp8(cache_dtype), is_hopper()); \
+    launch = prefill_##head(layer.dtype, cache_dtype, is_hopper()); \
     break;
     BH_FOR_EACH_HEAD_SIZE(BH_CASE)
 #undef BH_CASE

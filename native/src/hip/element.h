@@ -23,11 +23,6 @@ struct Float8E5M2 {
   uint8_t bits;
 };
 
-/// Eight bits whose format is known at run time: caches of both fp8 types share kernels.
-struct Float8 {
-  uint8_t bits;
-};
-
 // ---- widening ----
 
 BH_INLINE float widen(Float32 x) { return bits_to_float(x.bits); }
@@ -143,12 +138,6 @@ BH_INLINE float widen_high(uint32_t word) {
 
 /// e4m3 in the low byte of each half to float16.
 BH_INLINE uint32_t e4m3_to_float16(uint32_t codes) {
-#if defined(__CUDACC__) && __CUDA_ARCH__ >= 890
-  uint32_t word;
-  const auto bytes = static_cast<uint16_t>(byte_permute(codes, 0, 0x0020));
-  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(word) : "h"(bytes));
-  return word;
-#else
   const uint32_t magnitude = codes & 0x007f007fu;
   const uint32_t nan = (magnitude + 0x00010001u) & 0x00800080u;
   // The exponent is put where float16 has it; 2^8 is the difference of the biases.
@@ -161,7 +150,6 @@ BH_INLINE uint32_t e4m3_to_float16(uint32_t codes) {
                                       widen_high<Float16>(shifted) * 256.0f);
 #endif
   return word | (codes & 0x00800080u) << 8;
-#endif
 }
 
 template <class T>
@@ -176,17 +164,25 @@ BH_INLINE uint32_t from_float16<BFloat16>(uint32_t word) {
 }
 
 template <class T>
-BH_INLINE void widen_float8(uint32_t codes, bool is_e5m2, uint32_t* words) {
+BH_INLINE void widen_four(uint32_t codes, uint32_t* words, Float8E4M3) {
+#if defined(__CUDACC__) && __CUDA_ARCH__ >= 890
   uint32_t low, high;
-  if (is_e5m2) {
-    low = byte_permute(codes, 0, 0x1404);
-    high = byte_permute(codes, 0, 0x3424);
-  } else {
-    low = e4m3_to_float16(byte_permute(codes, 0, 0x4140));
-    high = e4m3_to_float16(byte_permute(codes, 0, 0x4342));
-  }
+  asm("{.reg .b16 a, b; mov.b32 {a, b}, %2; cvt.rn.f16x2.e4m3x2 %0, a; "
+      "cvt.rn.f16x2.e4m3x2 %1, b;}"
+      : "=r"(low), "=r"(high)
+      : "r"(codes));
+#else
+  const uint32_t low = e4m3_to_float16(byte_permute(codes, 0, 0x4140));
+  const uint32_t high = e4m3_to_float16(byte_permute(codes, 0, 0x4342));
+#endif
   words[0] = from_float16<T>(low);
   words[1] = from_float16<T>(high);
+}
+
+template <class T>
+BH_INLINE void widen_four(uint32_t codes, uint32_t* words, Float8E5M2) {
+  words[0] = from_float16<T>(byte_permute(codes, 0, 0x1404));
+  words[1] = from_float16<T>(byte_permute(codes, 0, 0x3424));
 }
 
 // ---- dtypes known at run time ----

@@ -25,9 +25,9 @@ struct KernelLaunch {
 #define BH_FOR_EACH_HEAD_SIZE(F) F(32) F(64) F(80) F(96) F(128) F(160) F(192) F(224) F(256)
 
 /// `rows` is the largest number of query rows of an item, `columns` those of a matrix tile.
-#define BH_DECLARE(head)                                                            \
-  KernelLaunch decode_##head(bool is_bfloat16, bool is_fp8, int rows, int columns); \
-  KernelLaunch prefill_##head(bool is_bfloat16, bool is_fp8, bool is_hopper);
+#define BH_DECLARE(head)                                                         \
+  KernelLaunch decode_##head(int dtype, int cache_dtype, int rows, int columns); \
+  KernelLaunch prefill_##head(int dtype, int cache_dtype, bool is_hopper);
 BH_FOR_EACH_HEAD_SIZE(BH_DECLARE)
 #undef BH_DECLARE
 

@@ -70,7 +70,7 @@ struct Plain {
       denominator[self] = 0;
     }
     const int tiles_per_block = step.cache.block_size / kTile;
-    const int32_t* blocks = step.blocks + step.rows[item.row].blocks;
+    const int32_t* blocks = step.blocks + item.blocks;
     for (int key = item.first_key; key < item.end_key; key += kTile) {
       const int t = key / kTile;
       const char* keys = keys_of(step.cache, blocks[t / tiles_per_block],
@@ -137,13 +137,14 @@ struct Plain {
 
   BH_INLINE void weigh(int row) const {
     float* w = weights + row * kTile;
-    float highest = maximum[row];
+    float highest = -infinity();
     for (int k = 0; k < kTile; ++k) highest = fmaxf(highest, w[k]);
+    highest = fmaxf(maximum[row], highest * kLog2E);
     const float subtract = highest == -infinity() ? 0.0f : highest;
     factor[row] = highest == maximum[row] ? 1.0f : exp2f(maximum[row] - highest);
     float sum = denominator[row] * factor[row];
     for (int k = 0; k < kTile; ++k) {
-      w[k] = exp2f(w[k] - subtract);
+      w[k] = exp2f(fmaf(w[k], kLog2E, -subtract));
       sum += w[k];
     }
     maximum[row] = highest;

@@ -77,16 +77,16 @@ struct Prefill {
     for (int c = 0; c < kColumnTiles; ++c) {
 #pragma unroll
       for (int i = 0; i < kLaneColumns; ++i) {
-        range.add(shared.rows[first_row + c * kColumns + sum_column(i)]);
+        const int row = first_row + c * kColumns + sum_column(i);
+        if (row < item.num_tokens * layer.group_size) range.add(shared.rows[row]);
       }
     }
-    const bool is_e5m2 = step.cache.dtype == BH_FLOAT8_E5M2;
-    copy_tiles(item, group, item.first_key, 0, is_e5m2);
+    copy_tiles(item, group, item.first_key, 0);
     for (int key = item.first_key, stage = 0; key < item.end_key; key += kKeys, stage ^= 1) {
       wait_for_copies();
       __syncthreads();
       if (key + kKeys < item.end_key) {
-        copy_tiles(item, group, key + kKeys, stage ^ 1, is_e5m2);
+        copy_tiles(item, group, key + kKeys, stage ^ 1);
       }
       const int end_key = key + kKeys < item.end_key ? key + kKeys : item.end_key;
       for (int first = key; first < end_key; first += kTile) {
@@ -106,13 +106,12 @@ struct Prefill {
   }
 
   /// Starts to copy kKeys keys and values from `first_key` on to a stage, widened to T.
-  BH_INLINE void copy_tiles(const AttendItem& item, int group, int first_key, int stage,
-                            bool is_e5m2) const {
+  BH_INLINE void copy_tiles(const AttendItem& item, int group, int first_key, int stage) const {
     const CacheView& cache = step.cache;
     constexpr int kSourceBytes = kHead * int{sizeof(E)};
     constexpr int kChunks = kSourceBytes;  // of a tile of 16 tokens: 16 * bytes / 16
     const int tiles_per_block = cache.block_size / kTile;
-    const int32_t* blocks = step.blocks + step.rows[item.row].blocks;
+    const int32_t* blocks = step.blocks + item.blocks;
     const int tiles = (item.end_key - first_key + kTile - 1) / kTile;
     const int count = (tiles < kKeys / kTile ? tiles : kKeys / kTile) * kChunks;
     for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
@@ -135,7 +134,7 @@ struct Prefill {
               (panel * kPanel + ((at % width / kChunk) ^ swizzle(width, token)) * kChunk) * 2;
           uint32_t words[8];
 #pragma unroll
-          for (int w = 0; w < 4; ++w) widen_float8<T>(codes.words[w], is_e5m2, words + 2 * w);
+          for (int w = 0; w < 4; ++w) widen_four<T>(codes.words[w], words + 2 * w, E{});
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
             const auto offset =
@@ -157,7 +156,7 @@ struct Prefill {
     Sums scores[kColumnTiles] = {};
     KeyTile<T, T, kHead> keys;
     keys.template load<Memory::kShared>(key_half, kKeys, token);
-    keys.for_each(false, [&](int i, const Rows& rows) {
+    keys.for_each([&](int i, const Rows& rows) {
 #pragma unroll
       for (int c = 0; c < kColumnTiles; ++c) {
         if constexpr (kQueryInShared) {
@@ -180,7 +179,7 @@ struct Prefill {
     if (first_key < item.first_seen || first_key + kTile > item.end_key) {
       values.keep(item.first_seen - first_key, item.end_key - first_key);
     }
-    values.for_each(false, [&](int i, const Rows& rows) {
+    values.for_each([&](int i, const Rows& rows) {
 #pragma unroll
       for (int c = 0; c < kColumnTiles; ++c) multiply<T>(rows, weights[c], results[c][i]);
     });
@@ -250,6 +249,13 @@ KernelLaunch launch_of() {
           sizeof(typename Kernel::Shared), 0, prefill_rows(BH_HEAD_SIZE)};
 }
 
+template <class T>
+KernelLaunch for_cache(int cache_dtype) {
+  if (cache_dtype == BH_FLOAT8_E4M3FN) return launch_of<T, Float8E4M3>();
+  if (cache_dtype == BH_FLOAT8_E5M2) return launch_of<T, Float8E5M2>();
+  return launch_of<T, T>();
+}
+
 #if defined(__CUDACC__)
 template <class T>
 KernelLaunch hopper_launch_of() {
@@ -261,18 +267,15 @@ KernelLaunch hopper_launch_of() {
 
 }  // namespace
 
-KernelLaunch BH_HEAD_NAME(prefill)(bool is_bfloat16, bool is_fp8, [[maybe_unused]] bool is_hopper) {
+KernelLaunch BH_HEAD_NAME(prefill)(int dtype, int cache_dtype, [[maybe_unused]] bool is_hopper) {
 #if defined(__CUDACC__)
   if constexpr (has_hopper_prefill(BH_HEAD_SIZE)) {
-    if (is_hopper && !is_fp8) {
-      return is_bfloat16 ? hopper_launch_of<BFloat16>() : hopper_launch_of<Float16>();
+    if (is_hopper && cache_dtype == dtype) {
+      return dtype == BH_BFLOAT16 ? hopper_launch_of<BFloat16>() : hopper_launch_of<Float16>();
     }
   }
 #endif
-  if (is_bfloat16) {
-    return is_fp8 ? launch_of<BFloat16, Float8>() : launch_of<BFloat16, BFloat16>();
-  }
-  return is_fp8 ? launch_of<Float16, Float8>() : launch_of<Float16, Float16>();
+  return dtype == BH_BFLOAT16 ? for_cache<BFloat16>(cache_dtype) : for_cache<Float16>(cache_dtype);
 }
 
 }  // namespace broadhead::gpu

@@ -84,7 +84,7 @@ struct HopperPrefill {
   BH_INLINE void produce() const {
     const CacheView& cache = step.cache;
     const int tiles_per_block = cache.block_size / kTile;
-    const int32_t* blocks = step.blocks + step.rows[item.row].blocks;
+    const int32_t* blocks = step.blocks + item.blocks;
     const int end_tile = (item.end_key + kTile - 1) / kTile;
     uint32_t ragged_parity = 0;
     for (int n = 0; n < num_tiles(); ++n) {
@@ -149,13 +149,16 @@ struct HopperPrefill {
   };
 
   BH_INLINE void consume() {
-    const int consumer = static_cast<int>(threadIdx.x) / hopper::kGroupThreads - 1;
+    // The same for all lanes, as the compiler cannot know.
+    const int consumer =
+        shuffle(static_cast<int>(threadIdx.x) / hopper::kGroupThreads, 0) - 1;
     const int thread = static_cast<int>(threadIdx.x) % hopper::kGroupThreads;
     load_queries(consumer, thread);
     const int first_row = consumer * 64 + thread / kWave * 16 + lane_index() / 4;
     KeyRange range;
-    range.add(shared.rows[first_row]);
-    range.add(shared.rows[first_row + 8]);
+    for (int row = first_row; row <= first_row + 8; row += 8) {
+      if (row < item.num_tokens * layer.group_size) range.add(shared.rows[row]);
+    }
     State state = {{-infinity(), -infinity()}, {0, 0}};
     float scores[kScores];
     uint32_t weights[kScores / 2];
@@ -210,15 +213,15 @@ struct HopperPrefill {
   BH_INLINE void start_scores(int n, int consumer, float* scores) const {
     const int stage = n % kStages;
     hopper::wait(&shared.keys_full[stage], n / kStages % 2);
-    const uint32_t query = hopper::shared_address(shared.query) + consumer * 64 * kPanel;
-    const uint32_t keys = hopper::shared_address(shared.keys[stage]);
+    const uint64_t query =
+        hopper::describe_matrix(hopper::shared_address(shared.query) + consumer * 64 * kPanel);
+    const uint64_t keys = hopper::describe_matrix(hopper::shared_address(shared.keys[stage]));
     hopper::fence_registers();
 #pragma unroll
     for (int i = 0; i < kHead / 16; ++i) {
-      const uint32_t a = query + i / 4 * kRows * kPanel + i % 4 * 32;
-      const uint32_t b = keys + i / 4 * kPanelBytes + i % 4 * 32;
-      hopper::multiply<T, kKeys>(hopper::describe_matrix(a), hopper::describe_matrix(b), i > 0,
-                                 scores);
+      hopper::multiply<T, kKeys>(
+          hopper::advance(query, i / 4 * kRows * kPanel + i % 4 * 32),
+          hopper::advance(keys, i / 4 * kPanelBytes + i % 4 * 32), i > 0, scores);
     }
     hopper::commit_products();
   }
@@ -226,16 +229,17 @@ struct HopperPrefill {
   BH_INLINE void start_results(int n, const uint32_t* weights, float* results) const {
     const int stage = n % kStages;
     hopper::wait(&shared.values_full[stage], n / kStages % 2);
-    const uint32_t values = hopper::shared_address(shared.values[stage]);
+    const uint64_t values =
+        hopper::describe_matrix(hopper::shared_address(shared.values[stage]), kPanelBytes);
     hopper::fence_registers();
 #pragma unroll
     for (int i = 0; i < kKeys / 16; ++i) {
 #pragma unroll
       for (int c = 0; c < kHead / kValueColumns; ++c) {
-        const uint32_t b = values + c * (kValueColumns / 64) * kPanelBytes + i * 16 * kPanel;
-        hopper::accumulate<T, kValueColumns>(weights + 4 * i,
-                                             hopper::describe_matrix(b, kPanelBytes),
-                                             results + c * kValueColumns / 2);
+        hopper::accumulate<T, kValueColumns>(
+            weights + 4 * i,
+            hopper::advance(values, c * (kValueColumns / 64) * kPanelBytes + i * 16 * kPanel),
+            results + c * kValueColumns / 2);
       }
     }
     hopper::commit_products();
@@ -245,9 +249,9 @@ struct HopperPrefill {
   /// thread are of its first row, 4j + 2 and 4j + 3 of its second.
   BH_INLINE void weigh(int first_key, const KeyRange& range, int first_row, float* scores,
                        State& state) const {
-    const bool plain = is_plain(layer) && layer.score_scale > 0;
+    const bool plain = is_plain(layer);
     const bool whole = first_key >= range.first_whole && first_key + kKeys <= range.end_whole;
-    float factor = layer.score_scale * kLog2E;
+    const float factor = exponent_factor(layer);
     if (!plain || !whole) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
@@ -263,7 +267,6 @@ struct HopperPrefill {
           }
         }
       }
-      if (!plain) factor = 1;
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {

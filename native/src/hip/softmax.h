@@ -9,13 +9,13 @@ namespace broadhead::gpu {
 /// A query row of an item, that is a token's head, in shared memory.
 struct alignas(16) QueryRow {
   int32_t position;
-  int32_t first;  ///< keys that it sees: first .. end - 1
+  int32_t first;  ///< keys of the item that it sees: first .. end - 1
   int32_t end;
   float slope;
 };
 
-/// Describes the item's query rows; rows past its last see nothing. Every thread of a block calls
-/// this.
+/// Describes the item's query rows; rows past its last see nothing. Every thread of a block
+/// calls this.
 BH_INLINE void describe_rows(const LayerArgs& layer, const StepArgs& step, const AttendItem& item,
                              int group, int count, QueryRow* rows) {
   for (int r = static_cast<int>(threadIdx.x); r < count; r += static_cast<int>(blockDim.x)) {
@@ -25,7 +25,8 @@ BH_INLINE void describe_rows(const LayerArgs& layer, const StepArgs& step, const
       const Row& of_token = step.rows[token.row];
       const VisibleKeys keys = visible_keys(layer.causal != 0, layer.window, of_token.seq_len,
                                             of_token.num_queries, token.index);
-      row = {keys.position, keys.first, keys.end, 0};
+      row = {keys.position, keys.first > item.first_seen ? keys.first : item.first_seen,
+             keys.end < item.end_key ? keys.end : item.end_key, 0};
       if (layer.alibi_slopes) {
         row.slope = layer.alibi_slopes[group * layer.group_size + r % layer.group_size];
       }
@@ -46,7 +47,8 @@ BH_INLINE const T* query_of(const LayerArgs& layer, const StepArgs& step, const 
              layer.head_size;
 }
 
-/// Keys that some of a wave's columns see, and keys that all of them see.
+/// Keys that some of a wave's columns see, and keys that all of them see. Columns past an item's last
+/// row do not count: what they compute is never used.
 struct KeyRange {
   int32_t begin = INT32_MAX;
   int32_t end = 0;
@@ -86,11 +88,7 @@ struct ColumnState {
   BH_INLINE void weigh(const LayerArgs& layer, const QueryRow* rows, int first_key, bool whole,
                        Sums& scores, Sums* results) {
     const bool plain = is_plain(layer);
-    if (plain) {
-      const float factor = layer.score_scale * kLog2E;
-#pragma unroll
-      for (int i = 0; i < kSumWords; ++i) scores.values[i] *= factor;
-    }
+    const float factor = exponent_factor(layer);
     if (!plain || !whole) {
 #pragma unroll
       for (int c = 0; c < kLaneColumns; ++c) {
@@ -112,6 +110,7 @@ struct ColumnState {
       for (int i = c + kLaneColumns; i < kSumWords; i += kLaneColumns) {
         highest[c] = fmaxf(highest[c], scores.values[i]);
       }
+      highest[c] *= factor;
     }
     bool rises = false;
 #pragma unroll
@@ -122,7 +121,7 @@ struct ColumnState {
       const float subtract = maximum[c] == -infinity() ? 0.0f : maximum[c];
 #pragma unroll
       for (int i = c; i < kSumWords; i += kLaneColumns) {
-        scores.values[i] = exp2_fast(scores.values[i] - subtract);
+        scores.values[i] = exp2_fast(fmaf(scores.values[i], factor, -subtract));
         denominator[c] += scores.values[i];
       }
     }

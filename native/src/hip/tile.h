@@ -360,12 +360,12 @@ BH_INLINE void load_run(const char* half, int tokens, int token, int lane, uint3
 
 /// Widens kCount elements of a run to words of pairs of T; exact.
 template <class T, class E, int kCount>
-BH_INLINE void widen_run(const uint32_t* raw, bool is_e5m2, uint32_t* words) {
+BH_INLINE void widen_run(const uint32_t* raw, uint32_t* words) {
   if constexpr (sizeof(E) == 1) {
     uint32_t pairs[2];
 #pragma unroll
     for (int i = 0; i < (kCount + 3) / 4; ++i) {
-      widen_float8<T>(raw[i], is_e5m2, pairs);
+      widen_four<T>(raw[i], pairs, E{});
       words[2 * i] = pairs[0];
       if (4 * i + 2 < kCount) words[2 * i + 1] = pairs[1];
     }
@@ -400,7 +400,7 @@ struct KeyTile {
 
   /// Calls visit(i, rows) for every 16 dimensions, in the order of QueryColumns.
   template <class Visit>
-  BH_INLINE void for_each(bool is_e5m2, Visit&& visit) const {
+  BH_INLINE void for_each(Visit&& visit) const {
     for_each_segment<kHead, kKeySegment>([&](auto begin, auto size) {
       constexpr int kBegin = decltype(begin)::value;
       constexpr int kSize = decltype(size)::value;
@@ -412,7 +412,7 @@ struct KeyTile {
 #pragma unroll
         for (int r = 0; r < kLaneRows; ++r) {
           uint32_t words[kPartWords];
-          widen_run<T, E, 2 * kPartWords>(raw[r] + kFirst + i * kStep, is_e5m2, words);
+          widen_run<T, E, 2 * kPartWords>(raw[r] + kFirst + i * kStep, words);
 #pragma unroll
           for (int w = 0; w < kPartWords; ++w) rows.words[r + w * kLaneRows] = words[w];
         }
@@ -456,7 +456,7 @@ struct ValueTile {
 
   /// Calls visit(i, rows) for every 16 dimensions of the result; see dimension().
   template <class Visit>
-  BH_INLINE void for_each(bool is_e5m2, Visit&& visit) const {
+  BH_INLINE void for_each(Visit&& visit) const {
     for_each_segment<kHead, kSegment>([&](auto begin, auto size) {
       constexpr int kBegin = decltype(begin)::value;
       constexpr int kRun = decltype(size)::value / kRowLanes;
@@ -468,7 +468,7 @@ struct ValueTile {
         uint32_t pairs[kLaneKeys][2];
 #pragma unroll
         for (int j = 0; j < kLaneKeys; ++j) {
-          widen_run<T, E, kCount>(raw[j] + kFirst + r, is_e5m2, pairs[j]);
+          widen_run<T, E, kCount>(raw[j] + kFirst + r, pairs[j]);
         }
 #pragma unroll
         for (int p = 0; p < (kCount + 1) / 2; ++p) {

@@ -118,8 +118,6 @@ template <class T, class E>
 BH_INLINE void update_token(const LayerArgs& layer, const StepArgs& step,
                             const UpdateToken& token) {
   const CacheView& cache = step.cache;
-  const int64_t block = token.slot / cache.block_size;
-  const int offset = static_cast<int>(token.slot % cache.block_size);
   const int elements = layer.num_kv_heads * layer.head_size;
   const Tensor<T> key(layer, step.source_key, token.key, layer.num_kv_heads, token.position);
   const T* value = static_cast<const T*>(step.source_value) + int64_t{token.value} * elements;
@@ -127,10 +125,10 @@ BH_INLINE void update_token(const LayerArgs& layer, const StepArgs& step,
     float keys[kRun], values[kRun];
     load_numbers(value + e, values);
     key.load(e, keys);
-    char* half = keys_of(cache, block, e / layer.head_size);
+    char* half = keys_of(cache, token.block, e / layer.head_size);
     const int dimension = e % layer.head_size;
-    store_run<E>(cache, half, offset, dimension, layer.k_scale, keys);
-    store_run<E>(cache, half + cache.half_bytes, offset, dimension, layer.v_scale, values);
+    store_run<E>(cache, half, token.offset, dimension, layer.k_scale, keys);
+    store_run<E>(cache, half + cache.half_bytes, token.offset, dimension, layer.v_scale, values);
   }
 }
 
@@ -156,11 +154,56 @@ BH_INLINE void prepare_query(const LayerArgs& layer, const StepArgs& step, int i
   }
 }
 
+/// Without rotary embedding a thread's runs are independent: it loads some before it stores the
+/// first.
+template <class T, class E>
+BH_INLINE void update_all(const LayerArgs& layer, const StepArgs& step) {
+  constexpr int kAhead = sizeof(T) == 4 ? 2 : 4;
+  const CacheView& cache = step.cache;
+  const int elements = layer.num_kv_heads * layer.head_size;
+  const int runs = elements / kRun;
+  const int64_t all = int64_t{step.num_update_tokens} * runs;
+  const int64_t stride = int64_t{gridDim.x} * kThreads;
+  for (int64_t base = int64_t{blockIdx.x} * kThreads + threadIdx.x; base < all;
+       base += kAhead * stride) {
+    UpdateToken tokens[kAhead];
+    float keys[kAhead][kRun], values[kAhead][kRun];
+    int element[kAhead];
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      const int64_t index = base + a * stride;
+      if (index >= all) break;
+      tokens[a] = step.update_tokens[index / runs];
+      element[a] = static_cast<int>(index % runs) * kRun;
+    }
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      if (base + a * stride >= all) break;
+      load_numbers(static_cast<const T*>(step.source_key) + int64_t{tokens[a].key} * elements +
+                       element[a],
+                   keys[a]);
+      load_numbers(static_cast<const T*>(step.source_value) + int64_t{tokens[a].value} * elements +
+                       element[a],
+                   values[a]);
+    }
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      if (base + a * stride >= all) break;
+      char* half = keys_of(cache, tokens[a].block, element[a] / layer.head_size);
+      const int dimension = element[a] % layer.head_size;
+      store_run<E>(cache, half, tokens[a].offset, dimension, layer.k_scale, keys[a]);
+      store_run<E>(cache, half + cache.half_bytes, tokens[a].offset, dimension, layer.v_scale,
+                   values[a]);
+    }
+  }
+}
+
 /// Blocks of threads take tokens in turns: those to write, then queries.
 template <class T, class E>
 __global__ void __launch_bounds__(kThreads) update(LayerArgs layer, const StepArgs* arguments) {
   const StepArgs& step = *arguments;
-  const int tokens = step.num_update_tokens;
+  if (layer.rotary_dim == 0) update_all<T, E>(layer, step);
+  const int tokens = layer.rotary_dim == 0 ? 0 : step.num_update_tokens;
   const int work = tokens + step.num_query_tokens;
   for (int i = static_cast<int>(blockIdx.x); i < work; i += static_cast<int>(gridDim.x)) {
     if (i < tokens) {

@@ -118,6 +118,18 @@ BH_INLINE float load_across_blocks(const float* from) {
 #endif
 }
 
+BH_INLINE void load_across_blocks(const float* from, float (&numbers)[4]) {
+#if defined(__CUDACC__)
+  const float4 loaded = __ldcg(reinterpret_cast<const float4*>(from));
+  numbers[0] = loaded.x;
+  numbers[1] = loaded.y;
+  numbers[2] = loaded.z;
+  numbers[3] = loaded.w;
+#else
+  for (int i = 0; i < 4; ++i) numbers[i] = load_across_blocks(from + i);
+#endif
+}
+
 BH_INLINE float bits_to_float(uint32_t bits) {
   float value;
   __builtin_memcpy(&value, &bits, 4);

@@ -32,6 +32,11 @@ BH_INLINE uint64_t describe_matrix(uint32_t address, uint32_t panel_stride = 16)
          uint64_t{(address & 0x3ffffu) >> 4};
 }
 
+/// The matrix that starts so many bytes later.
+BH_INLINE uint64_t advance(uint64_t matrix, int bytes) {
+  return matrix + static_cast<uint64_t>(bytes >> 4);
+}
+
 BH_INLINE void fence_registers() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 BH_INLINE void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int kInFlight>
