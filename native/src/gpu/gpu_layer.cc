@@ -13,7 +13,7 @@ namespace {
 constexpr int kTemporaryBlock = kTile;
 
 /// Blocks of threads of the update kernel for each multiprocessor.
-constexpr int kUpdateBlocks = 16;
+constexpr int kUpdateBlocks = 8;
 
 /// The largest divisor of `group` that is at most `limit`.
 int part_of_group(int group, int limit) {
@@ -40,8 +40,6 @@ GpuLayer::GpuLayer(const LayerSpec& spec, const GpuCache* cache, std::shared_ptr
   args_.head_size = spec.head_size;
   args_.dtype = spec.dtype;
   args_.output_dtype = spec.output_dtype();
-  args_.causal = spec.is_causal();
-  args_.window = spec.window();
   args_.score_scale = spec.scale * spec.k_scale;
   args_.k_scale = spec.k_scale;
   args_.v_scale = spec.v_scale;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <unordered_map>
+#include <utility>
 
 #include "core/visible_keys.h"
 
@@ -12,6 +13,11 @@ namespace {
 
 /// Tiles of decode work that are not worth to be divided further.
 constexpr int kLeastTiles = 8;
+
+/// A block of threads streams several times as fast as its share of the device's bandwidth, so that
+/// the device stays busy though some have more work than others: only what is longer than so many
+/// shares is divided, for pieces cost a join.
+constexpr int kLargestShare = 2;
 
 /// Keys likewise, in prefill.
 constexpr int kLeastKeys = 512;
@@ -26,6 +32,7 @@ void GpuPlan::plan(const LayerSpec& spec, const Step& step, int block_size, bool
   rows_.clear();
   tokens_.clear();
   blocks_.clear();
+  blocks_of_row_.clear();
   update_tokens_.clear();
   query_tokens_.clear();
   decode_units_.clear();
@@ -35,24 +42,20 @@ void GpuPlan::plan(const LayerSpec& spec, const Step& step, int block_size, bool
   temporary_blocks_ = written_tokens_ = keys_seen_ = keys_read_ = 0;
   add_rows(spec, step, block_size, prepare_queries);
   if (!spec.read_only_cache && step.key) add_updates(spec, step, block_size);
-  if (spec.uses_cache()) share_prefixes(spec, step, block_size, limits);
-  add_units(spec, limits);
+  if (spec.uses_cache()) share_prefixes(step, block_size, limits);
+  add_units(limits);
   divide_decode(limits);
   divide_prefill(limits);
   place_partials();
+  deal_out(limits);
 }
 
 void GpuPlan::add_rows(const LayerSpec& spec, const Step& step, int block_size,
                        bool prepare_queries) {
   for (int64_t r = 0; r < step.num_rows; ++r) {
     const StepRow& from = step.rows[r];
-    Row row{};
-    row.output = static_cast<int32_t>(from.output);
-    row.query = prepare_queries ? row.output : static_cast<int32_t>(from.query);
-    row.num_queries = from.num_queries;
-    row.seq_len = from.seq_len;
-    row.blocks = static_cast<int32_t>(blocks_.size());
-    row.first_token = static_cast<int32_t>(tokens_.size());
+    rows_.push_back({static_cast<int32_t>(tokens_.size()), from.num_queries, 0});
+    blocks_of_row_.push_back(static_cast<int32_t>(blocks_.size()));
     const int64_t used = (int64_t{from.seq_len} + block_size - 1) / block_size;
     if (spec.uses_cache()) {
       // Only what is used: entries behind may be anything.
@@ -63,13 +66,18 @@ void GpuPlan::add_rows(const LayerSpec& spec, const Step& step, int block_size,
       }
       temporary_blocks_ += used;
     }
-    rows_.push_back(row);
     for (int32_t i = 0; i < from.num_queries; ++i) {
-      tokens_.push_back({static_cast<int32_t>(r), i, 0, 0});
+      const VisibleKeys keys =
+          visible_keys(spec.is_causal(), spec.window(), from.seq_len, from.num_queries, i);
+      keys_seen_ += keys.end - keys.first;
+      const auto output = static_cast<int32_t>(from.output) + i;
+      const auto query = static_cast<int32_t>(from.query) + i;
+      tokens_.push_back({static_cast<int32_t>(r), prepare_queries ? output : query, output,
+                         keys.position, keys.first, keys.end, 0, 0});
       if (prepare_queries) {
         const int32_t position =
             spec.rotary_dim > 0 ? static_cast<int32_t>(step.positions[from.positions + i]) : 0;
-        query_tokens_.push_back({static_cast<int32_t>(from.query) + i, position});
+        query_tokens_.push_back({query, position});
       }
     }
   }
@@ -91,7 +99,7 @@ void GpuPlan::add_updates(const LayerSpec& spec, const Step& step, int block_siz
         slot = step.slots[from.slots + i];
         if (slot < 0) continue;
       } else {
-        const int32_t block = blocks_[static_cast<size_t>(rows_[static_cast<size_t>(r)].blocks)];
+        const int32_t block = blocks_[static_cast<size_t>(blocks_of_row_[static_cast<size_t>(r)])];
         slot = int64_t{block} * block_size + i;
       }
       token.block = static_cast<int32_t>(slot / block_size);
@@ -109,17 +117,14 @@ void GpuPlan::add_updates(const LayerSpec& spec, const Step& step, int block_siz
   }
 }
 
-void GpuPlan::share_prefixes(const LayerSpec& spec, const Step& step, int block_size,
-                             const PlanLimits& limits) {
+void GpuPlan::share_prefixes(const Step& step, int block_size, const PlanLimits& limits) {
   prefixes_.clear();
   for (size_t r = 0; r < rows_.size(); ++r) {
     const Row& row = rows_[r];
     if (row.num_queries == 0 || row.num_queries * limits.group_size > limits.decode_rows) continue;
-    auto keys = [&](int32_t index) {
-      return visible_keys(spec.is_causal(), spec.window(), row.seq_len, row.num_queries, index);
-    };
-    if (keys(row.num_queries - 1).first == 0) {
-      prefixes_.add(static_cast<int64_t>(r), keys(0).end);
+    const Token* tokens = tokens_.data() + row.first_token;
+    if (tokens[row.num_queries - 1].first == 0) {
+      prefixes_.add(static_cast<int64_t>(r), tokens[0].end);
     }
   }
   prefixes_.for_each(step, block_size, [&](const auto* group, int64_t count, int keys) {
@@ -129,7 +134,8 @@ void GpuPlan::share_prefixes(const LayerSpec& spec, const Step& step, int block_
       shared_keys_[r] = keys;
       for (int32_t t = 0; t < rows_[r].num_queries; ++t) {
         shared_tokens_.push_back(rows_[r].first_token + t);
-        tokens_.push_back({static_cast<int32_t>(r), t, 0, 0});
+        const Token token = tokens_[static_cast<size_t>(rows_[r].first_token + t)];
+        tokens_.push_back(token);
       }
     }
     const auto end = static_cast<int32_t>(tokens_.size());
@@ -137,19 +143,16 @@ void GpuPlan::share_prefixes(const LayerSpec& spec, const Step& step, int block_
     const int rows = small || limits.prefill_rows == 0 ? limits.decode_rows : limits.prefill_rows;
     const int run = std::max(1, rows / limits.group_size);
     for (int32_t t = first; t < end; t += run) {
-      add_unit(limits, {t, std::min(run, end - t), static_cast<int32_t>(group[0].row), 0, keys, 0,
-                        0, 0});
+      add_unit(limits, {t, std::min(run, end - t),
+                        blocks_of_row_[static_cast<size_t>(group[0].row)], 0, keys, 0, 0, 0});
     }
   });
 }
 
-void GpuPlan::add_units(const LayerSpec& spec, const PlanLimits& limits) {
+void GpuPlan::add_units(const PlanLimits& limits) {
   for (size_t r = 0; r < rows_.size(); ++r) {
     const Row& row = rows_[r];
-    auto keys = [&](int32_t index) {
-      return visible_keys(spec.is_causal(), spec.window(), row.seq_len, row.num_queries, index);
-    };
-    for (int32_t i = 0; i < row.num_queries; ++i) keys_seen_ += keys(i).end - keys(i).first;
+    const Token* tokens = tokens_.data() + row.first_token;
     const bool small = row.num_queries * limits.group_size <= limits.decode_rows;
     const int query_rows =
         small || limits.prefill_rows == 0 ? limits.decode_rows : limits.prefill_rows;
@@ -160,10 +163,10 @@ void GpuPlan::add_units(const LayerSpec& spec, const PlanLimits& limits) {
       Unit unit{};
       unit.first_token = row.first_token + begin;
       unit.num_tokens = end - begin;
-      unit.row = static_cast<int32_t>(r);
-      unit.first_seen = std::max(keys(begin).first, shared_keys_[r]);
+      unit.blocks = blocks_of_row_[r];
+      unit.first_seen = std::max(tokens[begin].first, shared_keys_[r]);
       unit.first_key = round_down(unit.first_seen);
-      unit.end_key = std::max(keys(end - 1).end, unit.first_key);
+      unit.end_key = std::max(tokens[end - 1].end, unit.first_key);
       if (unit.end_key <= unit.first_seen) unit.end_key = unit.first_key;
       add_unit(limits, unit);
     }
@@ -176,55 +179,41 @@ void GpuPlan::add_unit(const PlanLimits& limits, const Unit& unit) {
   keys_read_ += unit.end_key - unit.first_key;
 }
 
-/// Every slot gets as many tiles as the others; a unit goes on in the next slot where one is full.
+/// Cuts long units into pieces and deals them out to slots, the largest first.
 void GpuPlan::divide_decode(const PlanLimits& limits) {
   decode_items_.clear();
-  item_units_.clear();
-  slot_items_.assign(1, 0);
   int64_t total = 0;
   decode_rows_ = 0;
   for (const Unit& unit : decode_units_) {
     total += tiles_of(unit.first_key, unit.end_key);
     decode_rows_ = std::max(decode_rows_, unit.num_tokens * limits.group_size);
   }
-  const int resident = limits.slots[decode_rows_ > limits.columns];
-  const int64_t slots = std::clamp<int64_t>(total / kLeastTiles, 1, resident);
-  const int64_t share = (total + slots - 1) / slots;
-  int64_t left = share;
-  auto next_slot = [&] {
-    slot_items_.push_back(static_cast<int32_t>(decode_items_.size()));
-    left += share;
-  };
-  for (size_t u = 0; u < decode_units_.size(); ++u) {
-    Unit& unit = decode_units_[u];
-    int64_t tile = 0;
-    const int64_t tiles = tiles_of(unit.first_key, unit.end_key);
-    do {
-      if (left < std::min<int64_t>(kLeastTiles, tiles - tile) &&
-          static_cast<int64_t>(slot_items_.size()) < slots) {
-        next_slot();
-      }
-      int64_t take = tiles - tile;
-      const bool last_slot = static_cast<int64_t>(slot_items_.size()) == slots;
-      if (!last_slot && take > left && take - left >= kLeastTiles) take = left;
-      AttendItem item{};
-      item.first_token = unit.first_token;
-      item.num_tokens = unit.num_tokens;
-      item.row = unit.row;
-      item.blocks = rows_[static_cast<size_t>(unit.row)].blocks;
-      item.first_key = unit.first_key + static_cast<int32_t>(tile) * kTile;
-      item.end_key = std::min(unit.first_key + static_cast<int32_t>(tile + take) * kTile,
-                              unit.end_key);
-      item.first_seen = unit.first_seen;
-      item.piece = unit.pieces++;
-      decode_items_.push_back(item);
-      item_units_.push_back(static_cast<int32_t>(u));
-      tile += take;
-      left -= take;
-    } while (tile < tiles);
+  const int slots = limits.slots[decode_rows_ > limits.columns];
+  const int64_t largest =
+      std::max<int64_t>(kLeastTiles, kLargestShare * ((total + slots - 1) / slots));
+  for (Unit& unit : decode_units_) {
+    const int32_t tiles = tiles_of(unit.first_key, unit.end_key);
+    cut(unit, static_cast<int32_t>((tiles + largest - 1) / largest), decode_items_);
   }
-  slot_items_.resize(static_cast<size_t>(resident) + 1,
-                     static_cast<int32_t>(decode_items_.size()));
+}
+
+void GpuPlan::deal_out(const PlanLimits& limits) {
+  auto tiles = [](const AttendItem& item) { return tiles_of(item.first_key, item.end_key); };
+  std::stable_sort(decode_items_.begin(), decode_items_.end(),
+                   [&](const AttendItem& a, const AttendItem& b) { return tiles(a) > tiles(b); });
+  const auto slots = static_cast<size_t>(limits.slots[decode_rows_ > limits.columns]);
+  const size_t count = decode_items_.size();
+  dealt_.clear();
+  slot_items_.assign(1, 0);
+  for (size_t slot = 0; slot < slots; ++slot) {
+    // Back and forth: who gets the largest of one round gets the smallest of the next.
+    for (size_t round = 0; round * slots < count; ++round) {
+      const size_t i = round * slots + (round % 2 == 0 ? slot : slots - 1 - slot);
+      if (i < count) dealt_.push_back(decode_items_[i]);
+    }
+    slot_items_.push_back(static_cast<int32_t>(dealt_.size()));
+  }
+  decode_items_.swap(dealt_);
 }
 
 /// Keys are divided only where the device would be idle otherwise.
@@ -238,24 +227,27 @@ void GpuPlan::divide_prefill(const PlanLimits& limits) {
                      return a.end_key - a.first_key > b.end_key - b.first_key;
                    });
   for (Unit& unit : prefill_units_) {
-    const int32_t keys = unit.end_key - unit.first_key;
-    const int32_t pieces = std::max(1, std::min(wanted, keys / kLeastKeys));
-    const int32_t tiles = (tiles_of(unit.first_key, unit.end_key) + pieces - 1) / pieces;
-    int32_t key = unit.first_key;
-    do {
-      AttendItem item{};
-      item.first_token = unit.first_token;
-      item.num_tokens = unit.num_tokens;
-      item.row = unit.row;
-      item.blocks = rows_[static_cast<size_t>(unit.row)].blocks;
-      item.first_key = key;
-      item.end_key = std::min(key + tiles * kTile, unit.end_key);
-      item.first_seen = unit.first_seen;
-      item.piece = unit.pieces++;
-      prefill_items_.push_back(item);
-      key = item.end_key;
-    } while (key < unit.end_key);
+    cut(unit, std::min(wanted, (unit.end_key - unit.first_key) / kLeastKeys), prefill_items_);
   }
+}
+
+/// Appends an item for each of about `pieces` pieces of the unit's keys.
+void GpuPlan::cut(Unit& unit, int32_t pieces, std::vector<AttendItem>& items) {
+  pieces = std::max(1, pieces);
+  const int32_t tiles = (tiles_of(unit.first_key, unit.end_key) + pieces - 1) / pieces;
+  int32_t key = unit.first_key;
+  do {
+    AttendItem item{};
+    item.first_token = unit.first_token;
+    item.num_tokens = unit.num_tokens;
+    item.blocks = unit.blocks;
+    item.first_key = key;
+    item.end_key = std::min(key + tiles * kTile, unit.end_key);
+    item.first_seen = unit.first_seen;
+    item.piece = unit.pieces++;
+    items.push_back(item);
+    key = item.end_key;
+  } while (key < unit.end_key);
 }
 
 /// A token's partial results lie side by side, those of a shared prefix first.
@@ -286,24 +278,25 @@ void GpuPlan::place_partials() {
   for (auto t = static_cast<size_t>(own_tokens); t < tokens_.size(); ++t) {
     tokens_[t] = own(static_cast<int32_t>(t));
   }
-  for (size_t i = 0; i < decode_items_.size(); ++i) {
-    decode_items_[i].piece += decode_units_[static_cast<size_t>(item_units_[i])].first_piece;
-  }
-  size_t next = 0;
-  for (const Unit& unit : prefill_units_) {
-    for (int32_t p = 0; p < unit.pieces; ++p) prefill_items_[next++].piece += unit.first_piece;
+  for (auto [units, items] : {std::pair(&decode_units_, &decode_items_),
+                              std::pair(&prefill_units_, &prefill_items_)}) {
+    size_t next = 0;
+    for (const Unit& unit : *units) {
+      for (int32_t p = 0; p < unit.pieces; ++p) (*items)[next++].piece += unit.first_piece;
+    }
   }
   count_items_of_rows(decode_items_);
   count_items_of_rows(prefill_items_);
 }
 
-void GpuPlan::count_items_of_rows(const std::vector<AttendItem>& items) {
-  for (const AttendItem& item : items) {
+void GpuPlan::count_items_of_rows(std::vector<AttendItem>& items) {
+  for (AttendItem& item : items) {
     int32_t last_row = -1;
     for (int32_t t = 0; t < item.num_tokens; ++t) {
       const Token& token = tokens_[static_cast<size_t>(item.first_token + t)];
       if (token.row == last_row || token.num_partials == 1) continue;
       last_row = token.row;
+      item.is_partial = 1;
       ++rows_[static_cast<size_t>(token.row)].items;
     }
   }

@@ -59,7 +59,7 @@ class GpuPlan {
   struct Unit {
     int32_t first_token;
     int32_t num_tokens;
-    int32_t row;
+    int32_t blocks;  ///< index into blocks_
     int32_t first_key;
     int32_t end_key;
     int32_t first_seen;
@@ -69,26 +69,28 @@ class GpuPlan {
 
   void add_rows(const LayerSpec& spec, const Step& step, int block_size, bool prepare_queries);
   void add_updates(const LayerSpec& spec, const Step& step, int block_size);
-  void share_prefixes(const LayerSpec& spec, const Step& step, int block_size,
-                      const PlanLimits& limits);
-  void add_units(const LayerSpec& spec, const PlanLimits& limits);
+  void share_prefixes(const Step& step, int block_size, const PlanLimits& limits);
+  void add_units(const PlanLimits& limits);
   void add_unit(const PlanLimits& limits, const Unit& unit);
   void divide_decode(const PlanLimits& limits);
   void divide_prefill(const PlanLimits& limits);
+  static void cut(Unit& unit, int32_t pieces, std::vector<AttendItem>& items);
   void place_partials();
-  void count_items_of_rows(const std::vector<AttendItem>& items);
+  void count_items_of_rows(std::vector<AttendItem>& items);
+  void deal_out(const PlanLimits& limits);
 
   std::vector<Row> rows_;
   std::vector<Token> tokens_;
   std::vector<int32_t> blocks_;
   std::vector<UpdateToken> update_tokens_;
   std::vector<QueryToken> query_tokens_;
+  std::vector<int32_t> blocks_of_row_;  ///< indices into blocks_
   std::vector<int32_t> shared_keys_;    ///< of each row
   std::vector<int32_t> shared_tokens_;  ///< tokens_ entries of shared units name these again
   std::vector<Unit> decode_units_;
   std::vector<Unit> prefill_units_;
   std::vector<AttendItem> decode_items_;
-  std::vector<int32_t> item_units_;
+  std::vector<AttendItem> dealt_;
   std::vector<int32_t> slot_items_;
   std::vector<AttendItem> prefill_items_;
   SharedPrefixes prefixes_;

@@ -53,8 +53,6 @@ struct LayerArgs {
   int32_t head_size;
   int32_t dtype;         ///< bh_dtype of query, key, value
   int32_t output_dtype;  ///< bh_dtype
-  int32_t causal;
-  int32_t window;     ///< tokens that a query sees to a side, itself included
   float score_scale;  ///< softmax scale times k_scale
   float k_scale;
   float v_scale;
@@ -69,12 +67,13 @@ struct LayerArgs {
 };
 
 /// A new token whose key and value go to the cache.
-struct UpdateToken {
+struct alignas(8) UpdateToken {
   int32_t block;
   int32_t offset;  ///< within the block
   int32_t key;     ///< index of its key tensor
   int32_t value;
   int32_t position;
+  int32_t unused;
 };
 
 /// A query on its way to where attention reads it.
@@ -83,20 +82,21 @@ struct QueryToken {
   int32_t position;
 };
 
+/// A row whose tokens have partial results.
 struct Row {
-  int32_t query;   ///< index of its first query where attention reads it
-  int32_t output;  ///< index of its first output tensor
-  int32_t num_queries;
-  int32_t seq_len;
-  int32_t blocks;  ///< index of its first block table entry
   int32_t first_token;
+  int32_t num_queries;
   int32_t items;  ///< items that end with partial results of this row; 0: none does
 };
 
 /// A query token of an item.
 struct Token {
   int32_t row;
-  int32_t index;  ///< within its row
+  int32_t query;   ///< index of its query where attention reads it
+  int32_t output;  ///< index of its output tensor
+  int32_t position;
+  int32_t first;  ///< keys that it sees: first .. end - 1
+  int32_t end;
   int32_t first_partial;
   int32_t num_partials;  ///< 1: the item's result is whole
 };
@@ -105,12 +105,12 @@ struct Token {
 struct AttendItem {
   int32_t first_token;
   int32_t num_tokens;
-  int32_t row;         ///< whose block table
   int32_t first_key;   ///< a multiple of kTile
   int32_t end_key;
   int32_t first_seen;  ///< keys before it are seen by no token: their values may be anything
   int32_t piece;       ///< which of its tokens' partial results this is
-  int32_t blocks;      ///< index of the row's first block table entry
+  int32_t blocks;      ///< index of the keys' first block table entry
+  int32_t is_partial;  ///< some token has partial results
 };
 
 /// One step. Lies in device memory in front of the arrays that it points to, so that a recorded

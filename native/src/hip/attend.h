@@ -3,7 +3,6 @@
 // way out. Every mask is an interval of keys for each query token.
 #pragma once
 
-#include "core/visible_keys.h"
 #include "hip/cache_layout.h"
 #include "hip/tile.h"
 
@@ -99,9 +98,8 @@ BH_INLINE void store_output(const LayerArgs& layer, const StepArgs& step, int64_
 }
 
 /// Index of a token's head among all results.
-BH_INLINE int64_t result_index(const LayerArgs& layer, const StepArgs& step, const Token& token,
-                               int head) {
-  return int64_t{step.rows[token.row].output + token.index} * layer.num_heads + head;
+BH_INLINE int64_t result_index(const LayerArgs& layer, const Token& token, int head) {
+  return int64_t{token.output} * layer.num_heads + head;
 }
 
 /// The threads that work on an item together.
@@ -169,7 +167,7 @@ BH_INLINE void merge_row(const LayerArgs& layer, const StepArgs& step, const Row
     }
     denominator = over_wave(denominator, [](float a, float b) { return a + b; });
     const Finish last = finish(layer, head, maximum, denominator);
-    const int64_t result = result_index(layer, step, token, head);
+    const int64_t result = result_index(layer, token, head);
 #pragma unroll
     for (int r = 0; r < kRuns; ++r) {
       const int dimension = (r * kWave + lane_index()) * kRun;
@@ -185,6 +183,7 @@ BH_INLINE void merge_row(const LayerArgs& layer, const StepArgs& step, const Row
 template <class T, class Team = WholeBlock>
 BH_INLINE void finish_item(const LayerArgs& layer, const StepArgs& step, const AttendItem& item,
                            int group, int32_t* shared, const Team& team = {}) {
+  if (!item.is_partial) return;
   int32_t last_row = -1;
   for (int t = 0; t < item.num_tokens; ++t) {
     const Token token = step.tokens[item.first_token + t];

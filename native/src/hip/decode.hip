@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Decode: few query rows against many keys. What counts is that the cache streams by: every lane
-// loads keys and values from where the cache has them into the registers that the matrix
-// instructions read, a tile ahead, and nothing passes through shared memory.
+// Decode: few query rows against many keys. What counts is that the cache streams by: every wave keeps
+// some tiles of its own under way, without waiting for other waves.
 //
 // A block of threads is resident for the whole launch and works through its share of all items'
 // tiles, so that all blocks end together whatever the lengths of the rows are. Its waves take tiles
 // in turns and join at the end of an item.
 #include "hip/kernels.h"
+#include "hip/copy.h"
 #include "hip/softmax.h"
 
 namespace broadhead::gpu {
@@ -18,64 +18,136 @@ constexpr int kWeightTerms = 2;
 template <>
 constexpr int kWeightTerms<BFloat16> = 3;
 
-/// A wave's share of an item's tiles: keys and values in registers or on their way there. A wave
-/// takes kStep tiles in a row, then the other waves do.
+/// A wave's share of an item's tiles, every kWaves-th, on their way from the cache to the matrix
+/// instructions.
 template <class T, class E, int kHead>
 class Stream {
  public:
-  static constexpr int kRowBytes = kHead * int{sizeof(E)};
-  /// As many tiles as keep some kilobytes under way: narrow rows need more of them.
-  static constexpr int kStep = kRowBytes > 128 ? 1 : kRowBytes > 64 ? 2 : 4;
+  static constexpr int kHalfBytes = kTile * kHead * int{sizeof(E)};  ///< keys of a tile
+#if BH_TILE == BH_TILE_MMA
+  /// Tiles under way: what does not fit into registers lies in shared memory, a ring for each wave.
+  static constexpr int kStages = 16384 / (2 * kHalfBytes) < 2   ? 2
+                                 : 16384 / (2 * kHalfBytes) > 4 ? 4
+                                                                : 16384 / (2 * kHalfBytes);
+  static constexpr int kRingBytes = 2 * kStages * kHalfBytes;
+#else
+  static constexpr int kRingBytes = 16;
+#endif
 
-  KeyTile<T, E, kHead> keys[kStep];
-  ValueTile<T, E, kHead> values[kStep];
-
-  BH_INLINE explicit Stream(const StepArgs& step)
-      : cache_(step.cache), blocks_(step.blocks), tiles_per_block_(step.cache.block_size / kTile) {}
+  BH_INLINE Stream(const StepArgs& step, int kv_head, char* ring)
+      : cache_(step.cache),
+        blocks_(step.blocks),
+        tiles_per_block_(step.cache.block_size / kTile),
+        kv_head_(kv_head),
+        ring_(ring + wave_index() * kRingBytes) {}
 
   /// Starts to load an item's first tiles.
-  BH_INLINE void start(const AttendItem& item, int kv_head) {
-    kv_head_ = kv_head;
+  BH_INLINE void start(const AttendItem& item) {
     table_ = item.blocks;
-    first_tile_ = item.first_key / kTile + wave_index() * kStep;
+    first_tile_ = item.first_key / kTile + wave_index();
     end_tile_ = (item.end_key + kTile - 1) / kTile;
     turn_ = 0;
     ids_ahead_ = load_ids(0);
-    if (done()) return;
-    find();
-    load_keys();
-    load_values();
+    begin_loads();
   }
 
   BH_INLINE bool done() const { return tile() >= end_tile_; }
-  /// First of the kStep tiles whose keys and values are here.
-  BH_INLINE int tile() const { return tile_of(turn_ * kStep); }
-  /// Goes to the next tiles; keys may be loaded at once, values when the current ones are used.
-  BH_INLINE void advance() {
-    ++turn_;
-    if (!done()) find();
+  BH_INLINE int tile() const { return tile_of(turn_); }
+  BH_INLINE void advance() { ++turn_; }
+
+#if BH_TILE == BH_TILE_MMA
+  /// Calls visit(keys) when they are here, then loads those of a later tile.
+  template <class Visit>
+  BH_INLINE void with_keys(Visit&& visit) {
+    wait();
+    KeyTile<T, E, kHead> keys;
+    keys.template load<Memory::kShared>(slot(turn_, 0), kTile, 0);
+    visit(keys);
+    __syncwarp();
+    fetch_half(turn_ + kStages, 0);
   }
-  BH_INLINE void load_keys() {
-#pragma unroll
-    for (int s = 0; s < kStep; ++s) {
-      if (s > 0 && tile() + s >= end_tile_) break;
-      keys[s].template load<Memory::kCache>(half_[s], cache_.block_size, token_[s]);
-    }
-  }
-  BH_INLINE void load_values() {
-#pragma unroll
-    for (int s = 0; s < kStep; ++s) {
-      if (s > 0 && tile() + s >= end_tile_) break;
-      values[s].template load<Memory::kCache>(half_[s] + cache_.half_bytes, cache_.block_size,
-                                              token_[s]);
-    }
+  template <class Visit>
+  BH_INLINE void with_values(Visit&& visit) {
+    wait();
+    ValueTile<T, E, kHead> values;
+    values.template load<Memory::kShared>(slot(turn_, 1), kTile, 0);
+    visit(values);
+    __syncwarp();
+    fetch_half(turn_ + kStages, 1);
   }
 
  private:
-  /// The wave's tile number n.
-  BH_INLINE int tile_of(int n) const {
-    return first_tile_ + n / kStep * (kWaves * kStep) + n % kStep;
+  BH_INLINE void begin_loads() {
+#pragma unroll
+    for (int n = 0; n < kStages; ++n) {
+      fetch_half(n, 0);
+      fetch_half(n, 1);
+    }
   }
+
+  BH_INLINE char* slot(int n, int half) const {
+    return ring_ + (n % kStages * 2 + half) * kHalfBytes;
+  }
+
+  /// Copies keys (half 0) or values of the wave's tile n, as they lie in the cache. Halves arrive in
+  /// the order in which they are fetched; one is fetched for each that is waited for.
+  BH_INLINE void fetch_half(int n, int half) {
+    if (tile_of(n) < end_tile_) {
+      if (half == 0) find(n);
+      constexpr int kRowBytes = kHead * int{sizeof(E)};
+      const char* from = half_ + half * cache_.half_bytes;
+      char* to = slot(n, half);
+#pragma unroll
+      for (int i = 0; i < (kRowBytes + kWave - 1) / kWave; ++i) {
+        const int chunk = i * kWave + lane_index();  // of 16 * kRowBytes / 16
+        const int panel = i * kWave / kPanel;
+        if ((i + 1) * kWave <= kRowBytes || chunk < kRowBytes) {
+          copy_chunk(to + chunk * kChunk,
+                     from + panel * kPanel * cache_.block_size +
+                         token_ * panel_width(kRowBytes, panel) +
+                         (chunk - panel * kPanel) * kChunk);
+        }
+      }
+    }
+    commit_copies();
+  }
+
+  BH_INLINE void wait() {
+    wait_for_copies<2 * kStages - 1>();
+    __syncwarp();
+  }
+#else
+  template <class Visit>
+  BH_INLINE void with_keys(Visit&& visit) {
+    visit(keys_);
+    if (tile_of(turn_ + 1) >= end_tile_) return;
+    find(turn_ + 1);
+    keys_.template load<Memory::kCache>(half_, cache_.block_size, token_);
+  }
+  template <class Visit>
+  BH_INLINE void with_values(Visit&& visit) {
+    visit(values_);
+    if (tile_of(turn_ + 1) >= end_tile_) return;
+    load_values();
+  }
+
+ private:
+  BH_INLINE void begin_loads() {
+    if (done()) return;
+    find(0);
+    keys_.template load<Memory::kCache>(half_, cache_.block_size, token_);
+    load_values();
+  }
+  BH_INLINE void load_values() {
+    values_.template load<Memory::kCache>(half_ + cache_.half_bytes, cache_.block_size,
+                                          token_);
+  }
+
+  KeyTile<T, E, kHead> keys_;
+  ValueTile<T, E, kHead> values_;
+#endif
+
+  BH_INLINE int tile_of(int n) const { return first_tile_ + n * kWaves; }
 
   /// Block ids of the wave's tiles n, n + 1, ..., a lane holding one each.
   BH_INLINE int32_t load_ids(int n) const {
@@ -83,45 +155,51 @@ class Stream {
     return tile < end_tile_ ? blocks_[table_ + tile / tiles_per_block_] : 0;
   }
 
-  BH_INLINE void find() {
-    const int n = turn_ * kStep;
+  /// Finds the wave's tile n; called for n = 0, 1, 2, ...
+  BH_INLINE void find(int n) {
     if (n % kWave == 0) {
       ids_ = ids_ahead_;
       ids_ahead_ = load_ids(n + kWave);
     }
-#pragma unroll
-    for (int s = 0; s < kStep; ++s) {
-      half_[s] = keys_of(cache_, shuffle(ids_, (n + s) % kWave), kv_head_);
-      token_[s] = (tile() + s) % tiles_per_block_ * kTile;
-    }
+    half_ = keys_of(cache_, shuffle(ids_, n % kWave), kv_head_);
+    token_ = tile_of(n) % tiles_per_block_ * kTile;
   }
 
   const CacheView& cache_;
   const int32_t* blocks_;
   int tiles_per_block_;
+  int kv_head_;
+  char* ring_;
   int table_;
   int first_tile_;
   int end_tile_;
   int turn_;
-  int kv_head_;
   int32_t ids_;
   int32_t ids_ahead_;
-  const char* half_[kStep];
-  int token_[kStep];
+  const char* half_;  ///< keys of the block of the tile that was found last
+  int token_;         ///< where in it the tile is
 };
+
+BH_HOST_DEVICE constexpr int joined_dimensions(int head_size, int bytes, int limit) {
+  // No run of a lane is cut.
+  while (head_size * bytes > limit && head_size / 2 % 16 == 0) head_size /= 2;
+  return head_size;
+}
 
 template <class T, class E, int kHead, int kColumnTiles>
 struct Decode {
   static constexpr int kQueryRows = kColumnTiles * kColumns;
   static constexpr int kTiles = kHead / 16;
   static constexpr int kTerms = kWeightTerms<T>;
-  static constexpr int kStep = Stream<T, E, kHead>::kStep;
   /// Large heads leave no registers for queries.
   static constexpr bool kQueryInShared = kHead > 96;
-  /// Waves join this many dimensions at a time: what 32 KiB hold.
-  static constexpr int kJoined = kWaves * kQueryRows * kHead * 4 > 32768 ? kHead / 2 : kHead;
+  /// Waves join so many dimensions at a time: three blocks of threads fit into Hopper's shared
+  /// memory beside their rings.
+  static constexpr int kJoinedBytes = 8192;
+  static constexpr int kJoined = joined_dimensions(kHead, kWaves * kQueryRows * 4, kJoinedBytes);
 
   struct Shared {
+    char rings[kWaves * Stream<T, E, kHead>::kRingBytes];
     float sums[kWaves][kQueryRows][kJoined];
     float maximum[kWaves][kQueryRows];
     float denominator[kWaves][kQueryRows];
@@ -141,10 +219,10 @@ struct Decode {
   BH_INLINE void run(int first, int end) {
     if (first >= end) return;
     const int kv_head = group / layer.groups_per_kv_head;
-    Stream<T, E, kHead> stream(step);
+    Stream<T, E, kHead> stream(step, kv_head, shared.rings);
     fetch_item(first);
     __syncthreads();
-    stream.start(shared.items[first % 2], kv_head);
+    stream.start(shared.items[first % 2]);
     for (int i = first; i < end; ++i) {
       const AttendItem& item = shared.items[i % 2];
       Columns query[kColumnTiles][kTiles];
@@ -153,7 +231,7 @@ struct Decode {
       if (i + 1 < end) fetch_item(i + 1);
       begin(item, query, state, results);
       attend(item, stream, query, state, results);
-      if (i + 1 < end) stream.start(shared.items[(i + 1) % 2], kv_head);
+      if (i + 1 < end) stream.start(shared.items[(i + 1) % 2]);
       join(item, state, results);
     }
   }
@@ -166,10 +244,12 @@ struct Decode {
   BH_INLINE void begin(const AttendItem& item, Columns (&query)[kColumnTiles][kTiles],
                        ColumnState (&state)[kColumnTiles], Sums (&results)[kColumnTiles][kTiles]) {
     describe_rows(layer, step, item, group, kQueryRows, shared.rows);
+    __syncthreads();
 #pragma unroll
     for (int c = 0; c < kColumnTiles; ++c) {
-      const int row = c * kColumns + column_index();
-      load_query<T, kHead>(query_of<T>(layer, step, item, group, row), query[c]);
+      const QueryRow& row = shared.rows[c * kColumns + column_index()];
+      load_query<T, kHead>(row.query < 0 ? nullptr : static_cast<const T*>(step.query) + row.query,
+                           query[c]);
       if constexpr (kQueryInShared) {
 #pragma unroll
         for (int t = 0; t < kTiles; ++t) {
@@ -180,7 +260,7 @@ struct Decode {
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) results[c][t] = {};
     }
-    __syncthreads();
+    if constexpr (kQueryInShared) __syncthreads();
   }
 
   BH_INLINE void attend(const AttendItem& item, Stream<T, E, kHead>& stream,
@@ -195,39 +275,34 @@ struct Decode {
         if (row < item.num_tokens * layer.group_size) range.add(shared.rows[row]);
       }
     }
-    while (!stream.done()) {
-      const int first_key = stream.tile() * kTile;
-      Sums scores[kStep][kColumnTiles] = {};
-#pragma unroll
-      for (int s = 0; s < kStep; ++s) {
-        stream.keys[s].for_each([&](int i, const Rows& rows) {
+    for (; !stream.done(); stream.advance()) {
+      const int key = stream.tile() * kTile;
+      Sums scores[kColumnTiles] = {};
+      stream.with_keys([&](const KeyTile<T, E, kHead>& keys) {
+        keys.for_each([&](int i, const Rows& rows) {
 #pragma unroll
           for (int c = 0; c < kColumnTiles; ++c) {
             if constexpr (kQueryInShared) {
-              multiply<T>(rows, shared.query[c][i][lane_index()], scores[s][c]);
+              multiply<T>(rows, shared.query[c][i][lane_index()], scores[c]);
             } else {
-              multiply<T>(rows, query[c][i], scores[s][c]);
+              multiply<T>(rows, query[c][i], scores[c]);
             }
           }
         });
+      });
+      const bool whole = !any(!range.contains(key));
+      Columns weights[kColumnTiles][kTerms];
+#pragma unroll
+      for (int c = 0; c < kColumnTiles; ++c) {
+        state[c].template weigh<kTiles>(layer, shared.rows + c * kColumns, key, whole, scores[c],
+                                        results[c]);
+        split_weights(scores[c], weights[c]);
       }
-      stream.advance();
-      if (!stream.done()) stream.load_keys();
-#pragma unroll
-      for (int s = 0; s < kStep; ++s) {
-        const int key = first_key + s * kTile;
-        Columns weights[kColumnTiles][kTerms];
-        const bool whole = !any(!range.contains(key));
-#pragma unroll
-        for (int c = 0; c < kColumnTiles; ++c) {
-          state[c].template weigh<kTiles>(layer, shared.rows + c * kColumns, key, whole,
-                                          scores[s][c], results[c]);
-          split_weights(scores[s][c], weights[c]);
-        }
+      stream.with_values([&](ValueTile<T, E, kHead>& values) {
         if (key < item.first_seen || key + kTile > item.end_key) {
-          stream.values[s].keep(item.first_seen - key, item.end_key - key);
+          values.keep(item.first_seen - key, item.end_key - key);
         }
-        stream.values[s].for_each([&](int i, const Rows& rows) {
+        values.for_each([&](int i, const Rows& rows) {
 #pragma unroll
           for (int c = 0; c < kColumnTiles; ++c) {
 #pragma unroll
@@ -236,8 +311,7 @@ struct Decode {
             }
           }
         });
-      }
-      if (!stream.done()) stream.load_values();
+      });
     }
   }
 
@@ -313,7 +387,7 @@ struct Decode {
       }
       if (token.num_partials == 1) {
         const Finish last = finish(layer, head, maximum, denominator);
-        const int64_t result = result_index(layer, step, token, head);
+        const int64_t result = result_index(layer, token, head);
         store_output<T, kRun>(layer, step, result, begin + dimension, last.factor, sums);
         if (step.lse && begin + dimension == 0) step.lse[result] = last.lse;
       } else {

@@ -61,8 +61,11 @@ struct Plain {
     const int count = item.num_tokens * layer.group_size;
     const int self = static_cast<int>(threadIdx.x);
     describe_rows(layer, step, item, group, plain_rows(size), rows);
+    __syncthreads();
+    const int bytes = element_bytes(layer.dtype);
     for (int i = self; i < count * size; i += kThreads) {
-      query[i] = load_query_element(item, group, i / size, i % size);
+      query[i] = load_element(layer.dtype, static_cast<const char*>(step.query) +
+                                               (rows[i / size].query + i % size) * bytes);
       sums[i] = 0;
     }
     if (self < count) {
@@ -108,17 +111,6 @@ struct Plain {
   }
 
  private:
-  BH_INLINE float load_query_element(const AttendItem& item, int group, int row, int d) const {
-    const Token token = step.tokens[item.first_token + row / layer.group_size];
-    const int head = group * layer.group_size + row % layer.group_size;
-    const int64_t index =
-        (int64_t{step.rows[token.row].query + token.index} * layer.num_heads + head) *
-            layer.head_size +
-        d;
-    const int bytes = element_bytes(layer.dtype);
-    return load_element(layer.dtype, static_cast<const char*>(step.query) + index * bytes);
-  }
-
   /// Keys or values of a tile; what no token of the item sees becomes zero.
   BH_INLINE void load_tile(const AttendItem& item, const char* half, int token, int key) const {
     const CacheView& cache = step.cache;
@@ -162,7 +154,7 @@ struct Plain {
       const float* from = sums + row * size + dimension;
       if (token.num_partials == 1) {
         const Finish done = finish(layer, head, maximum[row], denominator[row]);
-        const int64_t result = result_index(layer, step, token, head);
+        const int64_t result = result_index(layer, token, head);
         with_tensor_dtype(layer.dtype, [&](auto element) {
           store_output<decltype(element), kRun>(layer, step, result, dimension, done.factor, from);
         });

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Prefill and chunked prefill: many query rows share every key and value. Tiles go through shared
 // memory, the next one while this one is used; a wave holds its query rows' results in registers.
+#include "hip/copy.h"
 #include "hip/kernels.h"
 #if defined(__CUDACC__)
 #include "hip/prefill_hopper.h"
@@ -9,24 +10,6 @@
 
 namespace broadhead::gpu {
 namespace {
-
-/// Copies of 16 bytes into shared memory that do not wait, where the machine has them.
-#if BH_TILE == BH_TILE_MMA && defined(__CUDACC__)
-BH_INLINE void copy_chunk(char* to, const char* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
-               :
-               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "l"(from)
-               : "memory");
-}
-BH_INLINE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-BH_INLINE void wait_for_copies() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
-#else
-BH_INLINE void copy_chunk(char* to, const char* from) {
-  *reinterpret_cast<Chunk*>(to) = *reinterpret_cast<const Chunk*>(from);
-}
-BH_INLINE void commit_copies() {}
-BH_INLINE void wait_for_copies() {}
-#endif
 
 template <class T, class E, int kHead>
 struct Prefill {
@@ -55,14 +38,16 @@ struct Prefill {
 
   BH_INLINE void run(const AttendItem& item, int group) {
     describe_rows(layer, step, item, group, prefill_rows(kHead), shared.rows);
+    __syncthreads();
     Columns query[kColumnTiles][kTiles];
     ColumnState state[kColumnTiles];
     Sums results[kColumnTiles][kTiles];
     const int first_row = wave_index() * kColumnTiles * kColumns;
 #pragma unroll
     for (int c = 0; c < kColumnTiles; ++c) {
-      const int row = first_row + c * kColumns + column_index();
-      load_query<T, kHead>(query_of<T>(layer, step, item, group, row), query[c]);
+      const QueryRow& row = shared.rows[first_row + c * kColumns + column_index()];
+      load_query<T, kHead>(row.query < 0 ? nullptr : static_cast<const T*>(step.query) + row.query,
+                           query[c]);
       if constexpr (kQueryInShared) {
 #pragma unroll
         for (int t = 0; t < kTiles; ++t) query_at(c, t) = query[c][t];
@@ -71,7 +56,6 @@ struct Prefill {
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) results[c][t] = {};
     }
-    __syncthreads();
     KeyRange range;
 #pragma unroll
     for (int c = 0; c < kColumnTiles; ++c) {
@@ -206,7 +190,7 @@ struct Prefill {
         whole[i] = token.num_partials == 1;
         if (whole[i]) {
           const Finish last = finish(layer, head, state[c].maximum[i], state[c].denominator[i]);
-          place[i] = result_index(layer, step, token, head);
+          place[i] = result_index(layer, token, head);
           factor[i] = last.factor;
           if (step.lse) step.lse[place[i]] = last.lse;
         } else {

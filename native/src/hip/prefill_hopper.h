@@ -198,13 +198,26 @@ struct HopperPrefill {
 
   BH_INLINE void load_queries(int consumer, int thread) const {
     constexpr int kRowChunks = kHead * 2 / kChunk;
-    for (int i = thread; i < 64 * kRowChunks; i += hopper::kGroupThreads) {
-      const int row = consumer * 64 + i / kRowChunks;
-      const int chunk = i % kRowChunks;
-      const T* from = query_of<T>(layer, step, item, group, row);
-      const Chunk loaded = from ? reinterpret_cast<const Chunk*>(from)[chunk] : Chunk{};
-      const auto offset = half_offset(kHead * 2, kRows, row, chunk * kChunk);
-      *reinterpret_cast<Chunk*>(shared.query + offset) = loaded;
+    constexpr int kLoads = 64 * kRowChunks / hopper::kGroupThreads;
+    constexpr int kAhead = kLoads % 8 == 0 ? 8 : 4;
+    for (int base = 0; base < kLoads; base += kAhead) {
+      Chunk loaded[kAhead];
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) {
+        const int i = (base + a) * hopper::kGroupThreads + thread;
+        const int64_t row = shared.rows[consumer * 64 + i / kRowChunks].query;
+        loaded[a] = {};
+        if (row < 0) continue;
+        loaded[a] = reinterpret_cast<const Chunk*>(static_cast<const T*>(step.query) +
+                                                   row)[i % kRowChunks];
+      }
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) {
+        const int i = (base + a) * hopper::kGroupThreads + thread;
+        const auto offset = half_offset(kHead * 2, kRows, consumer * 64 + i / kRowChunks,
+                                        i % kRowChunks * kChunk);
+        *reinterpret_cast<Chunk*>(shared.query + offset) = loaded[a];
+      }
     }
     hopper::fence_stores();
     hopper::synchronize(2 + consumer, hopper::kGroupThreads);
@@ -329,7 +342,7 @@ struct HopperPrefill {
       const int pair = lane_index() % 4 * 2;
       if (token.num_partials == 1) {
         const Finish last = finish(layer, head, state.maximum[r], state.denominator[r]);
-        const int64_t result = result_index(layer, step, token, head);
+        const int64_t result = result_index(layer, token, head);
         if (step.lse && pair == 0) step.lse[result] = last.lse;
 #pragma unroll
         for (int j = 0; j < kHead / 8; ++j) {

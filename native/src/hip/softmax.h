@@ -12,39 +12,27 @@ struct alignas(16) QueryRow {
   int32_t first;  ///< keys of the item that it sees: first .. end - 1
   int32_t end;
   float slope;
+  int64_t query;  ///< index of its first element; -1 past the item's last row
+  int64_t unused;
 };
 
-/// Describes the item's query rows; rows past its last see nothing. Every thread of a block
-/// calls this.
+/// Describes the item's query rows. Every thread of a block calls this.
 BH_INLINE void describe_rows(const LayerArgs& layer, const StepArgs& step, const AttendItem& item,
                              int group, int count, QueryRow* rows) {
   for (int r = static_cast<int>(threadIdx.x); r < count; r += static_cast<int>(blockDim.x)) {
-    QueryRow row = {0, 0, 0, 0};
+    QueryRow row = {0, 0, 0, 0, -1, 0};
     if (r < item.num_tokens * layer.group_size) {
       const Token token = step.tokens[item.first_token + r / layer.group_size];
-      const Row& of_token = step.rows[token.row];
-      const VisibleKeys keys = visible_keys(layer.causal != 0, layer.window, of_token.seq_len,
-                                            of_token.num_queries, token.index);
-      row = {keys.position, keys.first > item.first_seen ? keys.first : item.first_seen,
-             keys.end < item.end_key ? keys.end : item.end_key, 0};
-      if (layer.alibi_slopes) {
-        row.slope = layer.alibi_slopes[group * layer.group_size + r % layer.group_size];
-      }
+      const int head = group * layer.group_size + r % layer.group_size;
+      row = {token.position,
+             token.first > item.first_seen ? token.first : item.first_seen,
+             token.end < item.end_key ? token.end : item.end_key,
+             layer.alibi_slopes ? layer.alibi_slopes[head] : 0,
+             (int64_t{token.query} * layer.num_heads + head) * layer.head_size,
+             0};
     }
     rows[r] = row;
   }
-}
-
-/// Where a query row's elements are, or NULL past the item's last row.
-template <class T>
-BH_INLINE const T* query_of(const LayerArgs& layer, const StepArgs& step, const AttendItem& item,
-                            int group, int row) {
-  if (row >= item.num_tokens * layer.group_size) return nullptr;
-  const Token token = step.tokens[item.first_token + row / layer.group_size];
-  const int head = group * layer.group_size + row % layer.group_size;
-  return static_cast<const T*>(step.query) +
-         (int64_t{step.rows[token.row].query + token.index} * layer.num_heads + head) *
-             layer.head_size;
 }
 
 /// Keys that some of a wave's columns see, and keys that all of them see. Columns past an item's last

@@ -526,17 +526,22 @@ BH_INLINE void for_each_result(const Sums* sums, Visit&& visit) {
   });
 }
 
-/// Loads a lane's part of one query row, [kHead] of T, as the columns that keys multiply.
+/// Loads a lane's part of one query row, [kHead] of T, as the columns that keys multiply; zeros for
+/// NULL.
 template <class T, int kHead>
 BH_INLINE void load_query(const T* row, Columns* columns) {
   for_each_segment<kHead, kKeySegment>([&](auto begin, auto size) {
     constexpr int kBegin = decltype(begin)::value;
     constexpr int kRun = decltype(size)::value / kParts;
-    const auto* from =
-        reinterpret_cast<const uint32_t*>(row + kBegin + part_index() * kRun);
+    const auto* from = reinterpret_cast<const Words2*>(row + kBegin + part_index() * kRun);
 #pragma unroll
-    for (int i = 0; i < kRun / 2; ++i) {
-      columns[kBegin / 16 + i / kPartWords].words[i % kPartWords] = row ? from[i] : 0;
+    for (int i = 0; i < kRun / 4; ++i) {
+      const Words2 pair = row ? from[i] : Words2{};
+#pragma unroll
+      for (int w = 0; w < 2; ++w) {
+        const int word = 2 * i + w;
+        columns[kBegin / 16 + word / kPartWords].words[word % kPartWords] = pair.words[w];
+      }
     }
   });
 }

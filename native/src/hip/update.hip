@@ -87,48 +87,146 @@ class Tensor {
   int position_;
 };
 
+/// A chunk of a head as the cache of E keeps it, the same place for every token.
 template <class E>
-BH_INLINE void store_run(const CacheView& cache, char* half, int token, int dimension, float scale,
-                         float* numbers) {
-  E elements[kRun];
+class Place {
+ public:
+  static constexpr int kElements = kChunk / int{sizeof(E)};
+
+  /// `element` counts over all KV heads of a token.
+  BH_INLINE Place(const CacheView& cache, int element)
+      : cache_(cache), head_(element / cache.head_size) {
+    const int byte = element % cache.head_size * int{sizeof(E)};
+    width_ = panel_width(cache.row_bytes, byte / kPanel);
+    panel_ = int64_t{byte / kPanel * kPanel} * cache.block_size;
+    chunk_ = byte % kPanel / kChunk;
+  }
+
+  /// Stores a token's key or, half a block further, value.
+  BH_INLINE void store(const UpdateToken& token, bool is_value, const Chunk& chunk) const {
+    char* to = keys_of(cache_, token.block, head_) + panel_ + token.offset * width_ +
+               (chunk_ ^ swizzle(width_, token.offset)) * kChunk;
+    *reinterpret_cast<Chunk*>(to + (is_value ? cache_.half_bytes : 0)) = chunk;
+  }
+
+ private:
+  const CacheView& cache_;
+  int head_;
+  int width_;
+  int64_t panel_;
+  int chunk_;
+};
+
+/// Divides by the scale and rounds to E, once.
+template <class E>
+BH_INLINE Chunk to_chunk(const float* numbers, float scale) {
+  E elements[kChunk / int{sizeof(E)}];
 #pragma unroll
-  for (int i = 0; i < kRun; ++i) {
+  for (int i = 0; i < kChunk / int{sizeof(E)}; ++i) {
     narrow(scale == 1 ? numbers[i] : numbers[i] / scale, elements[i]);
   }
-  char* to = half + half_offset(cache.row_bytes, cache.block_size, token,
-                                dimension * int{sizeof(E)});
-  if constexpr (sizeof elements == 8) {
-    __builtin_memcpy(__builtin_assume_aligned(to, 8), elements, 8);
-  } else {
-    // A run of float32 is two chunks, which are not neighbours.
+  Chunk chunk;
+  __builtin_memcpy(&chunk, elements, kChunk);
+  return chunk;
+}
+
+/// A token's run of a tensor, as much as makes a chunk of E.
+template <class T, class E>
+struct Source {
+  static constexpr int kElements = kChunk / int{sizeof(E)};
+  T elements[kElements];
+
+  BH_INLINE void load(const void* tensors, int64_t element) {
+    const auto* from = reinterpret_cast<const char*>(static_cast<const T*>(tensors) + element);
+    if constexpr (sizeof elements >= kChunk) {
 #pragma unroll
-    for (int c = 0; c < int{sizeof elements} / kChunk; ++c) {
-      if (c > 0) {
-        to = half + half_offset(cache.row_bytes, cache.block_size, token,
-                                dimension * int{sizeof(E)} + c * kChunk);
+      for (int c = 0; c < int{sizeof elements} / kChunk; ++c) {
+        const Chunk chunk = load_constant(reinterpret_cast<const Chunk*>(from) + c);
+        __builtin_memcpy(reinterpret_cast<char*>(elements) + c * kChunk, &chunk, kChunk);
       }
-      Chunk chunk;
-      __builtin_memcpy(&chunk, reinterpret_cast<const char*>(elements) + c * kChunk, kChunk);
-      *reinterpret_cast<Chunk*>(to) = chunk;
+    } else {
+      const Words2 words = *reinterpret_cast<const Words2*>(from);
+      __builtin_memcpy(elements, &words, 8);
+    }
+  }
+  BH_INLINE Chunk chunk(float scale) const {
+    Chunk bits;
+    if constexpr (__is_same(T, E)) {
+      __builtin_memcpy(&bits, elements, kChunk);
+    } else {
+      float numbers[kElements];
+#pragma unroll
+      for (int i = 0; i < kElements; ++i) numbers[i] = widen(elements[i]);
+      bits = to_chunk<E>(numbers, scale);
+    }
+    return bits;
+  }
+};
+
+/// Without rotary embedding tokens are independent: a thread loads its chunk of some of them before
+/// it stores the first.
+template <class T, class E>
+BH_INLINE void update_all(const LayerArgs& layer, const StepArgs& step) {
+  constexpr int kAhead = 4;
+  const int elements = layer.num_kv_heads * layer.head_size;
+  const int blocks = static_cast<int>(gridDim.x);
+  const int count = step.num_update_tokens;
+  auto describe = [&](int first, UpdateToken* tokens) {
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      const int i = first + a * blocks;
+      tokens[a] = step.update_tokens[i < count ? i : static_cast<int>(blockIdx.x)];
+    }
+  };
+  for (int e = static_cast<int>(threadIdx.x) * Place<E>::kElements;
+       e < elements && static_cast<int>(blockIdx.x) < count; e += kThreads * Place<E>::kElements) {
+    const Place<E> place(step.cache, e);
+    UpdateToken tokens[kAhead];
+    describe(static_cast<int>(blockIdx.x), tokens);
+    for (int first = static_cast<int>(blockIdx.x); first < count; first += kAhead * blocks) {
+      Source<T, E> keys[kAhead], values[kAhead];
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) {
+        keys[a].load(step.source_key, int64_t{tokens[a].key} * elements + e);
+        values[a].load(step.source_value, int64_t{tokens[a].value} * elements + e);
+      }
+      UpdateToken next[kAhead];
+      describe(first + kAhead * blocks, next);
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) {
+        if (first + a * blocks < count) {
+          place.store(tokens[a], false, keys[a].chunk(layer.k_scale));
+          place.store(tokens[a], true, values[a].chunk(layer.v_scale));
+        }
+        tokens[a] = next[a];
+      }
     }
   }
 }
 
 template <class T, class E>
-BH_INLINE void update_token(const LayerArgs& layer, const StepArgs& step,
-                            const UpdateToken& token) {
-  const CacheView& cache = step.cache;
+BH_INLINE void update_rotated(const LayerArgs& layer, const StepArgs& step,
+                              const UpdateToken& token) {
   const int elements = layer.num_kv_heads * layer.head_size;
   const Tensor<T> key(layer, step.source_key, token.key, layer.num_kv_heads, token.position);
-  const T* value = static_cast<const T*>(step.source_value) + int64_t{token.value} * elements;
-  for (int e = static_cast<int>(threadIdx.x) * kRun; e < elements; e += kThreads * kRun) {
-    float keys[kRun], values[kRun];
-    load_numbers(value + e, values);
-    key.load(e, keys);
-    char* half = keys_of(cache, token.block, e / layer.head_size);
-    const int dimension = e % layer.head_size;
-    store_run<E>(cache, half, token.offset, dimension, layer.k_scale, keys);
-    store_run<E>(cache, half + cache.half_bytes, token.offset, dimension, layer.v_scale, values);
+  constexpr int kElements = Place<E>::kElements;
+  for (int e = static_cast<int>(threadIdx.x) * kElements; e < elements; e += kThreads * kElements) {
+    const Place<E> place(step.cache, e);
+    Source<T, E> value;
+    value.load(step.source_value, int64_t{token.value} * elements + e);
+    float numbers[kElements < kRun ? kRun : kElements];
+    if constexpr (kElements < kRun) {
+      // Half of a run: its first numbers are those of element e.
+      float whole[kRun];
+      key.load(e / kRun * kRun, whole);
+#pragma unroll
+      for (int i = 0; i < kElements; ++i) numbers[i] = e % kRun == 0 ? whole[i] : whole[i + kElements];
+    } else {
+#pragma unroll
+      for (int i = 0; i < kElements; i += kRun) key.load(e + i, numbers + i);
+    }
+    place.store(token, false, to_chunk<E>(numbers, layer.k_scale));
+    place.store(token, true, value.chunk(layer.v_scale));
   }
 }
 
@@ -154,50 +252,6 @@ BH_INLINE void prepare_query(const LayerArgs& layer, const StepArgs& step, int i
   }
 }
 
-/// Without rotary embedding a thread's runs are independent: it loads some before it stores the
-/// first.
-template <class T, class E>
-BH_INLINE void update_all(const LayerArgs& layer, const StepArgs& step) {
-  constexpr int kAhead = sizeof(T) == 4 ? 2 : 4;
-  const CacheView& cache = step.cache;
-  const int elements = layer.num_kv_heads * layer.head_size;
-  const int runs = elements / kRun;
-  const int64_t all = int64_t{step.num_update_tokens} * runs;
-  const int64_t stride = int64_t{gridDim.x} * kThreads;
-  for (int64_t base = int64_t{blockIdx.x} * kThreads + threadIdx.x; base < all;
-       base += kAhead * stride) {
-    UpdateToken tokens[kAhead];
-    float keys[kAhead][kRun], values[kAhead][kRun];
-    int element[kAhead];
-#pragma unroll
-    for (int a = 0; a < kAhead; ++a) {
-      const int64_t index = base + a * stride;
-      if (index >= all) break;
-      tokens[a] = step.update_tokens[index / runs];
-      element[a] = static_cast<int>(index % runs) * kRun;
-    }
-#pragma unroll
-    for (int a = 0; a < kAhead; ++a) {
-      if (base + a * stride >= all) break;
-      load_numbers(static_cast<const T*>(step.source_key) + int64_t{tokens[a].key} * elements +
-                       element[a],
-                   keys[a]);
-      load_numbers(static_cast<const T*>(step.source_value) + int64_t{tokens[a].value} * elements +
-                       element[a],
-                   values[a]);
-    }
-#pragma unroll
-    for (int a = 0; a < kAhead; ++a) {
-      if (base + a * stride >= all) break;
-      char* half = keys_of(cache, tokens[a].block, element[a] / layer.head_size);
-      const int dimension = element[a] % layer.head_size;
-      store_run<E>(cache, half, tokens[a].offset, dimension, layer.k_scale, keys[a]);
-      store_run<E>(cache, half + cache.half_bytes, tokens[a].offset, dimension, layer.v_scale,
-                   values[a]);
-    }
-  }
-}
-
 /// Blocks of threads take tokens in turns: those to write, then queries.
 template <class T, class E>
 __global__ void __launch_bounds__(kThreads) update(LayerArgs layer, const StepArgs* arguments) {
@@ -207,7 +261,7 @@ __global__ void __launch_bounds__(kThreads) update(LayerArgs layer, const StepAr
   const int work = tokens + step.num_query_tokens;
   for (int i = static_cast<int>(blockIdx.x); i < work; i += static_cast<int>(gridDim.x)) {
     if (i < tokens) {
-      update_token<T, E>(layer, step, step.update_tokens[i]);
+      update_rotated<T, E>(layer, step, step.update_tokens[i]);
     } else {
       prepare_query<T>(layer, step, i - tokens);
     }

@@ -68,6 +68,7 @@ void run(dim3 grid, int threads, size_t shared_bytes, const std::function<void()
 #define gridDim (::emulator::position().blocks)
 
 inline void __syncthreads() { emulator::synchronize_block(); }
+inline void __syncwarp() { emulator::gather(0); }
 inline void __threadfence() {}
 inline int atomicAdd(int* at, int value) { return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST); }
 
