@@ -14,10 +14,13 @@ namespace {
 /// Tiles of decode work that are not worth to be divided further.
 constexpr int kLeastTiles = 8;
 
-/// A block of threads streams several times as fast as its share of the device's bandwidth, so that
-/// the device stays busy though some have more work than others: only what is longer than so many
-/// shares is divided, for pieces cost a join.
-constexpr int kLargestShare = 2;
+/// A block of threads can stream several times as fast as its share of the device's bandwidth, so
+/// that the device stays busy though some have more work than others: only what is longer than so
+/// many halves of a share is divided, for pieces cost a join. Narrow rows need more instructions for
+/// a byte and leave less room.
+constexpr int kLargestHalves = 4;
+constexpr int kLargestHalvesNarrow = 1;
+constexpr int kNarrowRow = 128;
 
 /// Keys likewise, in prefill.
 constexpr int kLeastKeys = 512;
@@ -47,7 +50,7 @@ void GpuPlan::plan(const LayerSpec& spec, const Step& step, int block_size, bool
   divide_decode(limits);
   divide_prefill(limits);
   place_partials();
-  deal_out(limits);
+  order_decode();
 }
 
 void GpuPlan::add_rows(const LayerSpec& spec, const Step& step, int block_size,
@@ -179,7 +182,7 @@ void GpuPlan::add_unit(const PlanLimits& limits, const Unit& unit) {
   keys_read_ += unit.end_key - unit.first_key;
 }
 
-/// Cuts long units into pieces and deals them out to slots, the largest first.
+/// Cuts long units into pieces.
 void GpuPlan::divide_decode(const PlanLimits& limits) {
   decode_items_.clear();
   int64_t total = 0;
@@ -188,32 +191,21 @@ void GpuPlan::divide_decode(const PlanLimits& limits) {
     total += tiles_of(unit.first_key, unit.end_key);
     decode_rows_ = std::max(decode_rows_, unit.num_tokens * limits.group_size);
   }
-  const int slots = limits.slots[decode_rows_ > limits.columns];
-  const int64_t largest =
-      std::max<int64_t>(kLeastTiles, kLargestShare * ((total + slots - 1) / slots));
+  decode_slots_ = limits.slots[decode_rows_ > limits.columns];
+  const int halves = limits.row_bytes > kNarrowRow ? kLargestHalves : kLargestHalvesNarrow;
+  const int64_t largest = std::max<int64_t>(kLeastTiles, total * halves / (2 * decode_slots_) + 1);
   for (Unit& unit : decode_units_) {
     const int32_t tiles = tiles_of(unit.first_key, unit.end_key);
     cut(unit, static_cast<int32_t>((tiles + largest - 1) / largest), decode_items_);
   }
 }
 
-void GpuPlan::deal_out(const PlanLimits& limits) {
-  auto tiles = [](const AttendItem& item) { return tiles_of(item.first_key, item.end_key); };
+/// Blocks of threads take items in rounds, the largest first.
+void GpuPlan::order_decode() {
   std::stable_sort(decode_items_.begin(), decode_items_.end(),
-                   [&](const AttendItem& a, const AttendItem& b) { return tiles(a) > tiles(b); });
-  const auto slots = static_cast<size_t>(limits.slots[decode_rows_ > limits.columns]);
-  const size_t count = decode_items_.size();
-  dealt_.clear();
-  slot_items_.assign(1, 0);
-  for (size_t slot = 0; slot < slots; ++slot) {
-    // Back and forth: who gets the largest of one round gets the smallest of the next.
-    for (size_t round = 0; round * slots < count; ++round) {
-      const size_t i = round * slots + (round % 2 == 0 ? slot : slots - 1 - slot);
-      if (i < count) dealt_.push_back(decode_items_[i]);
-    }
-    slot_items_.push_back(static_cast<int32_t>(dealt_.size()));
-  }
-  decode_items_.swap(dealt_);
+                   [](const AttendItem& a, const AttendItem& b) {
+                     return tiles_of(a.first_key, a.end_key) > tiles_of(b.first_key, b.end_key);
+                   });
 }
 
 /// Keys are divided only where the device would be idle otherwise.
@@ -325,7 +317,6 @@ int64_t GpuPlan::bytes() const {
     place(update_tokens_);
     place(query_tokens_);
     place(decode_items_);
-    place(slot_items_);
     place(prefill_items_);
   });
 }
@@ -343,12 +334,11 @@ void GpuPlan::write(StepArgs args, char* host, char* device) const {
     put(update_tokens_, args.update_tokens);
     put(query_tokens_, args.query_tokens);
     put(decode_items_, args.decode_items);
-    put(slot_items_, args.slot_items);
     put(prefill_items_, args.prefill_items);
   });
   args.num_update_tokens = static_cast<int32_t>(update_tokens_.size());
   args.num_query_tokens = static_cast<int32_t>(query_tokens_.size());
-  args.num_prefill_items = num_prefill_items();
+  args.num_decode_items = static_cast<int32_t>(decode_items_.size());
   std::memcpy(host, &args, sizeof args);
 }
 

@@ -21,9 +21,10 @@ struct PlanLimits {
   int multiprocessors;  ///< blocks of threads that prefill should have at least
   int group_size;
   int num_groups;
+  int row_bytes;  ///< of a token's head in the cache
 };
 
-/// One step as kernels take it: checked rows become flat arrays, decode work is shared out evenly
+/// One step as kernels take it: checked rows become flat arrays, decode work is shared out
 /// over the blocks of threads that are resident at once. Keeps its memory between steps.
 class GpuPlan {
  public:
@@ -44,7 +45,7 @@ class GpuPlan {
   int num_prefill_items() const { return static_cast<int>(prefill_items_.size()); }
   bool has_decode() const { return !decode_items_.empty(); }
   int decode_rows() const { return decode_rows_; }  ///< of the largest item
-  int decode_slots() const { return static_cast<int>(slot_items_.size()) - 1; }
+  int decode_slots() const { return decode_slots_; }
   int64_t update_work() const {
     return static_cast<int64_t>(update_tokens_.size() + query_tokens_.size());
   }
@@ -77,7 +78,7 @@ class GpuPlan {
   static void cut(Unit& unit, int32_t pieces, std::vector<AttendItem>& items);
   void place_partials();
   void count_items_of_rows(std::vector<AttendItem>& items);
-  void deal_out(const PlanLimits& limits);
+  void order_decode();
 
   std::vector<Row> rows_;
   std::vector<Token> tokens_;
@@ -90,11 +91,10 @@ class GpuPlan {
   std::vector<Unit> decode_units_;
   std::vector<Unit> prefill_units_;
   std::vector<AttendItem> decode_items_;
-  std::vector<AttendItem> dealt_;
-  std::vector<int32_t> slot_items_;
   std::vector<AttendItem> prefill_items_;
   SharedPrefixes prefixes_;
   int decode_rows_ = 0;
+  int decode_slots_ = 0;
   int64_t num_partials_ = 0;
   int64_t temporary_blocks_ = 0;
   int64_t written_tokens_ = 0;

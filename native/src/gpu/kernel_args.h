@@ -134,9 +134,8 @@ struct StepArgs {
   const Token* tokens;
   const int32_t* blocks;
   const AttendItem* decode_items;
-  const int32_t* slot_items;  ///< [slots + 1]: decode items of each resident block of threads
   const AttendItem* prefill_items;
-  int32_t num_prefill_items;
+  int32_t num_decode_items;
   int32_t unused;
 
   float* partial_sums;   ///< [partial][num_heads][head_size]

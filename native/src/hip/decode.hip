@@ -102,10 +102,10 @@ class Stream {
         const int chunk = i * kWave + lane_index();  // of 16 * kRowBytes / 16
         const int panel = i * kWave / kPanel;
         if ((i + 1) * kWave <= kRowBytes || chunk < kRowBytes) {
-          copy_chunk(to + chunk * kChunk,
-                     from + panel * kPanel * cache_.block_size +
-                         token_ * panel_width(kRowBytes, panel) +
-                         (chunk - panel * kPanel) * kChunk);
+          copy_chunk_once(to + chunk * kChunk,
+                          from + panel * kPanel * cache_.block_size +
+                              token_ * panel_width(kRowBytes, panel) +
+                              (chunk - panel * kPanel) * kChunk);
         }
       }
     }
@@ -162,7 +162,7 @@ class Stream {
       ids_ahead_ = load_ids(n + kWave);
     }
     half_ = keys_of(cache_, shuffle(ids_, n % kWave), kv_head_);
-    token_ = tile_of(n) % tiles_per_block_ * kTile;
+    token_ = tiles_per_block_ == 1 ? 0 : tile_of(n) % tiles_per_block_ * kTile;
   }
 
   const CacheView& cache_;
@@ -214,31 +214,33 @@ struct Decode {
   Shared& shared;
   int group;
 
-  /// Works through items first .. end - 1. An item's first keys and values are under way while the
-  /// item before it is joined.
-  BH_INLINE void run(int first, int end) {
-    if (first >= end) return;
-    const int kv_head = group / layer.groups_per_kv_head;
-    Stream<T, E, kHead> stream(step, kv_head, shared.rings);
-    fetch_item(first);
+  /// Works through the block's items. An item's first keys and values are under way while the item
+  /// before it is joined.
+  BH_INLINE void run() {
+    const int count = step.num_decode_items;
+    int i = item_of_round(0);
+    if (i >= count) return;
+    Stream<T, E, kHead> stream(step, group / layer.groups_per_kv_head, shared.rings);
+    fetch_item(i, 0);
     __syncthreads();
-    stream.start(shared.items[first % 2]);
-    for (int i = first; i < end; ++i) {
-      const AttendItem& item = shared.items[i % 2];
+    stream.start(shared.items[0]);
+    for (int round = 0; i < count; ++round) {
+      const AttendItem& item = shared.items[round % 2];
       Columns query[kColumnTiles][kTiles];
       ColumnState state[kColumnTiles];
       Sums results[kColumnTiles][kTiles];
-      if (i + 1 < end) fetch_item(i + 1);
+      i = item_of_round(round + 1);
+      if (i < count) fetch_item(i, round + 1);
       begin(item, query, state, results);
       attend(item, stream, query, state, results);
-      if (i + 1 < end) stream.start(shared.items[(i + 1) % 2]);
+      if (i < count) stream.start(shared.items[(round + 1) % 2]);
       join(item, state, results);
     }
   }
 
  private:
-  BH_INLINE void fetch_item(int i) {
-    if (threadIdx.x == 0) shared.items[i % 2] = step.decode_items[i];
+  BH_INLINE void fetch_item(int i, int round) {
+    if (threadIdx.x == 0) shared.items[round % 2] = step.decode_items[i];
   }
 
   BH_INLINE void begin(const AttendItem& item, Columns (&query)[kColumnTiles][kTiles],
@@ -275,25 +277,30 @@ struct Decode {
         if (row < item.num_tokens * layer.group_size) range.add(shared.rows[row]);
       }
     }
+    range.share();
     for (; !stream.done(); stream.advance()) {
       const int key = stream.tile() * kTile;
-      Sums scores[kColumnTiles] = {};
+      // Two sums of products, so that fewer wait for each other.
+      Sums scores[kColumnTiles] = {}, others[kColumnTiles] = {};
       stream.with_keys([&](const KeyTile<T, E, kHead>& keys) {
         keys.for_each([&](int i, const Rows& rows) {
 #pragma unroll
           for (int c = 0; c < kColumnTiles; ++c) {
             if constexpr (kQueryInShared) {
-              multiply<T>(rows, shared.query[c][i][lane_index()], scores[c]);
+              multiply<T>(rows, shared.query[c][i][lane_index()],
+                          i % 2 == 0 ? scores[c] : others[c]);
             } else {
-              multiply<T>(rows, query[c][i], scores[c]);
+              multiply<T>(rows, query[c][i], i % 2 == 0 ? scores[c] : others[c]);
             }
           }
         });
       });
-      const bool whole = !any(!range.contains(key));
+      const bool whole = range.contains(key);
       Columns weights[kColumnTiles][kTerms];
 #pragma unroll
       for (int c = 0; c < kColumnTiles; ++c) {
+#pragma unroll
+        for (int i = 0; i < kSumWords; ++i) scores[c].values[i] += others[c].values[i];
         state[c].template weigh<kTiles>(layer, shared.rows + c * kColumns, key, whole, scores[c],
                                         results[c]);
         split_weights(scores[c], weights[c]);
@@ -410,9 +417,7 @@ __global__ void __launch_bounds__(kWaves* kWave,
   using Kernel = Decode<T, E, kHead, kColumnTiles>;
   const StepArgs& step = *arguments;
   auto& shared = *reinterpret_cast<typename Kernel::Shared*>(shared_memory());
-  const int slot = static_cast<int>(blockIdx.x);
-  Kernel{layer, step, shared, static_cast<int>(blockIdx.y)}.run(step.slot_items[slot],
-                                                               step.slot_items[slot + 1]);
+  Kernel{layer, step, shared, static_cast<int>(blockIdx.y)}.run();
 }
 
 template <class T, class E, int kColumnTiles>

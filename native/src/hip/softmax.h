@@ -51,6 +51,16 @@ struct KeyRange {
     first_whole = row.first > first_whole ? row.first : first_whole;
     end_whole = row.end < end_whole ? row.end : end_whole;
   }
+  /// Makes it the range of all lanes.
+  BH_INLINE void share() {
+#pragma unroll
+    for (int mask = 1; mask < kWave; mask *= 2) {
+      const int32_t first = shuffle_xor(first_whole, mask);
+      const int32_t last = shuffle_xor(end_whole, mask);
+      first_whole = first > first_whole ? first : first_whole;
+      end_whole = last < end_whole ? last : end_whole;
+    }
+  }
   BH_INLINE bool touches(int tile) const { return tile < end && tile + kTile > begin; }
   BH_INLINE bool contains(int tile) const {
     return tile >= first_whole && tile + kTile <= end_whole;
