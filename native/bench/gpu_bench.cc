@@ -2,8 +2,10 @@
 // broadhead_gpu_bench BACKEND [FILTER]: times the kernels of a GPU backend on data in device memory and
 // prints a table of comma-separated values.
 //
-// Paged block tables are shuffled, data is N(0,1), the second-level cache is overwritten before each
-// run, a time is the median of device events around the launches of a step. `limit` is the
+// Paged block tables are shuffled, data is N(0,1), a time is the median of device events around the
+// launches of a step. Before each run the second-level cache is filled with other data: `us` after
+// 256 MiB were overwritten, which the run then has to write back besides its own work, and
+// `us_clean` after they were read. `limit` is the
 // bandwidth of a copy within the device, bytes read and written, measured in the same run.
 #include <algorithm>
 #include <cstdio>
@@ -79,11 +81,18 @@ class DeviceMemory {
   Buffer buffer_;
 };
 
+enum class Flush { kOverwrite, kRead };
+
 class Bench {
  public:
   Bench(const DeviceApi& api, std::shared_ptr<Device> device)
-      : api_(api), device_(std::move(device)), flush_(api, kFlush) {
+      : api_(api), device_(std::move(device)), flush_(api, kFlush), flush_ids_(api, 4096) {
     device_->use();
+    std::vector<int32_t> ids(1024);
+    std::iota(ids.begin(), ids.end(), 0);
+    const Lease work(*device_);
+    check(api_, api_.copy(work->stream, flush_ids_.data(), ids.data(), 4096), "flush");
+    check(api_, api_.synchronize(work->stream), "flush");
     noise_[0] = make_noise(2);
     noise_[1] = make_noise(1);
     limit_ = copy_bandwidth();
@@ -158,7 +167,8 @@ class Bench {
     step.output = update ? nullptr : output.data();
 
     StepInFlight flight = layer.upload(step);
-    const double seconds = time(layer, flight);
+    const double seconds = time(layer, flight, Flush::kOverwrite);
+    const double clean = time(layer, flight, Flush::kRead);
     const double keys = static_cast<double>(flight.stats.keys_seen);
     const double bytes =
         update ? double(tokens) * double(key_bytes) * 2 *
@@ -167,10 +177,11 @@ class Bench {
                          byte_width(cache_dtype) +
                      2 * double(tokens) * double(query_bytes);
     const double flops = 4 * keys * w.heads * w.head_size;
-    std::printf("%s,%d,%d,%d,%d/%d,%d,%s,%s,%d,%.2f,%.1f,%.3f,%.1f\n", w.kind, w.batch, w.queries,
+    std::printf("%s,%d,%d,%d,%d/%d,%d,%s,%s,%d,%.2f,%.1f,%.3f,%.1f,%.2f,%.3f\n", w.kind, w.batch, w.queries,
                 w.context, w.heads, w.kv_heads, w.head_size, dtype_name(w.dtype),
                 dtype_name(cache_dtype), w.block_size, seconds * 1e6, bytes / seconds * 1e-9,
-                bytes / seconds / limit_, flops / seconds * 1e-12);
+                bytes / seconds / limit_, flops / seconds * 1e-12, clean * 1e6,
+                bytes / clean / limit_);
     std::fflush(stdout);
     layer.end(flight);
   }
@@ -229,12 +240,21 @@ class Bench {
 
   /// Median of the events' differences.
   template <class Launch>
-  double median(Stream stream, int runs, Launch&& launch) {
+  double median(Stream stream, int runs, Flush flush, Launch&& launch) {
     std::vector<Event> events(static_cast<size_t>(2 * runs));
     for (Event& event : events) check(api_, api_.create_event(&event), "event");
     for (int i = 0; i < 3; ++i) launch();
     for (int i = 0; i < runs; ++i) {
-      check(api_, api_.clear(stream, flush_.data(), kFlush), "flush");
+      if (flush == Flush::kOverwrite) {
+        check(api_, api_.clear(stream, flush_.data(), kFlush), "flush");
+      } else {
+        CacheView other = cache_view(BH_FLOAT16, 1024, 1, 128);
+        other.memory = flush_.data();
+        check(api_,
+              api_.read_blocks(stream, &other, reinterpret_cast<const int32_t*>(flush_ids_.data()),
+                               kFlush / block_bytes(other), flush_ids_.data()),
+              "flush");
+      }
       check(api_, api_.record(events[static_cast<size_t>(2 * i)], stream), "event");
       launch();
       check(api_, api_.record(events[static_cast<size_t>(2 * i + 1)], stream), "event");
@@ -252,15 +272,15 @@ class Bench {
     return times[static_cast<size_t>(runs / 2)] * 1e-3;
   }
 
-  double time(GpuLayer& layer, const StepInFlight& flight) {
-    return median(flight.work->stream, 25, [&] { layer.launch(flight); });
+  double time(GpuLayer& layer, const StepInFlight& flight, Flush flush) {
+    return median(flight.work->stream, 21, flush, [&] { layer.launch(flight); });
   }
 
   double copy_bandwidth() {
     constexpr int64_t kBytes = int64_t{2} << 30;
     DeviceMemory from(api_, kBytes), to(api_, kBytes);
     const Lease work(*device_);
-    const double seconds = median(work->stream, 10, [&] {
+    const double seconds = median(work->stream, 10, Flush::kOverwrite, [&] {
       check(api_, api_.copy(work->stream, to.data(), from.data(), kBytes), "copy");
     });
     return 2 * double(kBytes) / seconds;
@@ -269,6 +289,7 @@ class Bench {
   const DeviceApi& api_;
   std::shared_ptr<Device> device_;
   DeviceMemory flush_;
+  DeviceMemory flush_ids_;
   std::mt19937 random_{20};
   std::vector<uint16_t> noise_[2];
   double limit_ = 0;
@@ -284,7 +305,7 @@ int run(const char* backend, const std::string& filter) {
   Bench bench(*opened.api, device);
   std::printf("# %s, copy %.0f GB/s\n", device->info().name, bench.limit() * 1e-9);
   std::printf("kind,batch,queries,context,heads,head_size,dtype,cache,block_size,us,GB/s,"
-              "of_limit,TFLOP/s\n");
+              "of_limit,TFLOP/s,us_clean,of_limit_clean\n");
   for (const Workload& w : workloads()) {
     if (filter.empty() || std::string(w.kind) == filter) bench.run(w);
   }

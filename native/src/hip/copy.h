@@ -15,11 +15,11 @@ BH_INLINE void copy_chunk(char* to, const char* from) {
 }
 /// The same for what is read once: it makes no room for itself in the second-level cache.
 BH_INLINE void copy_chunk_once(char* to, const char* from) {
-  uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  constexpr uint64_t kEvictFirst = 0x12f0000000000000u;
   asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;"
                :
-               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "l"(from), "l"(policy)
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "l"(from),
+                 "l"(kEvictFirst)
                : "memory");
 }
 BH_INLINE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
