@@ -16,10 +16,11 @@ constexpr int kLeastTiles = 8;
 
 /// A block of threads can stream several times as fast as its share of the device's bandwidth, so
 /// that the device stays busy though some have more work than others: only what is longer than so
-/// many halves of a share is divided, for pieces cost a join. Narrow rows need more instructions for
-/// a byte and leave less room.
-constexpr int kLargestHalves = 4;
-constexpr int kLargestHalvesNarrow = 1;
+/// many shares is divided, for pieces cost a join.
+constexpr int kLargestShare = 2;
+
+/// Rows of so many bytes need more instructions for a byte and leave less room: then all blocks of
+/// threads get the same work.
 constexpr int kNarrowRow = 128;
 
 /// Keys likewise, in prefill.
@@ -182,9 +183,9 @@ void GpuPlan::add_unit(const PlanLimits& limits, const Unit& unit) {
   keys_read_ += unit.end_key - unit.first_key;
 }
 
-/// Cuts long units into pieces.
 void GpuPlan::divide_decode(const PlanLimits& limits) {
   decode_items_.clear();
+  slot_ends_.clear();
   int64_t total = 0;
   decode_rows_ = 0;
   for (const Unit& unit : decode_units_) {
@@ -192,20 +193,77 @@ void GpuPlan::divide_decode(const PlanLimits& limits) {
     decode_rows_ = std::max(decode_rows_, unit.num_tokens * limits.group_size);
   }
   decode_slots_ = limits.slots[decode_rows_ > limits.columns];
-  const int halves = limits.row_bytes > kNarrowRow ? kLargestHalves : kLargestHalvesNarrow;
-  const int64_t largest = std::max<int64_t>(kLeastTiles, total * halves / (2 * decode_slots_) + 1);
-  for (Unit& unit : decode_units_) {
-    const int32_t tiles = tiles_of(unit.first_key, unit.end_key);
-    cut(unit, static_cast<int32_t>((tiles + largest - 1) / largest), decode_items_);
+  const int64_t share = (total + decode_slots_ - 1) / decode_slots_;
+  if (limits.row_bytes > kNarrowRow) {
+    const int64_t largest = std::max<int64_t>(kLeastTiles, kLargestShare * share);
+    for (Unit& unit : decode_units_) {
+      const int32_t tiles = tiles_of(unit.first_key, unit.end_key);
+      cut(unit, static_cast<int32_t>((tiles + largest - 1) / largest), decode_items_);
+    }
+  } else {
+    share_evenly(std::max<int64_t>(kLeastTiles, share));
   }
 }
 
-/// Blocks of threads take items in rounds, the largest first.
+/// Fills one slot after the other; a unit goes on in the next slot where one is full.
+void GpuPlan::share_evenly(int64_t share) {
+  int64_t left = share;
+  for (Unit& unit : decode_units_) {
+    const int32_t tiles = tiles_of(unit.first_key, unit.end_key);
+    int32_t tile = 0;
+    do {
+      if (left < std::min(kLeastTiles, tiles - tile) &&
+          static_cast<int>(slot_ends_.size()) + 1 < decode_slots_) {
+        slot_ends_.push_back(static_cast<int32_t>(decode_items_.size()));
+        left += share;
+      }
+      int32_t take = tiles - tile;
+      if (take > left && take - left >= kLeastTiles) take = static_cast<int32_t>(left);
+      add_item(unit, unit.first_key + tile * kTile,
+               std::min(unit.first_key + (tile + take) * kTile, unit.end_key), decode_items_);
+      tile += take;
+      left -= take;
+    } while (tile < tiles);
+  }
+  slot_ends_.push_back(static_cast<int32_t>(decode_items_.size()));
+}
+
+/// Puts the first item of each slot to the slot's index and chains the others to it.
 void GpuPlan::order_decode() {
-  std::stable_sort(decode_items_.begin(), decode_items_.end(),
-                   [](const AttendItem& a, const AttendItem& b) {
-                     return tiles_of(a.first_key, a.end_key) > tiles_of(b.first_key, b.end_key);
-                   });
+  const auto count = static_cast<int32_t>(decode_items_.size());
+  for (AttendItem& item : decode_items_) item.next = -1;
+  if (slot_ends_.empty()) {
+    // The largest first, then back and forth over the slots: who got the largest of one round gets
+    // the smallest of the next.
+    std::stable_sort(decode_items_.begin(), decode_items_.end(),
+                     [](const AttendItem& a, const AttendItem& b) {
+                       return tiles_of(a.first_key, a.end_key) > tiles_of(b.first_key, b.end_key);
+                     });
+    for (int32_t slot = 0; slot < decode_slots_ && slot < count; ++slot) {
+      int32_t last = slot;
+      for (int32_t round = 1; round * decode_slots_ < count; ++round) {
+        const int32_t i =
+            round * decode_slots_ + (round % 2 == 0 ? slot : decode_slots_ - 1 - slot);
+        if (i >= count) continue;
+        decode_items_[static_cast<size_t>(last)].next = i;
+        last = i;
+      }
+    }
+    return;
+  }
+  ordered_.resize(decode_items_.size());
+  auto rest = static_cast<int32_t>(slot_ends_.size());
+  int32_t begin = 0;
+  for (size_t slot = 0; slot < slot_ends_.size(); ++slot) {
+    auto place = static_cast<int32_t>(slot);
+    for (int32_t i = begin; i < slot_ends_[slot]; ++i) {
+      AttendItem& item = ordered_[static_cast<size_t>(place)];
+      item = decode_items_[static_cast<size_t>(i)];
+      if (i + 1 < slot_ends_[slot]) item.next = place = rest++;
+    }
+    begin = slot_ends_[slot];
+  }
+  decode_items_.swap(ordered_);
 }
 
 /// Keys are divided only where the device would be idle otherwise.
@@ -229,17 +287,23 @@ void GpuPlan::cut(Unit& unit, int32_t pieces, std::vector<AttendItem>& items) {
   const int32_t tiles = (tiles_of(unit.first_key, unit.end_key) + pieces - 1) / pieces;
   int32_t key = unit.first_key;
   do {
-    AttendItem item{};
-    item.first_token = unit.first_token;
-    item.num_tokens = unit.num_tokens;
-    item.blocks = unit.blocks;
-    item.first_key = key;
-    item.end_key = std::min(key + tiles * kTile, unit.end_key);
-    item.first_seen = unit.first_seen;
-    item.piece = unit.pieces++;
-    items.push_back(item);
-    key = item.end_key;
+    const int32_t end = std::min(key + tiles * kTile, unit.end_key);
+    add_item(unit, key, end, items);
+    key = end;
   } while (key < unit.end_key);
+}
+
+void GpuPlan::add_item(Unit& unit, int32_t first_key, int32_t end_key,
+                       std::vector<AttendItem>& items) {
+  AttendItem item{};
+  item.first_token = unit.first_token;
+  item.num_tokens = unit.num_tokens;
+  item.blocks = unit.blocks;
+  item.first_key = first_key;
+  item.end_key = end_key;
+  item.first_seen = unit.first_seen;
+  item.piece = unit.pieces++;
+  items.push_back(item);
 }
 
 /// A token's partial results lie side by side, those of a shared prefix first.

@@ -75,6 +75,9 @@ class GpuPlan {
   void add_unit(const PlanLimits& limits, const Unit& unit);
   void divide_decode(const PlanLimits& limits);
   void divide_prefill(const PlanLimits& limits);
+  void share_evenly(int64_t share);
+  static void add_item(Unit& unit, int32_t first_key, int32_t end_key,
+                       std::vector<AttendItem>& items);
   static void cut(Unit& unit, int32_t pieces, std::vector<AttendItem>& items);
   void place_partials();
   void count_items_of_rows(std::vector<AttendItem>& items);
@@ -91,6 +94,8 @@ class GpuPlan {
   std::vector<Unit> decode_units_;
   std::vector<Unit> prefill_units_;
   std::vector<AttendItem> decode_items_;
+  std::vector<int32_t> slot_ends_;  ///< decode items of each slot, where they were shared evenly
+  std::vector<AttendItem> ordered_;
   std::vector<AttendItem> prefill_items_;
   SharedPrefixes prefixes_;
   int decode_rows_ = 0;

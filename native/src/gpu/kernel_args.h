@@ -20,8 +20,10 @@ BH_HOST_DEVICE constexpr int decode_rows(int columns, int head_size) {
 /// Waves of a block of threads in the attention kernels.
 constexpr int kWaves = 4;
 
-/// Query rows of a block of threads in prefill.
-BH_HOST_DEVICE constexpr int prefill_rows(int head_size) { return head_size <= 128 ? 128 : 64; }
+/// Query rows of a block of threads in prefill; RDNA's registers hold few.
+BH_HOST_DEVICE constexpr int prefill_rows(int head_size, bool is_rdna) {
+  return head_size <= 128 && !is_rdna ? 128 : 64;
+}
 
 /// Query rows of an item of the kernel for any dtypes: what 64 KiB of shared memory hold.
 BH_HOST_DEVICE constexpr int plain_rows(int head_size) {
@@ -111,6 +113,7 @@ struct AttendItem {
   int32_t piece;       ///< which of its tokens' partial results this is
   int32_t blocks;      ///< index of the keys' first block table entry
   int32_t is_partial;  ///< some token has partial results
+  int32_t next;        ///< decode: what the same block of threads does next; -1: nothing
 };
 
 /// One step. Lies in device memory in front of the arrays that it points to, so that a recorded

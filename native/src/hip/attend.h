@@ -102,14 +102,6 @@ BH_INLINE int64_t result_index(const LayerArgs& layer, const Token& token, int h
   return int64_t{token.output} * layer.num_heads + head;
 }
 
-/// The item that a resident block of threads takes in a round: back and forth, so that who gets the
-/// largest of one round gets the smallest of the next.
-BH_INLINE int item_of_round(int round) {
-  const int slots = static_cast<int>(gridDim.x);
-  const int slot = static_cast<int>(blockIdx.x);
-  return round * slots + (round % 2 == 0 ? slot : slots - 1 - slot);
-}
-
 /// The threads that work on an item together.
 struct WholeBlock {
   BH_INLINE int index() const { return static_cast<int>(threadIdx.x); }

@@ -13,15 +13,6 @@ BH_INLINE void copy_chunk(char* to, const char* from) {
                : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "l"(from)
                : "memory");
 }
-/// The same for what is read once: it makes no room for itself in the second-level cache.
-BH_INLINE void copy_chunk_once(char* to, const char* from) {
-  constexpr uint64_t kEvictFirst = 0x12f0000000000000u;
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;"
-               :
-               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "l"(from),
-                 "l"(kEvictFirst)
-               : "memory");
-}
 BH_INLINE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 /// Waits until at most kGroups of the calling thread's groups are under way.
 template <int kGroups = 0>
@@ -32,7 +23,6 @@ BH_INLINE void wait_for_copies() {
 BH_INLINE void copy_chunk(char* to, const char* from) {
   *reinterpret_cast<Chunk*>(to) = *reinterpret_cast<const Chunk*>(from);
 }
-BH_INLINE void copy_chunk_once(char* to, const char* from) { copy_chunk(to, from); }
 BH_INLINE void commit_copies() {}
 template <int kGroups = 0>
 BH_INLINE void wait_for_copies() {}

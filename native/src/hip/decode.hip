@@ -26,9 +26,10 @@ class Stream {
   static constexpr int kHalfBytes = kTile * kHead * int{sizeof(E)};  ///< keys of a tile
 #if BH_TILE == BH_TILE_MMA
   /// Tiles under way: what does not fit into registers lies in shared memory, a ring for each wave.
-  static constexpr int kStages = 16384 / (2 * kHalfBytes) < 2   ? 2
-                                 : 16384 / (2 * kHalfBytes) > 4 ? 4
-                                                                : 16384 / (2 * kHalfBytes);
+  static constexpr int kRing = kHead <= 64 ? 12288 : 16384;
+  static constexpr int kStages = kRing / (2 * kHalfBytes) < 2   ? 2
+                                 : kRing / (2 * kHalfBytes) > 4 ? 4
+                                                                : kRing / (2 * kHalfBytes);
   static constexpr int kRingBytes = 2 * kStages * kHalfBytes;
 #else
   static constexpr int kRingBytes = 16;
@@ -102,10 +103,10 @@ class Stream {
         const int chunk = i * kWave + lane_index();  // of 16 * kRowBytes / 16
         const int panel = i * kWave / kPanel;
         if ((i + 1) * kWave <= kRowBytes || chunk < kRowBytes) {
-          copy_chunk_once(to + chunk * kChunk,
-                          from + panel * kPanel * cache_.block_size +
-                              token_ * panel_width(kRowBytes, panel) +
-                              (chunk - panel * kPanel) * kChunk);
+          copy_chunk(to + chunk * kChunk,
+                     from + panel * kPanel * cache_.block_size +
+                         token_ * panel_width(kRowBytes, panel) +
+                         (chunk - panel * kPanel) * kChunk);
         }
       }
     }
@@ -116,36 +117,58 @@ class Stream {
     wait_for_copies<2 * kStages - 1>();
     __syncwarp();
   }
-#else
+#elif BH_TILE == BH_TILE_MFMA
+  /// In registers, a tile ahead.
   template <class Visit>
   BH_INLINE void with_keys(Visit&& visit) {
     visit(keys_);
     if (tile_of(turn_ + 1) >= end_tile_) return;
     find(turn_ + 1);
-    keys_.template load<Memory::kCache>(half_, cache_.block_size, token_);
+    load_keys(keys_);
   }
   template <class Visit>
   BH_INLINE void with_values(Visit&& visit) {
     visit(values_);
-    if (tile_of(turn_ + 1) >= end_tile_) return;
-    load_values();
+    if (tile_of(turn_ + 1) < end_tile_) load_values(values_);
   }
 
  private:
   BH_INLINE void begin_loads() {
     if (done()) return;
     find(0);
-    keys_.template load<Memory::kCache>(half_, cache_.block_size, token_);
-    load_values();
-  }
-  BH_INLINE void load_values() {
-    values_.template load<Memory::kCache>(half_ + cache_.half_bytes, cache_.block_size,
-                                          token_);
+    load_keys(keys_);
+    load_values(values_);
   }
 
   KeyTile<T, E, kHead> keys_;
   ValueTile<T, E, kHead> values_;
+#else
+  /// RDNA's waves of 32 hold twice as much of a tile: no registers for the next one, but there are
+  /// many waves.
+  template <class Visit>
+  BH_INLINE void with_keys(Visit&& visit) {
+    find(turn_);
+    KeyTile<T, E, kHead> keys;
+    load_keys(keys);
+    visit(keys);
+  }
+  template <class Visit>
+  BH_INLINE void with_values(Visit&& visit) {
+    ValueTile<T, E, kHead> values;
+    load_values(values);
+    visit(values);
+  }
+
+ private:
+  BH_INLINE void begin_loads() {}
 #endif
+
+  BH_INLINE void load_keys(KeyTile<T, E, kHead>& keys) const {
+    keys.template load<Memory::kCache>(half_, cache_.block_size, token_);
+  }
+  BH_INLINE void load_values(ValueTile<T, E, kHead>& values) const {
+    values.template load<Memory::kCache>(half_ + cache_.half_bytes, cache_.block_size, token_);
+  }
 
   BH_INLINE int tile_of(int n) const { return first_tile_ + n * kWaves; }
 
@@ -191,11 +214,11 @@ struct Decode {
   static constexpr int kQueryRows = kColumnTiles * kColumns;
   static constexpr int kTiles = kHead / 16;
   static constexpr int kTerms = kWeightTerms<T>;
-  /// Large heads leave no registers for queries.
-  static constexpr bool kQueryInShared = kHead > 96;
-  /// Waves join so many dimensions at a time: three blocks of threads fit into Hopper's shared
-  /// memory beside their rings.
-  static constexpr int kJoinedBytes = 8192;
+  /// Most heads leave no registers for queries.
+  static constexpr bool kQueryInShared = kHead >= 64;
+  /// Waves join so many dimensions at a time: beside their rings, as many blocks of threads as the
+  /// registers allow fit into Hopper's shared memory.
+  static constexpr int kJoinedBytes = kHead <= 64 ? 4096 : 8192;
   static constexpr int kJoined = joined_dimensions(kHead, kWaves * kQueryRows * 4, kJoinedBytes);
 
   struct Shared {
@@ -217,23 +240,22 @@ struct Decode {
   /// Works through the block's items. An item's first keys and values are under way while the item
   /// before it is joined.
   BH_INLINE void run() {
-    const int count = step.num_decode_items;
-    int i = item_of_round(0);
-    if (i >= count) return;
+    int i = static_cast<int>(blockIdx.x);
+    if (i >= step.num_decode_items) return;
     Stream<T, E, kHead> stream(step, group / layer.groups_per_kv_head, shared.rings);
     fetch_item(i, 0);
     __syncthreads();
     stream.start(shared.items[0]);
-    for (int round = 0; i < count; ++round) {
+    for (int round = 0; i >= 0; ++round) {
       const AttendItem& item = shared.items[round % 2];
       Columns query[kColumnTiles][kTiles];
       ColumnState state[kColumnTiles];
       Sums results[kColumnTiles][kTiles];
-      i = item_of_round(round + 1);
-      if (i < count) fetch_item(i, round + 1);
+      i = item.next;
+      if (i >= 0) fetch_item(i, round + 1);
       begin(item, query, state, results);
       attend(item, stream, query, state, results);
-      if (i < count) stream.start(shared.items[(round + 1) % 2]);
+      if (i >= 0) stream.start(shared.items[(round + 1) % 2]);
       join(item, state, results);
     }
   }
@@ -280,17 +302,15 @@ struct Decode {
     range.share();
     for (; !stream.done(); stream.advance()) {
       const int key = stream.tile() * kTile;
-      // Two sums of products, so that fewer wait for each other.
-      Sums scores[kColumnTiles] = {}, others[kColumnTiles] = {};
+      Sums scores[kColumnTiles] = {};
       stream.with_keys([&](const KeyTile<T, E, kHead>& keys) {
         keys.for_each([&](int i, const Rows& rows) {
 #pragma unroll
           for (int c = 0; c < kColumnTiles; ++c) {
             if constexpr (kQueryInShared) {
-              multiply<T>(rows, shared.query[c][i][lane_index()],
-                          i % 2 == 0 ? scores[c] : others[c]);
+              multiply<T>(rows, shared.query[c][i][lane_index()], scores[c]);
             } else {
-              multiply<T>(rows, query[c][i], i % 2 == 0 ? scores[c] : others[c]);
+              multiply<T>(rows, query[c][i], scores[c]);
             }
           }
         });
@@ -299,8 +319,6 @@ struct Decode {
       Columns weights[kColumnTiles][kTerms];
 #pragma unroll
       for (int c = 0; c < kColumnTiles; ++c) {
-#pragma unroll
-        for (int i = 0; i < kSumWords; ++i) scores[c].values[i] += others[c].values[i];
         state[c].template weigh<kTiles>(layer, shared.rows + c * kColumns, key, whole, scores[c],
                                         results[c]);
         split_weights(scores[c], weights[c]);
@@ -412,11 +430,12 @@ struct Decode {
 
 template <class T, class E, int kHead, int kColumnTiles>
 __global__ void __launch_bounds__(kWaves* kWave,
-                                  (kHead <= 128 && kColumnTiles == 1 ? 3 : 2))
+                                  (kHead <= 64 ? 4 : kHead <= 128 ? 3 : 2) -
+                                      (kHead <= 128 && kColumnTiles == 2))
     decode(LayerArgs layer, const StepArgs* arguments) {
   using Kernel = Decode<T, E, kHead, kColumnTiles>;
   const StepArgs& step = *arguments;
-  auto& shared = *reinterpret_cast<typename Kernel::Shared*>(shared_memory());
+  auto& shared = shared_memory_of<typename Kernel::Shared>();
   Kernel{layer, step, shared, static_cast<int>(blockIdx.y)}.run();
 }
 
@@ -424,13 +443,13 @@ template <class T, class E, int kColumnTiles>
 KernelLaunch launch_of() {
   using Kernel = Decode<T, E, BH_HEAD_SIZE, kColumnTiles>;
   return {&decode<T, E, BH_HEAD_SIZE, kColumnTiles>,
-          sizeof(typename Kernel::Shared), 0, Kernel::kQueryRows};
+          kSharedBytes<typename Kernel::Shared>, 0, Kernel::kQueryRows};
 }
 
 template <class T, class E>
 KernelLaunch for_rows(int rows, int columns) {
   // Where a matrix tile has 8 columns, decode_rows() may need two.
-  if constexpr (BH_HEAD_SIZE <= 128) {
+  if constexpr (kColumns == 8 && BH_HEAD_SIZE <= 128) {
     if (rows > columns) return launch_of<T, E, 2>();
   }
   return launch_of<T, E, 1>();

@@ -321,8 +321,13 @@ int32_t decode_slots(const LayerArgs* layer, int32_t cache_dtype, int32_t rows, 
   return kOk;
 }
 
-int32_t prefill_rows_of(const LayerArgs* layer, int32_t cache_dtype) {
+int32_t prefill_rows_of(const LayerArgs* layer, [[maybe_unused]] int32_t cache_dtype) {
+#if defined(__HIP__)
+  // The host's pass is compiled for one architecture only.
+  return prefill_rows(layer->head_size, wave_size() == 32);
+#else
   return prefill_kernel(*layer, cache_dtype).rows;
+#endif
 }
 
 int32_t update(Stream stream, const LayerArgs* layer, int32_t cache_dtype, const StepArgs* step,

@@ -177,12 +177,10 @@ struct Plain {
 __global__ void __launch_bounds__(kThreads) plain(LayerArgs layer, const StepArgs* arguments) {
   const StepArgs& step = *arguments;
   Plain kernel(layer, step, shared_memory());
-  const int rounds = (step.num_decode_items + static_cast<int>(gridDim.x) - 1) /
-                     static_cast<int>(gridDim.x);
-  for (int round = 0; round < rounds; ++round) {
-    const int i = item_of_round(round);
-    if (i >= step.num_decode_items) continue;
+  int i = static_cast<int>(blockIdx.x);
+  while (i >= 0 && i < step.num_decode_items) {
     kernel.run(step.decode_items[i], static_cast<int>(blockIdx.y));
+    i = step.decode_items[i].next;
     __syncthreads();
   }
 }

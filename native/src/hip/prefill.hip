@@ -13,7 +13,9 @@ namespace {
 
 template <class T, class E, int kHead>
 struct Prefill {
-  static constexpr int kColumnTiles = prefill_rows(kHead) / (kWaves * kColumns);
+  static constexpr bool kRdna = BH_TILE == BH_TILE_WMMA11 || BH_TILE == BH_TILE_WMMA12;
+  static constexpr int kRows = prefill_rows(kHead, kRdna);
+  static constexpr int kColumnTiles = kRows / (kWaves * kColumns);
   static constexpr int kTiles = kHead / 16;
   static constexpr int kThreads = kWaves * kWave;
   /// Keys in shared memory at a time: 64 KiB is what AMD's machines have.
@@ -26,10 +28,13 @@ struct Prefill {
   static constexpr bool kQueryInShared = BH_TILE == BH_TILE_MMA || BH_TILE == BH_TILE_WMMA11;
   static constexpr int kQueryLanes = BH_TILE == BH_TILE_WMMA11 ? 16 : kWave;
 
+  /// Queries beside tiles of large heads leave room for one stage.
+  static constexpr int kStages = BH_TILE == BH_TILE_WMMA11 && kHead > 128 ? 1 : 2;
+
   struct Shared {
-    char tiles[2][2][kHalfBytes];  ///< stage; keys, values
+    char tiles[kStages][2][kHalfBytes];  ///< stage; keys, values
     Columns query[kQueryInShared ? kWaves * kColumnTiles * kTiles : 1][kQueryLanes];
-    QueryRow rows[prefill_rows(kHead)];
+    QueryRow rows[kRows];
   };
 
   const LayerArgs& layer;
@@ -37,7 +42,7 @@ struct Prefill {
   Shared& shared;
 
   BH_INLINE void run(const AttendItem& item, int group) {
-    describe_rows(layer, step, item, group, prefill_rows(kHead), shared.rows);
+    describe_rows(layer, step, item, group, kRows, shared.rows);
     __syncthreads();
     Columns query[kColumnTiles][kTiles];
     ColumnState state[kColumnTiles];
@@ -66,18 +71,22 @@ struct Prefill {
       }
     }
     copy_tiles(item, group, item.first_key, 0);
-    for (int key = item.first_key, stage = 0; key < item.end_key; key += kKeys, stage ^= 1) {
+    for (int key = item.first_key, n = 0; key < item.end_key; key += kKeys, ++n) {
+      const int stage = n % kStages;
+      const bool more = key + kKeys < item.end_key;
       wait_for_copies();
       __syncthreads();
-      if (key + kKeys < item.end_key) {
-        copy_tiles(item, group, key + kKeys, stage ^ 1);
-      }
+      if (kStages == 2 && more) copy_tiles(item, group, key + kKeys, stage ^ 1);
       const int end_key = key + kKeys < item.end_key ? key + kKeys : item.end_key;
       for (int first = key; first < end_key; first += kTile) {
         if (!any(range.touches(first))) continue;
         const bool whole = !any(!range.contains(first));
         attend_tile(item, first, first - key, whole, shared.tiles[stage][0],
                     shared.tiles[stage][1], query, state, results);
+      }
+      if (kStages == 1 && more) {
+        __syncthreads();
+        copy_tiles(item, group, key + kKeys, 0);
       }
     }
     write(item, group, first_row, state, results);
@@ -219,7 +228,7 @@ template <class T, class E, int kHead>
 __global__ void __launch_bounds__(kWaves* kWave)
     prefill(LayerArgs layer, const StepArgs* arguments) {
   using Kernel = Prefill<T, E, kHead>;
-  auto& shared = *reinterpret_cast<typename Kernel::Shared*>(shared_memory());
+  auto& shared = shared_memory_of<typename Kernel::Shared>();
   const int groups = layer.num_groups;
   Kernel{layer, *arguments, shared}.run(
       arguments->prefill_items[static_cast<int>(blockIdx.x) / groups],
@@ -230,7 +239,7 @@ template <class T, class E>
 KernelLaunch launch_of() {
   using Kernel = Prefill<T, E, BH_HEAD_SIZE>;
   return {&prefill<T, E, BH_HEAD_SIZE>,
-          sizeof(typename Kernel::Shared), 0, prefill_rows(BH_HEAD_SIZE)};
+          kSharedBytes<typename Kernel::Shared>, 0, Kernel::kRows};
 }
 
 template <class T>

@@ -61,6 +61,25 @@ BH_INLINE char* shared_memory() {
 #endif
 }
 
+/// Memory of a block of threads, whose size may differ between AMD's architectures: there it is the
+/// compiler's to allot, and a launch asks for none.
+template <class Shared>
+BH_INLINE Shared& shared_memory_of() {
+#if defined(__HIP__)
+  __shared__ __attribute__((aligned(128))) char memory[sizeof(Shared)];
+  return *reinterpret_cast<Shared*>(memory);
+#else
+  return *reinterpret_cast<Shared*>(shared_memory());
+#endif
+}
+#if defined(__HIP__)
+template <class Shared>
+constexpr size_t kSharedBytes = 0;
+#else
+template <class Shared>
+constexpr size_t kSharedBytes = sizeof(Shared);
+#endif
+
 /// Bytes a, b of two words, chosen as by PRMT and V_PERM: selector nibble i names the byte of
 /// {low, high} that becomes byte i.
 BH_INLINE uint32_t byte_permute(uint32_t low, uint32_t high, uint32_t selector) {
