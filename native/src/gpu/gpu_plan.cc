@@ -215,7 +215,7 @@ void GpuPlan::share_evenly(int64_t share) {
       if (left < std::min(kLeastTiles, tiles - tile) &&
           static_cast<int>(slot_ends_.size()) + 1 < decode_slots_) {
         slot_ends_.push_back(static_cast<int32_t>(decode_items_.size()));
-        left += share;
+        left = std::max<int64_t>(left + share, kLeastTiles);
       }
       int32_t take = tiles - tile;
       if (take > left && take - left >= kLeastTiles) take = static_cast<int32_t>(left);
