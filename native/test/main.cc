@@ -5,27 +5,12 @@
 #include <cstdlib>
 #include <string>
 
+#include "flags.h"
 #include "summary.h"
 #include "target.h"
 
-namespace {
-
-/// Takes `--name=value` out of the arguments.
-bool take_flag(int& argc, char** argv, const std::string& name, std::string& value) {
-  const std::string prefix = "--" + name + "=";
-  for (int i = 1; i < argc; ++i) {
-    if (std::string(argv[i]).rfind(prefix, 0) != 0) continue;
-    value = argv[i] + prefix.size();
-    for (; i < argc; ++i) argv[i] = argv[i + 1];
-    --argc;
-    return true;
-  }
-  return false;
-}
-
-}  // namespace
-
 int main(int argc, char** argv) {
+  using broadhead::test::take_flag;
   broadhead::test::Options& options = broadhead::test::options();
   take_flag(argc, argv, "backend", options.backend);
   if (std::string every; take_flag(argc, argv, "every", every)) options.every = std::stoi(every);

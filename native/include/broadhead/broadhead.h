@@ -270,6 +270,22 @@ BH_API int32_t bh_merge(bh_engine* engine, const bh_partial* parts, int32_t coun
                         int64_t tokens, int32_t num_heads, int32_t head_size, void* output,
                         float* lse, bh_error* error);
 
+/* ---- limits of the hardware, for benchmarks to compare with ----------------------------------- */
+
+/**
+ * Reads blocks once, whole and several at a time, with the engine's threads: the memory bandwidth
+ * that a decode step over these blocks can have at best. `nanoseconds` gets the time that it took.
+ */
+BH_API int32_t bh_probe_read(bh_engine* engine, const bh_cache* cache, const int32_t* blocks,
+                             int64_t count, int64_t* nanoseconds, bh_error* error);
+
+/**
+ * Does `flops` float32 operations (a fused multiply-add counts as two) on registers, with the
+ * engine's threads: the peak that a prefill step can have at best.
+ */
+BH_API int32_t bh_probe_compute(bh_engine* engine, int64_t flops, int64_t* nanoseconds,
+                                bh_error* error);
+
 /* ---- handles and memory ---------------------------------------------------------------------- */
 
 /** Engines, caches, layers and bindings that were created and not yet destroyed. */

@@ -50,6 +50,10 @@ class Engine {
   /// Joins partial results: see bh_merge. Arguments have been checked.
   virtual void merge(std::span<const bh_partial> parts, int dtype, int64_t tokens, int num_heads,
                      int head_size, void* output, float* lse) = 0;
+  /// Nanoseconds that reading the blocks once takes at best.
+  virtual int64_t probe_read(const Cache& cache, std::span<const int32_t> blocks) = 0;
+  /// Nanoseconds that so many float32 operations on registers take at best.
+  virtual int64_t probe_compute(int64_t flops) = 0;
   /// `spec` and `cache` (NULL for encoder types) outlive the layer.
   virtual std::unique_ptr<Layer> create_layer(const LayerSpec& spec, Cache* cache) = 0;
 };

@@ -325,6 +325,34 @@ int32_t bh_merge(bh_engine* engine, const bh_partial* parts, int32_t count, int3
   });
 }
 
+int32_t bh_probe_read(bh_engine* engine, const bh_cache* cache, const int32_t* blocks,
+                      int64_t count, int64_t* nanoseconds, bh_error* error) {
+  return guarded(error, [&] {
+    need(engine, "engine");
+    need(cache, "cache");
+    need(blocks, "blocks");
+    need(nanoseconds, "nanoseconds");
+    if (count < 1) {
+      throw Failure(BH_INVALID_ARGUMENT, kNoRow, "count must be at least 1, got %lld",
+                    static_cast<long long>(count));
+    }
+    for (int64_t i = 0; i < count; ++i) check_block(*cache->cache, blocks[i]);
+    *nanoseconds = engine->engine->probe_read(*cache->cache, {blocks, static_cast<size_t>(count)});
+  });
+}
+
+int32_t bh_probe_compute(bh_engine* engine, int64_t flops, int64_t* nanoseconds, bh_error* error) {
+  return guarded(error, [&] {
+    need(engine, "engine");
+    need(nanoseconds, "nanoseconds");
+    if (flops < 1) {
+      throw Failure(BH_INVALID_ARGUMENT, kNoRow, "flops must be at least 1, got %lld",
+                    static_cast<long long>(flops));
+    }
+    *nanoseconds = engine->engine->probe_compute(flops);
+  });
+}
+
 int64_t bh_live_handles(void) { return live_handles.load(); }
 
 int64_t bh_borrowed_release(void) { return reinterpret_cast<int64_t>(&release_borrowed); }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention of one item: spans of tiles stream by once, for all query rows of a KV head's group,
-// with a running softmax; the scores of a span are the only ones in memory. Included by kernel
-// sources only (see vec.h).
+// with a running softmax; only the scores of some rows for a span are ever in memory. Included by
+// kernel sources only (see vec.h).
 #pragma once
 
 #include "cpu/micro_kernels.h"
@@ -11,21 +11,12 @@
 
 namespace broadhead::cpu::BH_TIER {
 
-/// Tiles that are worked on together: where they are read from the cache itself, several streams
-/// of memory at once; where they were widened beforehand, a panel for the second-level cache.
-constexpr int kDirectSpan = 4;
-constexpr int kPanelSpan = 8;
-constexpr int kMaxSpan = kPanelSpan;
+/// Tiles of the longest span.
+constexpr int kMaxSpan = 16;
+constexpr int kScoreStride = kMaxSpan * kTile;
 
-/// Tiles of a panel whose keys stay in the first-level cache while all query rows pass.
-constexpr int kKeyGroup = 2;
-
-/// Query rows of a micro-kernel that reads the cache itself. More would repay the widening of a
-/// tile, and every combination of element type and rows is code.
-constexpr int kDirectRows = kMaxRows < 8 ? kMaxRows : 8;
-
-/// Above this many query rows it pays to widen a tile once instead of in every micro-kernel.
-constexpr int kPackRows = 2 * kMaxRows;
+/// Bytes of a span that several chunks of query rows read: it stays in the second-level cache.
+constexpr int64_t kSpanBytes = int64_t{128} << 10;
 
 /// An item's scratch, carved from one run of floats.
 struct AttendScratch {
@@ -33,24 +24,38 @@ struct AttendScratch {
   float* query;          ///< [heads][rows][head_size], scaled
   float* sums;           ///< [heads][rows][head_size]
   SoftmaxState* states;  ///< [heads][rows]
-  float* scores;         ///< [rows][kMaxSpan * kTile]
-  float* factors;        ///< [rows]
+  float* scores;         ///< [kMaxRows][kScoreStride]
   float* heads;          ///< [kTile][head_size]: keys on their way into a tile
-  float* tile;           ///< a tile on its way into the panel
-  float* panel;          ///< keys, [kPanelSpan] tiles, then values in slices
+  float* panel;          ///< tiles of a span, widened
 };
 
-BH_INLINE bool packs(const LayerView& layer, const CacheView* cache, const AttendItem& item) {
-  if (!cache) return true;
-  return item.num_tokens * layer.group_size > kPackRows;
+/// Tiles of a span, a power of two: where one chunk of query rows reads it, as many as memory
+/// streams well in; else as many as the second-level cache keeps.
+BH_INLINE int tiles_of_span(int64_t tile_bytes, int rows) {
+  int tiles = kStreams;
+  if (rows <= kMaxRows) return tiles;
+  while (tiles < kMaxSpan && 2 * tiles * tile_bytes <= kSpanBytes) tiles *= 2;
+  return tiles;
+}
+
+/// Bytes of a tile in the panel; 0 if tiles are read where the cache has them.
+BH_INLINE int64_t panel_tile_bytes(const LayerView& layer, const CacheView* cache) {
+  const int64_t elements = int64_t{2} * kTile * layer.head_size;
+  if (!cache) return elements * static_cast<int64_t>(sizeof(Float32));
+  int64_t bytes = 0;
+  with_dtype(cache->dtype, [&](auto e) {
+    using E = decltype(e);
+    if (!kReadsDirectly<E>) {
+      bytes = elements * static_cast<int64_t>(sizeof(typename Widened<E>::Type));
+    }
+  });
+  return bytes;
 }
 
 BH_INLINE int64_t carve(const LayerView& layer, const CacheView* cache, const AttendItem& item,
                         float* floats, AttendScratch* scratch) {
   const int64_t rows = int64_t{item.num_tokens} * layer.group_size;
   const int64_t all_rows = rows * item.num_heads;
-  const int64_t tile = int64_t{2} * kTile * layer.head_size;
-  const bool panel = packs(layer, cache, item);
   int64_t used = 0;
   auto take = [&](int64_t count) {
     float* at = floats + used;
@@ -62,52 +67,33 @@ BH_INLINE int64_t carve(const LayerView& layer, const CacheView* cache, const At
   carved.query = take(all_rows * layer.head_size);
   carved.sums = take(all_rows * layer.head_size);
   carved.states = reinterpret_cast<SoftmaxState*>(take(all_rows * 2));
-  carved.scores = take(rows * kMaxSpan * kTile);
-  carved.factors = take(rows);
+  carved.scores = take(kMaxRows * kScoreStride);
   carved.heads = take(cache ? 0 : kTile * layer.head_size);
-  carved.tile = take(cache ? 0 : tile);
-  const int64_t slices = (layer.head_size + kSlice - 1) / kSlice;
-  carved.panel =
-      take(panel ? kPanelSpan * int64_t{kTile} * (layer.head_size + slices * kSlice) : 0);
+  const int64_t panel_tile = panel_tile_bytes(layer, cache);
+  carved.panel = take(panel_tile / 4 * tiles_of_span(panel_tile, carved.rows));
   if (scratch) *scratch = carved;
   return used;
 }
 
-/// Tiles in the cache, found through the row's block table.
-template <class E>
-BH_INLINE const E* cached_tile(const CacheView& cache, const int32_t* blocks, int head, int key) {
-  const int block = key / cache.block_size;
-  const int tile = key % cache.block_size / kTile;
-  return reinterpret_cast<const E*>(cache.tile(blocks[block], head, tile));
-}
-
-/// A range of key positions for one KV head.
+/// Keys begin .. end - 1 of the item for one KV head.
 struct Span {
   int begin;
   int end;
-  int head;         ///< KV head, counted within the item
-  int max_rows;     ///< query rows that a micro-kernel takes at most
-  int key_group;    ///< tiles that all rows pass before the next ones
-  int value_slice;  ///< columns likewise
+  int head;  ///< counted within the item
 };
 
-/// Keys and values of a span.
-template <class E>
-struct SpanTiles {
-  const E* const* keys;
-  Values<E> values;
-  const E* const* next;  ///< keys of the span to come, for prefetching
+/// Keys from `first` on and before `end`, counted from the begin of a span.
+struct Range {
+  int first;
+  int end;
 };
 
-/// Some query rows that one micro-kernel takes, and which keys of a span they see.
-struct RowChunk {
+/// Some query rows that pass a span together.
+struct Chunk {
   int first_row;
   int rows;
-  int first;  ///< keys, counted from the span's begin
-  int end;
-
-  [[gnu::always_inline]] int first_tile() const { return first / kTile; }
-  [[gnu::always_inline]] int end_tile() const { return (end + kTile - 1) / kTile; }
+  Range seen;    ///< by any of them
+  Range common;  ///< by all of them
 };
 
 template <int kRows>
@@ -127,137 +113,215 @@ BH_INLINE void with_rows(int rows, Visit&& visit) {
   }
 }
 
+/// What a row's token sees of a span.
+BH_INLINE Range range_of(const AttendContext& context, const AttendItem& item, const Span& span,
+                         int row) {
+  const QueryToken& token = context.token(item, row / context.layer->group_size);
+  return {max_int(token.first, span.begin) - span.begin, min_int(token.end, span.end) - span.begin};
+}
+
 /// Calls visit(chunk) for chunks of the item's rows, as even as they can be, that see some key of
 /// the span.
 template <class Visit>
-BH_INLINE void for_each_chunk(const AttendContext& context, const AttendItem& item,
-                              const AttendScratch& scratch, const Span& span, Visit&& visit) {
-  const int group = context.layer->group_size;
-  const int chunks = (scratch.rows + span.max_rows - 1) / span.max_rows;
+BH_INLINE void for_each_chunk(const AttendContext& context, const AttendItem& item, int all_rows,
+                              const Span& span, Visit&& visit) {
+  const int chunks = (all_rows + kMaxRows - 1) / kMaxRows;
   int row = 0;
   for (int c = 0; c < chunks; ++c) {
-    const int rows = (scratch.rows - row) / (chunks - c);
+    const int rows = (all_rows - row) / (chunks - c);
     // Tokens of a row ascend in position, and so do both ends of what they see; tokens of several
     // rows see all of the span.
-    const int first = max_int(context.token(item, row / group).first, span.begin);
-    const int end = min_int(context.token(item, (row + rows - 1) / group).end, span.end);
-    if (first < end) visit(RowChunk{row, rows, first - span.begin, end - span.begin});
+    const Range first = range_of(context, item, span, row);
+    const Range last = range_of(context, item, span, row + rows - 1);
+    if (first.first < last.end) {
+      visit(Chunk{row, rows, {first.first, last.end}, {last.first, first.end}});
+    }
     row += rows;
   }
 }
 
-template <class E, int kRows, bool kAhead>
-static void score_span(const AttendContext& context, const AttendItem& item,
-                       const AttendScratch& scratch, const Span& span, const E* const* keys) {
-  const int size = context.layer->head_size;
-  constexpr int kStride = kMaxSpan * kTile;
-  const float* query = scratch.query + int64_t{span.head} * scratch.rows * size;
-  const int num_tiles = (span.end - span.begin + kTile - 1) / kTile;
-  for (int group = 0; group < num_tiles; group += span.key_group) {
-    for_each_chunk(context, item, scratch, span, [&](const RowChunk& chunk) {
-      const int first = max_int(group, chunk.first_tile());
-      const int count = min_int(group + span.key_group, chunk.end_tile()) - first;
-      with_rows<kRows>(chunk.rows, [&](auto rows) {
-        score_rows<E, decltype(rows)::kCount, kAhead>(
-            query + chunk.first_row * size, size, keys + first, count,
-            scratch.scores + chunk.first_row * kStride + first * kTile, kStride);
-      });
-    });
+/// Is every value of the range finite? Where it is not, a weight of 0 does not keep it out of a
+/// sum.
+template <class E>
+BH_INLINE bool is_finite(const E* const* tiles, int head_size, Range range) {
+  Vec sum = {};
+  for (int t = range.first; t < range.end; ++t) {
+    const E* value = tiles[t / kTile] + kTile * head_size + t % kTile * kTile;
+    for (int column = 0; column < head_size; column += kTile) {
+      Run run;
+      load_run(value + column * kTile, run);
+      for (const Vec& v : run) sum += v * Vec{};
+    }
+  }
+  return reduce_add(sum) == 0;
+}
+
+/// A chunk of rows against the tiles of a span: scores, weights, sums of weighted values.
+template <class E, int kRows, int kBytes>
+[[gnu::noinline]] static void attend_rows(const AttendContext& context, const AttendItem& item,
+                                          const AttendScratch& scratch, const Span& span,
+                                          const Chunk& chunk, const E* const* tiles,
+                                          Ahead<kBytes> during_scores, Ahead<kBytes> during_sums) {
+  const LayerView& layer = *context.layer;
+  const int size = layer.head_size;
+  const int64_t first_row = int64_t{span.head} * scratch.rows + chunk.first_row;
+  const int first_tile = chunk.seen.first / kTile;
+  const int num_tiles = (chunk.seen.end + kTile - 1) / kTile - first_tile;
+  const int count = num_tiles * kTile;
+  float* scores = scratch.scores + first_tile * kTile;
+  score_rows<E, kRows>(scratch.query + first_row * size, size, tiles + first_tile, num_tiles,
+                       scores, kScoreStride, during_scores);
+
+  float factors[kRows];
+  SoftmaxState* states = scratch.states + first_row;
+  for (int r = 0; r < kRows; ++r) {
+    const int row = chunk.first_row + r;
+    const int head = (item.first_head + span.head) * layer.group_size + row % layer.group_size;
+    const ScoreTransform transform = {layer.logits_soft_cap,
+                                      layer.alibi_slopes ? layer.alibi_slopes[head] : 0};
+    const float highest =
+        mask_scores(transform, context.token(item, row / layer.group_size),
+                    span.begin + first_tile * kTile, count, scores + r * kScoreStride);
+    const float maximum = highest > states[r].maximum ? highest : states[r].maximum;
+    factors[r] = rescale(states[r].maximum, maximum);
+    states[r].maximum = maximum;
+  }
+  for (int r = 0; r < kRows; ++r) {
+    states[r].denominator = states[r].denominator * factors[r] +
+                            weigh(scores + r * kScoreStride, count, states[r].maximum);
+  }
+
+  float* sums = scratch.sums + first_row * size;
+  const Range before = {chunk.seen.first, min_int(chunk.common.first, chunk.seen.end)};
+  const Range after = {max_int(chunk.common.end, chunk.seen.first), chunk.seen.end};
+  if (kRows == 1 || (is_finite(tiles, size, before) && is_finite(tiles, size, after))) {
+    accumulate_rows<E, kRows>(scratch.scores, kScoreStride, tiles, chunk.seen.first, chunk.seen.end,
+                              size, factors, sums, during_sums);
+    return;
+  }
+  for (int r = 0; r < kRows; ++r) {
+    const Range seen = range_of(context, item, span, chunk.first_row + r);
+    accumulate_rows<E, 1>(scratch.scores + r * kScoreStride, kScoreStride, tiles, seen.first,
+                          seen.end, size, factors + r, sums + r * size, Ahead<0>());
   }
 }
 
-static void weigh_span(const AttendContext& context, const AttendItem& item,
-                       const AttendScratch& scratch, const Span& span) {
-  const LayerView& layer = *context.layer;
-  const int group = layer.group_size;
-  for_each_chunk(context, item, scratch, span, [&](const RowChunk& chunk) {
-    const int first = chunk.first_tile() * kTile;
-    const int count = chunk.end_tile() * kTile - first;
-    for (int row = chunk.first_row; row < chunk.first_row + chunk.rows; ++row) {
-      const int head = (item.first_head + span.head) * group + row % group;
-      const ScoreTransform transform = {layer.logits_soft_cap,
-                                        layer.alibi_slopes ? layer.alibi_slopes[head] : 0};
-      scratch.factors[row] =
-          softmax_update(transform, context.token(item, row / group), span.begin + first, count,
-                         scratch.scores + row * kMaxSpan * kTile + first,
-                         scratch.states[int64_t{span.head} * scratch.rows + row]);
-    }
+/// All chunks of a span; what is read next is fetched meanwhile, once.
+template <class E, int kBytes>
+BH_INLINE void attend_span(const AttendContext& context, const AttendItem& item,
+                           const AttendScratch& scratch, const Span& span, const E* const* tiles,
+                           Ahead<kBytes> during_scores, Ahead<kBytes> during_sums) {
+  for_each_chunk(context, item, scratch.rows, span, [&](const Chunk& chunk) {
+    with_rows<kMaxRows>(chunk.rows, [&](auto rows) {
+      constexpr int kRows = decltype(rows)::kCount;
+      // One row reads tiles side by side, which hardware prefetchers like better left alone.
+      if constexpr (kRows > 1 && kBytes > 0) {
+        if (chunk.first_row == 0) {
+          attend_rows<E, kRows>(context, item, scratch, span, chunk, tiles, during_scores,
+                                during_sums);
+          return;
+        }
+      }
+      attend_rows<E, kRows>(context, item, scratch, span, chunk, tiles, Ahead<0>(), Ahead<0>());
+    });
   });
 }
 
-template <class E, int kRows, bool kAhead>
-static void accumulate_span(const AttendContext& context, const AttendItem& item,
-                            const AttendScratch& scratch, const Span& span,
-                            const SpanTiles<E>& tiles) {
-  const int size = context.layer->head_size;
-  constexpr int kStride = kMaxSpan * kTile;
-  float* sums = scratch.sums + int64_t{span.head} * scratch.rows * size;
-  for (int column = 0; column < size; column += span.value_slice) {
-    const int end_column = min_int(column + span.value_slice, size);
-    for_each_chunk(context, item, scratch, span, [&](const RowChunk& chunk) {
-      with_rows<kRows>(chunk.rows, [&](auto rows) {
-        accumulate_rows<E, decltype(rows)::kCount, kAhead>(
-            scratch.scores + chunk.first_row * kStride, kStride, tiles.values, tiles.next,
-            chunk.first, chunk.end, size, column, end_column, scratch.factors + chunk.first_row,
-            sums + chunk.first_row * size);
-      });
-    });
+/// Calls visit(span) for every span of the item: every head of some keys, then the next keys, so
+/// that blocks stream by whole.
+template <class Visit>
+BH_INLINE void for_each_span(const AttendItem& item, int span_tiles, Visit&& visit) {
+  const int keys = span_tiles * kTile;
+  for (int begin = item.first_key; begin < item.end_key; begin += keys) {
+    const int end = min_int(begin + keys, item.end_key);
+    for (int head = 0; head < item.num_heads; ++head) visit(Span{begin, end, head});
   }
 }
 
-template <class E, int kRows, bool kAhead>
-BH_INLINE void attend_span(const AttendContext& context, const AttendItem& item,
-                           const AttendScratch& scratch, const Span& span,
-                           const SpanTiles<E>& tiles) {
-  score_span<E, kRows, kAhead>(context, item, scratch, span, tiles.keys);
-  weigh_span(context, item, scratch, span);
-  accumulate_span<E, kRows, kAhead>(context, item, scratch, span, tiles);
-}
-
-/// All spans of the item, read where the cache has them: every head of a span, then the next span,
-/// so that blocks stream by whole.
+/// The tiles of spans in the cache, found through the row's block table.
 template <class E>
-static void attend_direct(const AttendContext& context, const AttendItem& item,
+class CachedSpans {
+ public:
+  CachedSpans(const AttendContext& context, const AttendItem& item, int span_tiles)
+      : cache_(*context.cache),
+        blocks_(context.step->blocks + context.step->rows[item.row].blocks),
+        item_(item),
+        span_tiles_(span_tiles) {
+    if (item.first_key < item.end_key) find(item.first_key, 0, tiles_[0]);
+  }
+
+  const E* const* tiles() const { return tiles_[now_]; }
+  const E* const* next() const { return tiles_[1 - now_]; }
+
+  /// Finds the tiles of the span after this one.
+  void find_next(const Span& span) {
+    const bool last_head = span.head + 1 == item_.num_heads;
+    find(last_head ? span.begin + span_tiles_ * kTile : span.begin, last_head ? 0 : span.head + 1,
+         tiles_[1 - now_]);
+  }
+  void advance() { now_ = 1 - now_; }
+
+ private:
+  void find(int begin, int head, const E** found) {
+    const int last_tile = (item_.end_key - 1) / kTile * kTile;
+    for (int i = 0; i < span_tiles_; ++i) {
+      const int key = min_int(begin + i * kTile, last_tile);
+      found[i] = reinterpret_cast<const E*>(cache_.tile(blocks_[key / cache_.block_size],
+                                                        item_.first_head + head,
+                                                        key % cache_.block_size / kTile));
+    }
+  }
+
+  const CacheView& cache_;
+  const int32_t* blocks_;
+  const AttendItem& item_;
+  int span_tiles_;
+  int now_ = 0;
+  const E* tiles_[2][kMaxSpan];
+};
+
+/// The tiles of a panel.
+template <class E>
+struct Panel {
+  E* tiles[kMaxSpan];
+
+  Panel(const AttendScratch& scratch, int64_t tile_elements, int span_tiles) {
+    for (int i = 0; i < span_tiles; ++i) {
+      tiles[i] = reinterpret_cast<E*>(scratch.panel) + i * tile_elements;
+    }
+  }
+};
+
+/// The item's attention to keys and values in the cache.
+template <class E>
+static void attend_cached(const AttendContext& context, const AttendItem& item,
                           const AttendScratch& scratch) {
+  using W = typename Widened<E>::Type;
   const int size = context.layer->head_size;
-  const int32_t* blocks = context.step->blocks + context.step->rows[item.row].blocks;
-  const int last_tile = (item.end_key - 1) / kTile * kTile;
-  const E* tiles[2][kDirectSpan];
-  const E* values[kDirectSpan];
-  auto find_tiles = [&](int begin, int head, const E** found) {
-    for (int i = 0; i < kDirectSpan; ++i) {
-      found[i] = cached_tile<E>(*context.cache, blocks, item.first_head + head,
-                                min_int(begin + i * kTile, last_tile));
+  const int64_t elements = int64_t{2} * kTile * size;
+  const int span_tiles = tiles_of_span(elements * static_cast<int64_t>(sizeof(W)), scratch.rows);
+  CachedSpans<E> spans(context, item, span_tiles);
+  const Panel<W> panel(scratch, elements, span_tiles);
+  for_each_span(item, span_tiles, [&](const Span& span) {
+    spans.find_next(span);
+    const E* const* tiles = spans.tiles();
+    constexpr int kBytes = sizeof(E);
+    const Ahead<kBytes> next_keys(spans.next(), 0, span_tiles);
+    if constexpr (kReadsDirectly<E>) {
+      const Ahead<kBytes> values(tiles, kTile * size, span_tiles);
+      attend_span(context, item, scratch, span, tiles, values, next_keys);
+    } else {
+      const int num_tiles = (span.end - span.begin + kTile - 1) / kTile;
+      for (int i = 0; i < num_tiles; ++i) {
+        for (int64_t at = 0; at < elements; at += kTile) {
+          widen_run(tiles[i] + at, panel.tiles[i] + at);
+        }
+      }
+      const Ahead<kBytes> next_values(spans.next(), kTile * size, span_tiles);
+      attend_span(context, item, scratch, span, panel.tiles, next_keys, next_values);
     }
-  };
-  int now = 0;
-  if (item.first_key < item.end_key) find_tiles(item.first_key, 0, tiles[now]);
-  for (int begin = item.first_key; begin < item.end_key; begin += kDirectSpan * kTile) {
-    const int end = min_int(begin + kDirectSpan * kTile, item.end_key);
-    for (int head = 0; head < item.num_heads; ++head, now = 1 - now) {
-      const bool last_head = head + 1 == item.num_heads;
-      find_tiles(last_head ? begin + kDirectSpan * kTile : begin, last_head ? 0 : head + 1,
-                 tiles[1 - now]);
-      for (int i = 0; i < kDirectSpan; ++i) values[i] = tiles[now][i] + kTile * size;
-      attend_span<E, kDirectRows, true>(context, item, scratch,
-                                        {begin, end, head, kDirectRows, kDirectSpan, size},
-                                        {tiles[now], {values, size, kSlice}, tiles[1 - now]});
-    }
-  }
-}
-
-/// Widens a tile into place `index` of the panel.
-template <class E>
-BH_INLINE void pack_tile(const E* tile, int head_size, int index, const AttendScratch& scratch) {
-  load_row(tile, kTile * head_size, scratch.panel + index * kTile * head_size);
-  float* values = scratch.panel + kPanelSpan * kTile * head_size;
-  for (int t = 0; t < kTile; ++t) {
-    const E* value = tile + (kTile + t) * head_size;
-    for (int column = 0; column < head_size; column += kSlice) {
-      load_row(value + column, min_int(kSlice, head_size - column),
-               values + column * kPanelSpan * kTile + (index * kTile + t) * kSlice);
-    }
-  }
+    spans.advance();
+  });
 }
 
 /// Makes a tile of the row's own keys and values; positions from `count` on are zero.
@@ -266,9 +330,9 @@ BH_INLINE void make_tile(const LayerView& layer, const Step& step, const StepRow
                          int key, int count, float* heads, Float32* tile) {
   const int size = layer.head_size;
   const int64_t stride = int64_t{layer.num_kv_heads} * size;
+  float value[kMaxHeadSize];
   for (int t = 0; t < kTile; ++t) {
     float* head = heads + t * size;
-    float* value = &tile[(kTile + t) * size].value;
     if (t < count) {
       const int64_t token = key + t;
       load_head<T>(layer, step, step.key, (row.key + token) * stride + kv_head * size,
@@ -278,33 +342,28 @@ BH_INLINE void make_tile(const LayerView& layer, const Step& step, const StepRow
     } else {
       for (int d = 0; d < size; ++d) head[d] = value[d] = 0;
     }
+    store_value(value, size, 1, tile, t);
   }
   store_keys(heads, size, 1, tile);
 }
 
-/// All spans of the item, widened to float first; `pack(head, key, index)` fills the panel.
-template <class Pack>
-BH_INLINE void attend_packed(const AttendContext& context, const AttendItem& item,
-                             const AttendScratch& scratch, Pack&& pack) {
-  const int size = context.layer->head_size;
-  auto* panel = reinterpret_cast<const Float32*>(scratch.panel);
-  const Float32* keys[kPanelSpan];
-  const Float32* values[kPanelSpan];
-  for (int i = 0; i < kPanelSpan; ++i) {
-    keys[i] = panel + i * kTile * size;
-    values[i] = panel + kPanelSpan * kTile * size + i * kTile * kSlice;
-  }
-  for (int begin = item.first_key; begin < item.end_key; begin += kPanelSpan * kTile) {
-    const int end = min_int(begin + kPanelSpan * kTile, item.end_key);
-    for (int head = 0; head < item.num_heads; ++head) {
-      for (int key = begin; key < end; key += kTile) {
-        pack(item.first_head + head, key, (key - begin) / kTile);
-      }
-      attend_span<Float32, kMaxRows, false>(
-          context, item, scratch, {begin, end, head, kMaxRows, kKeyGroup, kSlice},
-          {keys, {values, kSlice, kSlice * kPanelSpan * kTile}, keys});
+/// The item's attention to its row's own keys and values.
+template <class T>
+static void attend_own(const AttendContext& context, const AttendItem& item,
+                       const AttendScratch& scratch) {
+  const LayerView& layer = *context.layer;
+  const StepRow& row = context.step->rows[item.row];
+  const int64_t elements = int64_t{2} * kTile * layer.head_size;
+  const int span_tiles = tiles_of_span(elements * 4, scratch.rows);
+  const Panel<Float32> panel(scratch, elements, span_tiles);
+  for_each_span(item, span_tiles, [&](const Span& span) {
+    for (int key = span.begin; key < span.end; key += kTile) {
+      make_tile<T>(layer, *context.step, row, item.first_head + span.head, key,
+                   min_int(row.num_keys - key, kTile), scratch.heads,
+                   panel.tiles[(key - span.begin) / kTile]);
     }
-  }
+    attend_span(context, item, scratch, span, panel.tiles, Ahead<0>(), Ahead<0>());
+  });
 }
 
 template <class T>
@@ -323,7 +382,7 @@ static void load_queries(const AttendContext& context, const AttendItem& item,
                      ((row.query + token.index) * layer.num_heads + head) * size,
                      row.positions + token.index, to);
         for (int d = 0; d < size; d += kWidth) {
-          store(to + d, load(to + d) * broadcast(layer.query_scale));
+          store(to + d, load(to + d) * broadcast(layer.score_scale));
         }
       }
     }
@@ -350,7 +409,7 @@ BH_INLINE void write_output(const AttendContext& context, const QueryToken& toke
     step.lse[out] =
         state.denominator == 0 ? -kInfinity : state.maximum + __builtin_logf(state.denominator);
   }
-  const float factor = state.denominator == 0 ? 0 : keep * layer.v_scale / state.denominator;
+  const float factor = state.denominator == 0 ? 0 : keep * layer.value_scale / state.denominator;
   const Vec divisor = broadcast(layer.output_scale > 0 ? layer.output_scale : 1);
   with_dtype(layer.output_dtype, [&](auto element) {
     auto* to = static_cast<decltype(element)*>(step.output) + out * layer.head_size;
@@ -370,27 +429,12 @@ static void attend(const AttendContext& context, const AttendItem& item, float* 
   for (int64_t i = 0; i < all_rows * layer.head_size; ++i) scratch.sums[i] = 0;
   for (int64_t i = 0; i < all_rows; ++i) scratch.states[i] = {-kInfinity, 0};
 
-  const StepRow& row = context.step->rows[item.row];
-  if (!context.cache) {
-    auto* tile = reinterpret_cast<Float32*>(scratch.tile);
-    with_tensor_dtype(layer.dtype, [&](auto t) {
-      attend_packed(context, item, scratch, [&](int head, int key, int index) {
-        make_tile<decltype(t)>(layer, *context.step, row, head, key,
-                               min_int(row.num_keys - key, kTile), scratch.heads, tile);
-        pack_tile(tile, layer.head_size, index, scratch);
-      });
-    });
-  } else if (packs(layer, context.cache, item)) {
-    const int32_t* blocks = context.step->blocks + row.blocks;
-    with_dtype(context.cache->dtype, [&](auto e) {
-      attend_packed(context, item, scratch, [&](int head, int key, int index) {
-        pack_tile(cached_tile<decltype(e)>(*context.cache, blocks, head, key), layer.head_size,
-                  index, scratch);
-      });
-    });
-  } else {
+  if (context.cache) {
     with_dtype(context.cache->dtype,
-               [&](auto e) { attend_direct<decltype(e)>(context, item, scratch); });
+               [&](auto e) { attend_cached<decltype(e)>(context, item, scratch); });
+  } else {
+    with_tensor_dtype(layer.dtype,
+                      [&](auto t) { attend_own<decltype(t)>(context, item, scratch); });
   }
 
   for (int h = 0; h < item.num_heads; ++h) {

@@ -14,13 +14,23 @@ namespace {
 
 constexpr double kGiB = 1 << 30;
 
-/// Visits every head of every token of a block: visit(position of the head in logical order
-/// [block_size, num_kv_heads], its tile, its column there).
-template <class Visit>
-void for_each_head(const CacheView& view, int64_t block, Visit&& visit) {
+/// Calls key(logical, stored) for every element of a block's keys and value(logical, stored) for
+/// every run of kTile elements of its values, with their byte offsets in the logical order
+/// [block_size, num_kv_heads, head_size] and where the pool has them.
+template <class Key, class Value>
+void for_each_piece(const CacheView& view, int64_t block, Key&& key, Value&& value) {
+  const int64_t width = view.element_bytes;
   for (int t = 0; t < view.block_size; ++t) {
     for (int h = 0; h < view.num_kv_heads; ++h) {
-      visit(int64_t{t} * view.num_kv_heads + h, view.tile(block, h, t / kTile), t % kTile);
+      const int64_t head = (int64_t{t} * view.num_kv_heads + h) * view.head_size;
+      char* keys = view.tile(block, h, t / kTile);
+      char* values = keys + kTile * view.head_size * width;
+      for (int d = 0; d < view.head_size; ++d) {
+        key((head + d) * width, keys + (d * kTile + t % kTile) * width);
+      }
+      for (int d = 0; d < view.head_size; d += kTile) {
+        value((head + d) * width, values + (d + t % kTile) * kTile * width);
+      }
     }
   }
 }
@@ -57,36 +67,31 @@ BlockPool::BlockPool(const bh_cache_options& options)
 BlockPool::~BlockPool() { munmap(view_.memory, static_cast<size_t>(bytes_)); }
 
 void BlockPool::read_block(int64_t block, void* key, void* value) const {
-  const int size = view_.head_size;
-  const int width = view_.element_bytes;
-  for_each_head(view_, block, [&](int64_t head, const char* tile, int column) {
-    char* k = static_cast<char*>(key) + head * size * width;
-    for (int d = 0; d < size; ++d) {
-      std::memcpy(k + d * width, tile + (d * kTile + column) * width, static_cast<size_t>(width));
-    }
-    std::memcpy(static_cast<char*>(value) + head * size * width,
-                tile + (kTile + column) * size * width, static_cast<size_t>(size * width));
-  });
+  const auto width = static_cast<size_t>(view_.element_bytes);
+  for_each_piece(
+      view_, block,
+      [&](int64_t at, const char* from) { std::memcpy(static_cast<char*>(key) + at, from, width); },
+      [&](int64_t at, const char* from) {
+        std::memcpy(static_cast<char*>(value) + at, from, kTile * width);
+      });
 }
 
 void BlockPool::write_block(int64_t block, const void* key, const void* value) {
-  const int size = view_.head_size;
-  const int width = view_.element_bytes;
-  for_each_head(view_, block, [&](int64_t head, char* tile, int column) {
-    const char* k = static_cast<const char*>(key) + head * size * width;
-    for (int d = 0; d < size; ++d) {
-      std::memcpy(tile + (d * kTile + column) * width, k + d * width, static_cast<size_t>(width));
-    }
-    std::memcpy(tile + (kTile + column) * size * width,
-                static_cast<const char*>(value) + head * size * width,
-                static_cast<size_t>(size * width));
-  });
+  const auto width = static_cast<size_t>(view_.element_bytes);
+  for_each_piece(
+      view_, block,
+      [&](int64_t at, char* to) { std::memcpy(to, static_cast<const char*>(key) + at, width); },
+      [&](int64_t at, char* to) {
+        std::memcpy(to, static_cast<const char*>(value) + at, kTile * width);
+      });
 }
 
 void BlockPool::copy_block(int64_t source, int64_t target) {
   if (source == target) return;
-  std::memcpy(view_.tile(target, 0, 0), view_.tile(source, 0, 0),
-              static_cast<size_t>(view_.block_bytes()));
+  for (int h = 0; h < view_.num_kv_heads; ++h) {
+    std::memcpy(view_.tile(target, h, 0), view_.tile(source, h, 0),
+                static_cast<size_t>(view_.head_bytes()));
+  }
 }
 
 }  // namespace broadhead::cpu

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -83,7 +84,9 @@ class CpuLayer final : public Layer {
     view_.head_size = spec.head_size;
     view_.dtype = spec.dtype;
     view_.output_dtype = spec.output_dtype();
-    view_.query_scale = spec.scale * spec.k_scale;
+    const float unit = cache_ ? kernels.unit(cache_->dtype) : 1;
+    view_.score_scale = spec.scale * spec.k_scale * unit;
+    view_.value_scale = spec.v_scale * unit;
     view_.k_scale = spec.k_scale;
     view_.v_scale = spec.v_scale;
     view_.output_scale = spec.output_scale;
@@ -266,12 +269,44 @@ class CpuEngine final : public Engine {
         &run);
   }
 
+  int64_t probe_read(const Cache& cache, std::span<const int32_t> blocks) override {
+    const CacheView& view = static_cast<const BlockPool&>(cache).view();
+    const auto count = static_cast<int64_t>(blocks.size());
+    const int64_t shares = std::clamp<int64_t>(count / 16, threads_, 16 * threads_);
+    return time_shares(shares, [&](int64_t share) {
+      const int64_t first = count * share / shares;
+      const int64_t end = count * (share + 1) / shares;
+      return choice_.tier->kernels->read_blocks(view, blocks.data() + first, end - first);
+    });
+  }
+
+  int64_t probe_compute(int64_t flops) override {
+    const int64_t shares = 16 * threads_;
+    return time_shares(
+        shares, [&](int64_t) { return choice_.tier->kernels->multiply_add(flops / shares); });
+  }
+
   std::unique_ptr<Layer> create_layer(const LayerSpec& spec, Cache* cache) override {
     return std::make_unique<CpuLayer>(spec, static_cast<const BlockPool*>(cache),
                                       *choice_.tier->kernels, threads_, workers_);
   }
 
  private:
+  /// Nanoseconds that work(share) takes for all shares of a probe.
+  template <class Work>
+  int64_t time_shares(int64_t shares, const Work& work) {
+    const auto start = std::chrono::steady_clock::now();
+    workers_->run(
+        threads_, shares,
+        [](void* argument, int64_t share, int) {
+          // What was computed must be used for the computation to stay.
+          static std::atomic<float> sink;
+          sink.store((*static_cast<const Work*>(argument))(share), std::memory_order_relaxed);
+        },
+        const_cast<Work*>(&work));
+    return (std::chrono::steady_clock::now() - start) / std::chrono::nanoseconds(1);
+  }
+
   cpu::TierChoice choice_;
   int threads_;
   std::shared_ptr<ThreadPool> workers_;

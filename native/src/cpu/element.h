@@ -3,6 +3,7 @@
 // kernel sources only (see vec.h).
 #pragma once
 
+#include "cpu/kernels.h"
 #include "cpu/vec.h"
 
 namespace broadhead::cpu::BH_TIER {
@@ -25,28 +26,34 @@ struct Float8E5M2 {
 
 // ---- widening: exact ----
 
-BH_INLINE UintVec widen(HalfBits v) { return __builtin_convertvector(v, UintVec); }
-BH_INLINE UintVec widen(ByteBits v) { return __builtin_convertvector(v, UintVec); }
+/// kWidth unsigned integers of 16 bits.
+BH_INLINE UintVec load_halves(const void* from) {
+#if defined(__AVX512F__)
+  return (UintVec)_mm512_maskz_cvtepu16_epi32(
+      0xffff, _mm256_loadu_si256(static_cast<const __m256i*>(from)));
+#elif defined(__AVX2__)
+  return (UintVec)_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(from)));
+#else
+  HalfBits bits;
+  __builtin_memcpy(&bits, from, sizeof bits);
+  return __builtin_convertvector(bits, UintVec);
+#endif
+}
 
-/// Moves a small float's sign to bit 31 and its exponent and mantissa below it, then scales by the
-/// difference of the exponent biases: subnormals come out right, `special` patterns get the
-/// exponent of infinities and NaNs.
-template <int kSignShift, int kShift>
-BH_INLINE Vec widen_float(UintVec bits, uint32_t magnitude_mask, float bias_scale,
-                          UintVec special) {
-  const UintVec magnitude = (bits & magnitude_mask) << kShift;
-  const UintVec scaled = (UintVec)((Vec)magnitude * broadcast(bias_scale));
-  const UintVec sign = (bits & (magnitude_mask + 1)) << kSignShift;
-  return (Vec)((special ? (magnitude | 0x7f800000u) : scaled) | sign);
+/// Widens a small float of 1 + kBits bits: its magnitude goes kShift bits up, which leaves scaling
+/// by the difference of the exponent biases and gets subnormals right. Magnitudes from kSpecial on
+/// are infinities and NaNs and keep their mantissa.
+template <int kBits, int kShift, uint32_t kSpecial>
+BH_INLINE Vec widen_float(UintVec bits, float bias_scale) {
+  const UintVec magnitude = (bits & ((1u << kBits) - 1)) << kShift;
+  const UintVec special = (UintVec)(magnitude >= kSpecial << kShift) & 0x7f800000u;
+  const UintVec sign = bits << (31 - kBits) & 0x80000000u;
+  return (Vec)((UintVec)((Vec)magnitude * broadcast(bias_scale)) | special | sign);
 }
 
 BH_INLINE Vec load(const Float32* from) { return load(&from->value); }
 
-BH_INLINE Vec load(const BFloat16* from) {
-  HalfBits bits;
-  __builtin_memcpy(&bits, from, sizeof bits);
-  return (Vec)(widen(bits) << 16);
-}
+BH_INLINE Vec load(const BFloat16* from) { return (Vec)(load_halves(from) << 16); }
 
 BH_INLINE Vec load(const Float16* from) {
 #if defined(__AVX512F__)
@@ -55,26 +62,108 @@ BH_INLINE Vec load(const Float16* from) {
 #elif defined(__F16C__)
   return (Vec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 #else
-  HalfBits half;
-  __builtin_memcpy(&half, from, sizeof half);
-  const UintVec bits = widen(half);
-  return widen_float<16, 13>(bits, 0x7fffu, 0x1p112f, (UintVec)((bits & 0x7c00u) == 0x7c00u));
+  return widen_float<15, 13, 0x7c00>(load_halves(from), 0x1p112f);
 #endif
 }
 
+#if !defined(__F16C__)
+BH_INLINE UintVec load_bytes(const void* from) {
+  ByteBits bits;
+  __builtin_memcpy(&bits, from, sizeof bits);
+  return __builtin_convertvector(bits, UintVec);
+}
+
 BH_INLINE Vec load(const Float8E4M3* from) {
-  ByteBits byte;
-  __builtin_memcpy(&byte, from, sizeof byte);
-  const UintVec bits = widen(byte);
-  return widen_float<24, 20>(bits, 0x7fu, 0x1p120f, (UintVec)((bits & 0x7fu) == 0x7fu));
+  return widen_float<7, 20, 0x7f>(load_bytes(from), 0x1p120f);
 }
 
 BH_INLINE Vec load(const Float8E5M2* from) {
-  ByteBits byte;
-  __builtin_memcpy(&byte, from, sizeof byte);
-  const UintVec bits = widen(byte);
-  return widen_float<24, 21>(bits, 0x7fu, 0x1p112f, (UintVec)((bits & 0x7cu) == 0x7cu));
+  return widen_float<7, 21, 0x7c>(load_bytes(from), 0x1p112f);
 }
+#endif
+
+/// A run of kTile elements, the unit of tiles.
+constexpr int kVecsPerRun = kTile / kWidth;
+typedef Vec Run[kVecsPerRun];
+
+template <class E>
+BH_INLINE void load_run(const E* from, Run& to) {
+#pragma GCC unroll 4
+  for (int v = 0; v < kVecsPerRun; ++v) to[v] = load(from + v * kWidth);
+}
+
+BH_INLINE void store_run(const Run& run, float* to) {
+#pragma GCC unroll 4
+  for (int v = 0; v < kVecsPerRun; ++v) store(to + v * kWidth, run[v]);
+}
+
+// ---- what micro-kernels read ----
+//
+// Elements that take longer to widen than to multiply are widened once, on their way into a panel,
+// to the type Widened<E>::Type; the others are read where the cache has them.
+
+template <class E>
+struct Widened {
+  using Type = E;
+  static constexpr float kUnit = 1;  ///< times what was widened is the value
+};
+
+#if defined(__F16C__)
+template <>
+struct Widened<Float8E4M3> {
+  using Type = Float16;
+  static constexpr float kUnit = 0x1p8f;
+};
+template <>
+struct Widened<Float8E5M2> {
+  using Type = Float16;
+  static constexpr float kUnit = 1;
+};
+
+BH_INLINE __m128i load_bytes(const void* from) {
+  return _mm_loadu_si128(static_cast<const __m128i*>(from));
+}
+
+BH_INLINE void store_halves(void* to, __m256i halves) {
+  _mm256_storeu_si256(static_cast<__m256i*>(to), halves);
+}
+
+/// The exponent's bias stays, which is what kUnit makes good.
+BH_INLINE void widen_run(const Float8E4M3* from, Float16* to) {
+  const __m256i shifted = _mm256_slli_epi16(_mm256_cvtepi8_epi16(load_bytes(from)), 7);
+  const __m256i half = _mm256_and_si256(shifted, _mm256_set1_epi16(static_cast<int16_t>(0xbfff)));
+  const __m256i nan =
+      _mm256_cmpeq_epi16(_mm256_add_epi16(half, half), _mm256_set1_epi16(0x3f80 * 2));
+  store_halves(to, _mm256_or_si256(half, nan));
+}
+
+/// The upper half of a float16.
+BH_INLINE void widen_run(const Float8E5M2* from, Float16* to) {
+  store_halves(to, _mm256_slli_epi16(_mm256_cvtepu8_epi16(load_bytes(from)), 8));
+}
+#else
+template <class E>
+struct WidenedToFloat {
+  using Type = Float32;
+  static constexpr float kUnit = 1;
+};
+template <>
+struct Widened<Float16> : WidenedToFloat<Float16> {};
+template <>
+struct Widened<Float8E4M3> : WidenedToFloat<Float8E4M3> {};
+template <>
+struct Widened<Float8E5M2> : WidenedToFloat<Float8E5M2> {};
+
+template <class E>
+BH_INLINE void widen_run(const E* from, Float32* to) {
+  Run run;
+  load_run(from, run);
+  store_run(run, &to->value);
+}
+#endif
+
+template <class E>
+constexpr bool kReadsDirectly = __is_same(typename Widened<E>::Type, E);
 
 // ---- rounding: to nearest, ties to even ----
 
@@ -144,17 +233,15 @@ BH_INLINE void store_float8(void* to, Vec v, float largest, uint32_t nan) {
 BH_INLINE void store(Float8E4M3* to, Vec v) { store_float8<3, -6>(to, v, 448.0f, 0x7fu); }
 BH_INLINE void store(Float8E5M2* to, Vec v) { store_float8<2, -14>(to, v, 57344.0f, 0x7eu); }
 
-// ---- rows: head sizes are multiples of 16 and so of every kWidth ----
+// ---- rows: head sizes are multiples of kTile ----
 
 template <class E>
 BH_INLINE void load_row(const E* from, int count, float* to) {
-  for (int i = 0; i < count; i += kWidth) store(to + i, load(from + i));
-}
-
-template <class E>
-BH_INLINE void store_row(const float* from, int count, float factor, E* to) {
-  const Vec f = broadcast(factor);
-  for (int i = 0; i < count; i += kWidth) store(to + i, load(from + i) * f);
+  for (int i = 0; i < count; i += kTile) {
+    Run run;
+    load_run(from + i, run);
+    store_run(run, to + i);
+  }
 }
 
 /// Calls `visit` with a value of the element type of queries, keys and values.

@@ -3,6 +3,7 @@
 #include "cpu/kernels.h"
 
 #include "cpu/merge.h"
+#include "cpu/probe.h"
 #include "cpu/update.h"
 
 namespace broadhead::cpu::BH_TIER {
@@ -12,7 +13,14 @@ static int64_t scratch_floats(const LayerView& layer, const CacheView* cache,
   return carve(layer, cache, item, nullptr, nullptr);
 }
 
+static float unit(int cache_dtype) {
+  float unit = 1;
+  with_dtype(cache_dtype, [&unit](auto e) { unit = Widened<decltype(e)>::kUnit; });
+  return unit;
+}
+
 extern const Kernels kKernels;
-const Kernels kKernels = {update, attend, merge, merge_results, scratch_floats};
+const Kernels kKernels = {update,         attend, merge,       merge_results,
+                          scratch_floats, unit,   read_blocks, multiply_add};
 
 }  // namespace broadhead::cpu::BH_TIER

@@ -10,6 +10,9 @@
 
 namespace broadhead::cpu {
 
+/// The largest head size.
+constexpr int kMaxHeadSize = 256;
+
 /// Tokens of a tile. A block is a run of tiles, so that kernels work in tiles whatever the block
 /// size is.
 constexpr int kTile = 16;
@@ -22,8 +25,9 @@ struct LayerView {
   int head_size;
   int dtype;          ///< bh_dtype of query, key, value
   int output_dtype;   ///< bh_dtype
-  float query_scale;  ///< softmax scale times k_scale
-  float k_scale;
+  float score_scale;  ///< of query times stored key
+  float value_scale;  ///< of sums of stored values
+  float k_scale;      ///< stored = key / k_scale
   float v_scale;
   float output_scale;         ///< 0: none
   float logits_soft_cap;      ///< 0: none
@@ -35,8 +39,8 @@ struct LayerView {
 };
 
 /// The pool's memory: [num_blocks][num_kv_heads][block_size / 16] tiles. A tile of one head is its
-/// keys, transposed, [head_size][16], then its values, [16][head_size]: scores need no horizontal
-/// sums, a value row is contiguous, and both lie side by side.
+/// keys, [head_size][16 tokens], then its values, [head_size / 16][16 tokens][16]: both products of
+/// attention read runs of 16 elements from its begin to its end, and none needs horizontal sums.
 struct CacheView {
   char* memory;
   int dtype;  ///< bh_dtype
@@ -50,8 +54,13 @@ struct CacheView {
   }
   [[gnu::always_inline]] int64_t head_bytes() const { return tile_bytes() * (block_size / kTile); }
   [[gnu::always_inline]] int64_t block_bytes() const { return head_bytes() * num_kv_heads; }
-  [[gnu::always_inline]] char* tile(int64_t block, int head, int tile_in_block) const {
-    return memory + block * block_bytes() + head * head_bytes() + tile_in_block * tile_bytes();
+  [[gnu::always_inline]] char* block(int64_t id) const { return memory + id * block_bytes(); }
+  /// The heads of a block start with another one in every block: blocks are often as large as a
+  /// power of two, and one head's tiles would all fall into the same few sets of a processor's
+  /// caches.
+  [[gnu::always_inline]] char* tile(int64_t id, int head, int tile_in_block) const {
+    const int place = static_cast<int>((head + id) % num_kv_heads);
+    return block(id) + place * head_bytes() + tile_in_block * tile_bytes();
   }
 };
 
@@ -119,6 +128,13 @@ struct Kernels {
   void (*merge_results)(const MergeContext& context, int64_t token);
   /// Floats of scratch that `attend` needs for such an item; `merge` needs no more.
   int64_t (*scratch_floats)(const LayerView& layer, const CacheView* cache, const AttendItem& item);
+  /// What `attend` reads from a cache of the dtype, times this, is the value: to be multiplied into
+  /// the scales of a layer.
+  float (*unit)(int cache_dtype);
+  /// Reads blocks as fast as they can be read; returns a sum of what it read.
+  float (*read_blocks)(const CacheView& cache, const int32_t* blocks, int64_t count);
+  /// Does about so many floating-point operations as fast as they can be done.
+  float (*multiply_add)(int64_t flops);
 };
 
 namespace baseline {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The two matrix products of attention on tiles. Decode and prefill differ only in how many query
-// rows there are and in whether a tile is read where the cache has it or was widened to float
-// beforehand. Included by kernel sources only (see vec.h).
+// The two matrix products of attention on tiles, for decode and prefill alike: they differ only in
+// how many query rows there are. Included by kernel sources only (see vec.h).
 #pragma once
 
 #include "cpu/element.h"
@@ -9,163 +8,185 @@
 
 namespace broadhead::cpu::BH_TIER {
 
-constexpr int kVecsPerTile = kTile / kWidth;
+/// Tiles that are read side by side: fewer streams get less of the memory.
+constexpr int kStreams = 4;
 
-/// The largest power of two up to `limit` for which kRows * n * vectors registers suffice.
-constexpr int widest(int rows, int vectors, int limit) {
-  int n = limit;
-  while (n > 1 && rows * n * vectors > kAccumulators) n /= 2;
-  return n;
+/// Tiles that a micro-kernel for so many rows takes side by side, as registers allow: sums, the
+/// vectors of a run or a query element of each row, one of the other, and one for the compiler.
+constexpr int tiles_abreast(int rows) {
+  for (int n = kStreams; n > 1; n /= 2) {
+    const int vecs = n * kVecsPerRun;
+    if (rows * vecs + (rows < vecs ? rows : vecs) + 2 <= kRegisters) return n;
+  }
+  return 1;
 }
 
 /// Bytes that a prefetch brings.
 constexpr int kLine = 64;
 
+/// Fetches what is read after the tiles in hand: elements of kBytes each (0: nothing is fetched), a
+/// line of each tile of a span in turns. The second-level cache is near enough, and the first one
+/// has no room for it.
 template <int kBytes>
-BH_INLINE void prefetch_run(const void* from) {
-#pragma GCC unroll 16
-  for (int b = 0; b < kBytes; b += kLine) {
-    __builtin_prefetch(static_cast<const char*>(from) + b, 0, 3);
-  }
-}
+class Ahead {
+ public:
+  /// Runs of a tile that fill a line.
+  static constexpr int kRuns = kBytes == 0 ? 1 : kLine / (kTile * kBytes);
 
-/// scores[r][t] = query[r] . key[t] for the tokens of kTiles tiles. With kAhead the values of the
-/// same tiles, which follow their keys in memory, are fetched meanwhile.
-template <class E, int kRows, int kTiles, bool kAhead>
-BH_INLINE void score_tiles(const float* query, int head_size, const E* const* tiles, float* scores,
-                           int score_stride) {
-  constexpr int kVecs = kTiles * kVecsPerTile;
-  constexpr int kStep = kLine / static_cast<int>(kTile * sizeof(E));  // dimensions in a line
-  Vec sums[kRows][kVecs];
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 16
-    for (int v = 0; v < kVecs; ++v) sums[r][v] = Vec{};
-  }
-  for (int line = 0; line < head_size; line += kStep) {
-    if constexpr (kAhead) {
-#pragma GCC unroll 16
-      for (int t = 0; t < kTiles; ++t) {
-        prefetch_run<kLine>(tiles[t] + (head_size + line) * kTile);
-      }
-    }
-#pragma GCC unroll 16
-    for (int d = line; d < line + kStep; ++d) {
-      Vec keys[kVecs];
-#pragma GCC unroll 16
-      for (int v = 0; v < kVecs; ++v) {
-        keys[v] = load(tiles[v / kVecsPerTile] + d * kTile + v % kVecsPerTile * kWidth);
-      }
-#pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) {
-        const Vec q = broadcast(query[r * head_size + d]);
-#pragma GCC unroll 16
-        for (int v = 0; v < kVecs; ++v) sums[r][v] += q * keys[v];
-      }
+  Ahead() = default;
+  /// `tiles` are a power of two; fetches from their element `offset` on.
+  template <class E>
+  [[gnu::always_inline]] Ahead(const E* const* tiles, int offset, int num_tiles)
+      : tiles_(reinterpret_cast<const char* const*>(tiles)),
+        offset_(int64_t{offset} * kBytes),
+        mask_(static_cast<unsigned>(num_tiles) - 1),
+        shift_(__builtin_ctz(static_cast<unsigned>(num_tiles))) {}
+
+  /// Keeps pace with a kernel that reads run after run.
+  [[gnu::always_inline]] void at_run(int run) {
+    if constexpr (kBytes > 0) {
+      if (run % kRuns != 0) return;
+      __builtin_prefetch(tiles_[next_ & mask_] + offset_ + (next_ >> shift_) * kLine, 0, 2);
+      ++next_;
     }
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 16
-    for (int v = 0; v < kVecs; ++v) store(scores + r * score_stride + v * kWidth, sums[r][v]);
-  }
-}
 
-/// scores[r][t] for `num_tiles` tiles.
-template <class E, int kRows, bool kAhead>
-BH_INLINE void score_rows(const float* query, int head_size, const E* const* tiles, int num_tiles,
-                          float* scores, int score_stride) {
-  constexpr int kWide = widest(kRows, kVecsPerTile, 4);
-  int t = 0;
-  for (; t + kWide <= num_tiles; t += kWide) {
-    score_tiles<E, kRows, kWide, kAhead>(query, head_size, tiles + t, scores + t * kTile,
-                                         score_stride);
-  }
-  if constexpr (kWide > 1) {
-    for (; t < num_tiles; ++t) {
-      score_tiles<E, kRows, 1, kAhead>(query, head_size, tiles + t, scores + t * kTile,
-                                       score_stride);
-    }
-  }
-}
-
-/// Columns of a panel's slice: those of the micro-kernel for the most rows.
-constexpr int kSlice = widest(kMaxRows, 1, 8) * kWidth;
-
-/// Values of some tiles. In the cache's tiles a value row is contiguous; in a panel the kSlice
-/// columns of a slice are, for all tokens, so that a slice fits the first-level cache.
-template <class E>
-struct Values {
-  const E* const* tiles;
-  int token_step;  ///< elements from a token to the next
-  int slice_step;  ///< elements from a slice to the next
-
-  [[gnu::always_inline]] int offset(int token, int column) const {
-    return token * token_step + column / kSlice * slice_step + column % kSlice;
-  }
+ private:
+  const char* const* tiles_ = nullptr;
+  int64_t offset_ = 0;
+  unsigned mask_ = 0;
+  int shift_ = 0;
+  unsigned next_ = 0;
 };
 
-/// sums[r] = sums[r] * factors[r] + weights[r][t] * value[t] over tokens first .. end - 1 of the
-/// tiles, for kVecs vectors of the head. With kAhead the keys of `next` tiles are fetched
-/// meanwhile.
-template <class E, int kRows, int kVecs, bool kAhead>
-BH_INLINE void accumulate_slice(const float* weights, int weight_stride, const Values<E>& values,
-                                const E* const* next, int first, int end, int head_size, int column,
-                                const float* factors, float* sums) {
-  Vec acc[kRows][kVecs];
+/// Runs that loops over a tile take at a time, so that at_run() is decided at compile time. Longer
+/// bodies would cost registers.
+template <int kBytes>
+constexpr int kUnroll = Ahead<kBytes>::kRuns > 2 ? Ahead<kBytes>::kRuns : 2;
+
+/// sums[r] += element(r) * run for every row.
+template <int kRows, class Element>
+BH_INLINE void multiply_run(const Run& run, const Element& element,
+                            Vec (&sums)[kRows][kVecsPerRun]) {
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
-    const Vec factor = broadcast(factors[r]);
-#pragma GCC unroll 16
-    for (int v = 0; v < kVecs; ++v) {
-      acc[r][v] = load(sums + r * head_size + column + v * kWidth) * factor;
-    }
-  }
-  for (int t = first; t < end;) {
-    const int tile = t / kTile;
-    const int tile_end = (tile + 1) * kTile < end ? (tile + 1) * kTile : end;
-    const E* value = values.tiles[tile] + values.offset(t % kTile, column);
-    for (; t < tile_end; ++t, value += values.token_step) {
-      if constexpr (kAhead) {
-        prefetch_run<kVecs * kWidth* static_cast<int>(sizeof(E))>(next[tile] + column * kTile +
-                                                                  t % kTile * kVecs * kWidth);
-      }
-      Vec v_row[kVecs];
-#pragma GCC unroll 16
-      for (int v = 0; v < kVecs; ++v) v_row[v] = load(value + v * kWidth);
-#pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) {
-        const Vec weight = broadcast(weights[r * weight_stride + t]);
-#pragma GCC unroll 16
-        for (int v = 0; v < kVecs; ++v) acc[r][v] += weight * v_row[v];
-      }
-    }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 16
-    for (int v = 0; v < kVecs; ++v) store(sums + r * head_size + column + v * kWidth, acc[r][v]);
+    const Vec e = broadcast(element(r));
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecsPerRun; ++v) sums[r][v] += e * run[v];
   }
 }
 
-/// accumulate_slice over columns column .. end_column - 1.
-template <class E, int kRows, bool kAhead>
-BH_INLINE void accumulate_rows(const float* weights, int weight_stride, const Values<E>& values,
-                               const E* const* next, int first, int end, int head_size, int column,
-                               int end_column, const float* factors, float* sums) {
-  constexpr int kWide = widest(kRows, 1, 8);
-  constexpr int kHalf = kWide > 1 ? kWide / 2 : 1;
-  for (; column + kWide * kWidth <= end_column; column += kWide * kWidth) {
-    accumulate_slice<E, kRows, kWide, kAhead>(weights, weight_stride, values, next, first, end,
-                                              head_size, column, factors, sums);
+/// scores[r][t] = query[r] . key[t] for the tokens of kTiles tiles, whose runs are a dimension of
+/// all tokens each.
+template <class E, int kRows, int kTiles, int kBytes>
+BH_INLINE void score_tiles(const float* query, int head_size, const E* const* tiles, float* scores,
+                           int score_stride, Ahead<kBytes>& ahead) {
+  Vec sums[kTiles][kRows][kVecsPerRun] = {};
+  for (int first = 0; first < head_size; first += kUnroll<kBytes>) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kUnroll<kBytes>; ++i) {
+      const int d = first + i;
+#pragma GCC unroll 4
+      for (int t = 0; t < kTiles; ++t) {
+        ahead.at_run(i);
+        Run keys;
+        load_run(tiles[t] + d * kTile, keys);
+        multiply_run<kRows>(
+            keys, [&](int r) { return query[r * head_size + d]; }, sums[t]);
+      }
+    }
   }
-  for (; kHalf < kWide && column + kHalf * kWidth <= end_column; column += kHalf * kWidth) {
-    accumulate_slice<E, kRows, kHalf, kAhead>(weights, weight_stride, values, next, first, end,
-                                              head_size, column, factors, sums);
+#pragma GCC unroll 4
+  for (int t = 0; t < kTiles; ++t) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) store_run(sums[t][r], scores + r * score_stride + t * kTile);
   }
-  for (; kHalf > 1 && column < end_column; column += kWidth) {
-    accumulate_slice<E, kRows, 1, kAhead>(weights, weight_stride, values, next, first, end,
-                                          head_size, column, factors, sums);
+}
+
+/// scores[r][t] for the tokens of `num_tiles` tiles.
+template <class E, int kRows, int kBytes>
+BH_KERNEL void score_rows(const float* query, int head_size, const E* const* tiles, int num_tiles,
+                          float* scores, int score_stride, Ahead<kBytes> ahead) {
+  constexpr int kAbreast = tiles_abreast(kRows);
+  int t = 0;
+  for (; t + kAbreast <= num_tiles; t += kAbreast) {
+    score_tiles<E, kRows, kAbreast>(query, head_size, tiles + t, scores + t * kTile, score_stride,
+                                    ahead);
+  }
+  if constexpr (kAbreast > 1) {
+    for (; t < num_tiles; ++t) {
+      score_tiles<E, kRows, 1>(query, head_size, tiles + t, scores + t * kTile, score_stride,
+                               ahead);
+    }
+  }
+}
+
+/// sums[r] += weights[r][t] * value[t] for a token of a tile.
+template <int kRows, class E>
+BH_INLINE void add_value(const float* weights, int weight_stride, const E* values, int t,
+                         Vec (&sums)[kRows][kVecsPerRun]) {
+  Run value;
+  load_run(values + t * kTile, value);
+  multiply_run<kRows>(
+      value, [&](int r) { return weights[r * weight_stride + t]; }, sums);
+}
+
+/// sums[r] = sums[r] * factors[r] + weights[r][t] * value[t] over tokens first .. end - 1 of the
+/// tiles. A tile's values are its second half: for each kTile columns, a run of each token.
+template <class E, int kRows, int kBytes>
+BH_KERNEL void accumulate_rows(const float* weights, int weight_stride, const E* const* tiles,
+                               int first, int end, int head_size, const float* factors, float* sums,
+                               Ahead<kBytes> ahead) {
+  constexpr int kAbreast = tiles_abreast(kRows);
+  for (int column = 0; column < head_size; column += kTile) {
+    Vec acc[kAbreast][kRows][kVecsPerRun] = {};
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecsPerRun; ++v) {
+        acc[0][r][v] = load(sums + r * head_size + column + v * kWidth) * broadcast(factors[r]);
+      }
+    }
+    const int64_t offset = int64_t{kTile} * (head_size + column);
+    int t = first;
+    while (t < end) {
+      const int tile = t / kTile;
+      const int in_tile = t % kTile;
+      const float* w = weights + tile * kTile;
+      if (in_tile == 0 && t + kAbreast * kTile <= end) {
+        const E* values[kAbreast];
+#pragma GCC unroll 4
+        for (int i = 0; i < kAbreast; ++i) values[i] = tiles[tile + i] + offset;
+        for (int run = 0; run < kTile; run += kUnroll<kBytes>) {
+#pragma GCC unroll 4
+          for (int i = 0; i < kUnroll<kBytes>; ++i) {
+#pragma GCC unroll 4
+            for (int a = 0; a < kAbreast; ++a) {
+              ahead.at_run(i);
+              add_value<kRows>(w + a * kTile, weight_stride, values[a], run + i, acc[a]);
+            }
+          }
+        }
+        t += kAbreast * kTile;
+      } else {
+        const E* value = tiles[tile] + offset;
+        const int stop = in_tile + end - t < kTile ? in_tile + end - t : kTile;
+        for (int i = in_tile; i < stop; ++i) {
+          ahead.at_run(i);
+          add_value<kRows>(w, weight_stride, value, i, acc[0]);
+        }
+        t += stop - in_tile;
+      }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int a = 1; a < kAbreast; ++a) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecsPerRun; ++v) acc[0][r][v] += acc[a][r][v];
+      }
+      store_run(acc[0][r], sums + r * head_size + column);
+    }
   }
 }
 

@@ -12,6 +12,8 @@ namespace broadhead::cpu::BH_TIER {
 struct ScoreTransform {
   float soft_cap;
   float slope;
+
+  [[gnu::always_inline]] bool is_none() const { return soft_cap == 0 && slope == 0; }
 };
 
 /// `distance` is key position minus query position.
@@ -32,53 +34,61 @@ struct SoftmaxState {
   float denominator;
 };
 
-/// Turns the scores of key positions base .. base + count - 1 (count a multiple of kTile) into
-/// weights, 0 where the token does not see the key, and returns the factor by which what was
-/// summed before must be multiplied.
-BH_INLINE float softmax_update(const ScoreTransform& transform, const QueryToken& token, int base,
-                               int count, float* scores, SoftmaxState& state) {
-  const bool plain = transform.soft_cap == 0 && transform.slope == 0;
+/// Transforms and masks the scores of key positions base .. base + count - 1 (count a multiple of
+/// kTile) where there is anything to do, and returns the highest.
+BH_INLINE float mask_scores(const ScoreTransform& transform, const QueryToken& token, int base,
+                            int count, float* scores) {
   const bool masked = token.first > base || token.end < base + count;
-  Vec best = broadcast(-kInfinity);
-  for (int t = 0; t < count; t += kWidth) {
-    Vec score = load(scores + t);
-    const IntVec key = iota_int() + (base + t);
-    if (!plain) score = transform_score(transform, score, key - token.position);
-    if (masked) {
+  Vec best[2] = {broadcast(-kInfinity), broadcast(-kInfinity)};
+  if (!masked && transform.is_none()) {
+    for (int t = 0; t < count; t += kTile) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kTile / kWidth; ++v) {
+        best[v % 2] = max(load(scores + t + v * kWidth), best[v % 2]);
+      }
+    }
+  } else {
+    for (int t = 0; t < count; t += kWidth) {
+      Vec score = load(scores + t);
+      const IntVec key = iota_int() + (base + t);
+      if (!transform.is_none()) score = transform_score(transform, score, key - token.position);
       const IntVec seen = (key >= token.first) & (key < token.end);
       score = seen ? score : broadcast(-kInfinity);
+      store(scores + t, score);
+      best[0] = max(score, best[0]);
     }
-    if (!plain || masked) store(scores + t, score);
-    best = max(score, best);
   }
-  const float highest = reduce_max(best);
-  const float maximum = highest > state.maximum ? highest : state.maximum;
+  return reduce_max(max(best[0], best[1]));
+}
+
+/// Turns scores into weights, 0 where they are -inf, and returns their sum.
+BH_INLINE float weigh(float* scores, int count, float maximum) {
+  Vec sum[2] = {};
   if (maximum == -kInfinity) {
     // Nothing seen so far, or NaN: weights of 0, or NaN that must not be lost.
-    Vec sum = Vec{};
     for (int t = 0; t < count; t += kWidth) {
       const Vec score = load(scores + t);
       const Vec weight = score == score ? Vec{} : score;
       store(scores + t, weight);
-      sum += weight;
+      sum[0] += weight;
     }
-    state.denominator += reduce_add(sum);
-    return 1;
+  } else {
+    const Vec subtract = broadcast(maximum);
+    for (int t = 0; t < count; t += kTile) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kTile / kWidth; ++v) {
+        const Vec weight = exp(load(scores + t + v * kWidth) - subtract);
+        store(scores + t + v * kWidth, weight);
+        sum[v % 2] += weight;
+      }
+    }
   }
-  float factor = 1;
-  if (maximum > state.maximum) {
-    factor = __builtin_expf(state.maximum - maximum);
-    state.maximum = maximum;
-  }
-  const Vec subtract = broadcast(maximum);
-  Vec sum = Vec{};
-  for (int t = 0; t < count; t += kWidth) {
-    const Vec weight = exp(load(scores + t) - subtract);
-    store(scores + t, weight);
-    sum += weight;
-  }
-  state.denominator = state.denominator * factor + reduce_add(sum);
-  return factor;
+  return reduce_add(sum[0] + sum[1]);
+}
+
+/// The factor by which what was summed under `maximum` is multiplied under `next`.
+BH_INLINE float rescale(float maximum, float next) {
+  return next > maximum ? exp(broadcast(maximum - next))[0] : 1;
 }
 
 }  // namespace broadhead::cpu::BH_TIER

@@ -34,10 +34,15 @@ BH_INLINE void store_key(const float* head, int head_size, float scale, E* tile,
   }
 }
 
+/// Stores one head as the value of one token of a tile.
 template <class E>
 BH_INLINE void store_value(const float* head, int head_size, float scale, E* tile, int token) {
-  E* to = tile + (kTile + token) * head_size;
-  for (int d = 0; d < head_size; d += kWidth) store(to + d, unscale(load(head + d), scale));
+  E* to = tile + kTile * head_size + token * kTile;
+  for (int d = 0; d < head_size; d += kTile) {
+    for (int v = 0; v < kTile; v += kWidth) {
+      store(to + d * kTile + v, unscale(load(head + d + v), scale));
+    }
+  }
 }
 
 /// New tokens from `first` on whose slots follow one another within a tile.

@@ -12,20 +12,26 @@
 #endif
 
 #define BH_INLINE static inline __attribute__((always_inline))
+/// A function of its own, where the compiler has all registers for one loop.
+#define BH_KERNEL static __attribute__((noinline))
 
 namespace broadhead::cpu::BH_TIER {
 
 #if defined(__AVX512F__)
-constexpr int kWidth = 16;         ///< floats of a Vec
-constexpr int kAccumulators = 24;  ///< vector registers a micro-kernel may keep sums in
-constexpr int kMaxRows = 12;       ///< query rows of the widest micro-kernel
+constexpr int kWidth = 16;      ///< floats of a Vec
+constexpr int kRegisters = 32;  ///< that hold a Vec
+constexpr int kMaxRows = 8;     ///< query rows of the widest micro-kernel
 #elif defined(__AVX2__)
 constexpr int kWidth = 8;
-constexpr int kAccumulators = 12;
+constexpr int kRegisters = 16;
+constexpr int kMaxRows = 6;
+#elif defined(__aarch64__)
+constexpr int kWidth = 4;
+constexpr int kRegisters = 32;
 constexpr int kMaxRows = 6;
 #else
 constexpr int kWidth = 4;
-constexpr int kAccumulators = 12;
+constexpr int kRegisters = 16;
 constexpr int kMaxRows = 3;
 #endif
 
@@ -51,18 +57,41 @@ BH_INLINE Vec load(const float* from) {
 
 BH_INLINE void store(float* to, Vec v) { __builtin_memcpy(to, &v, sizeof v); }
 
-BH_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
-
-BH_INLINE float reduce_max(Vec v) {
-  float best = v[0];
-  for (int i = 1; i < kWidth; ++i) best = v[i] > best ? v[i] : best;
-  return best;
+/// The larger of both; b where either is NaN.
+BH_INLINE Vec max(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
 }
 
+/// Lanes with each half of a run of `2 * distance` exchanged.
+template <int distance>
+BH_INLINE Vec exchange(Vec v) {
+  IntVec lanes;
+  for (int i = 0; i < kWidth; ++i) lanes[i] = i ^ distance;
+  return __builtin_shuffle(v, lanes);
+}
+
+template <int distance = kWidth / 2>
+BH_INLINE float reduce_max(Vec v) {
+  if constexpr (distance == 0) {
+    return v[0];
+  } else {
+    return reduce_max<distance / 2>(max(v, exchange<distance>(v)));
+  }
+}
+
+template <int distance = kWidth / 2>
 BH_INLINE float reduce_add(Vec v) {
-  float sum = v[0];
-  for (int i = 1; i < kWidth; ++i) sum += v[i];
-  return sum;
+  if constexpr (distance == 0) {
+    return v[0];
+  } else {
+    return reduce_add<distance / 2>(v + exchange<distance>(v));
+  }
 }
 
 /// 0, 1, 2, ... as floats.
@@ -100,27 +129,24 @@ BH_INLINE void transpose(Vec (&rows)[kWidth]) {
   }
 }
 
-/// e^x for x <= 88, relative error below 3e-7; exactly 0 below -87.3, NaN for NaN. Range reduction
-/// by ln 2 in two parts and a polynomial of degree 6 on [-ln2/2, ln2/2].
+/// e^x for x <= 88, relative error below 2e-7 + 2e-8 |x|; exactly 0 below -87.7, NaN for NaN. It is
+/// 2^n 2^r with a polynomial of degree 5 on [-1/2, 1/2] that leaves out less than 1e-7.
 BH_INLINE Vec exp(Vec x) {
-  const Vec lowest = broadcast(-87.3f);
-  const Vec clamped = x < lowest ? lowest : x;
-  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
-  const Vec rounder = broadcast(12582912.0f);
-  const Vec shifted = clamped * broadcast(1.44269504f) + rounder;
-  const Vec n = shifted - rounder;
-  Vec r = clamped - n * broadcast(0.693359375f);
-  r = r - n * broadcast(-2.12194440e-4f);
-  Vec p = broadcast(1.0f / 720);
-  p = p * r + broadcast(1.0f / 120);
-  p = p * r + broadcast(1.0f / 24);
-  p = p * r + broadcast(1.0f / 6);
-  p = p * r + broadcast(0.5f);
+  x = max(broadcast(-88.0f), x);
+  const Vec log2_e = broadcast(1.44269504f);
+  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits, here with the bias of an
+  // exponent added.
+  const Vec rounder = broadcast(12582912.0f + 127);
+  const Vec shifted = x * log2_e + rounder;
+  const Vec r = x * log2_e - (shifted - rounder);
+  Vec p = broadcast(1.326472746e-3f);
+  p = p * r + broadcast(9.671512859e-3f);
+  p = p * r + broadcast(5.550733744e-2f);
+  p = p * r + broadcast(2.402224208e-1f);
+  p = p * r + broadcast(6.931469776e-1f);
   p = p * r + broadcast(1.0f);
-  p = p * r + broadcast(1.0f);
-  const UintVec power = ((UintVec)shifted + 127u) << 23;  // any bits if x is NaN
-  const Vec result = p * (Vec)power;
-  return x < lowest ? Vec{} : result;
+  const Vec power = (Vec)((UintVec)shifted << 23);  // any bits if x is NaN
+  return p * power;
 }
 
 /// tanh x, relative error below 3e-7: an odd polynomial near zero, exponentials elsewhere.

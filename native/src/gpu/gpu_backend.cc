@@ -103,6 +103,34 @@ class GpuEngine final : public Engine {
     gpu::check(api, api.synchronize(work->stream), "merge");
   }
 
+  int64_t probe_read(const Cache& cache, std::span<const int32_t> blocks) override {
+    const DeviceApi& api = device_->api();
+    const Lease work(*device_);
+    const auto count = static_cast<int64_t>(blocks.size());
+    const auto bytes = static_cast<int64_t>(blocks.size_bytes());
+    work->plan.reserve(bytes + 16);
+    work->plan_host.reserve(bytes);
+    std::memcpy(work->plan_host.data(), blocks.data(), blocks.size_bytes());
+    gpu::check(api, api.copy(work->stream, work->plan.data(), work->plan_host.data(), bytes),
+               "probe");
+    gpu::check(api, api.record(work->started, work->stream), "probe");
+    gpu::check(api,
+               api.read_blocks(work->stream, &static_cast<const GpuCache&>(cache).view(),
+                               reinterpret_cast<const int32_t*>(work->plan.data()), count,
+                               work->plan.data() + bytes / 16 * 16),
+               "probe");
+    gpu::check(api, api.record(work->done, work->stream), "probe");
+    gpu::check(api, api.wait_event(work->done), "probe");
+    float milliseconds = 0;
+    gpu::check(api, api.elapsed(work->started, work->done, &milliseconds), "probe");
+    return static_cast<int64_t>(double{milliseconds} * 1e6);
+  }
+
+  int64_t probe_compute(int64_t) override {
+    throw Failure(BH_UNSUPPORTED, kNoRow,
+                  "the float32 peak is not what limits prefill on the matrix units of a GPU");
+  }
+
   std::unique_ptr<Layer> create_layer(const LayerSpec& spec, Cache* cache) override {
     return std::make_unique<GpuLayer>(spec, static_cast<const GpuCache*>(cache), device_);
   }
