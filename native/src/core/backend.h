@@ -54,6 +54,9 @@ class Engine {
   virtual int64_t probe_read(const Cache& cache, std::span<const int32_t> blocks) = 0;
   /// Nanoseconds that so many float32 operations on registers take at best.
   virtual int64_t probe_compute(int64_t flops) = 0;
+  /// Host memory that steps use in place, or NULL where the system refuses; see bh_engine_alloc.
+  virtual void* allocate_host(int64_t bytes);
+  virtual void free_host(void* memory);
   /// `spec` and `cache` (NULL for encoder types) outlive the layer.
   virtual std::unique_ptr<Layer> create_layer(const LayerSpec& spec, Cache* cache) = 0;
 };

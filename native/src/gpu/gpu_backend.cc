@@ -10,6 +10,7 @@
 #include "gpu/gpu_cache.h"
 #include "gpu/gpu_layer.h"
 #include "gpu/library.h"
+#include "gpu/pinned_pool.h"
 
 namespace broadhead {
 namespace {
@@ -40,7 +41,10 @@ std::string summary(const DeviceInfo& info) {
 class GpuEngine final : public Engine {
  public:
   GpuEngine(const char* name, std::shared_ptr<Device> device, std::string reason)
-      : name_(name), device_(std::move(device)), reason_(std::move(reason)) {}
+      : name_(name),
+        device_(std::move(device)),
+        reason_(std::move(reason)),
+        pinned_(device_->api()) {}
 
   bh_engine_info info() const override {
     bh_engine_info info{};
@@ -103,6 +107,12 @@ class GpuEngine final : public Engine {
     gpu::check(api, api.synchronize(work->stream), "merge");
   }
 
+  void* allocate_host(int64_t bytes) override {
+    device_->use();
+    return pinned_.allocate(bytes);
+  }
+  void free_host(void* memory) override { pinned_.free(memory); }
+
   int64_t probe_read(const Cache& cache, std::span<const int32_t> blocks) override {
     const DeviceApi& api = device_->api();
     const Lease work(*device_);
@@ -139,6 +149,7 @@ class GpuEngine final : public Engine {
   const char* name_;
   std::shared_ptr<Device> device_;
   std::string reason_;
+  gpu::PinnedPool pinned_;
 };
 
 class GpuBackend final : public Backend {

@@ -218,14 +218,17 @@ void GpuPlan::share_evenly(int64_t share) {
         left = std::max<int64_t>(left + share, kLeastTiles);
       }
       int32_t take = tiles - tile;
-      if (take > left && take - left >= kLeastTiles) take = static_cast<int32_t>(left);
+      const bool last_slot = static_cast<int>(slot_ends_.size()) + 1 == decode_slots_;
+      if (!last_slot && take > left && take - left >= kLeastTiles) {
+        take = static_cast<int32_t>(left);
+      }
       add_item(unit, unit.first_key + tile * kTile,
                std::min(unit.first_key + (tile + take) * kTile, unit.end_key), decode_items_);
       tile += take;
       left -= take;
     } while (tile < tiles);
   }
-  slot_ends_.push_back(static_cast<int32_t>(decode_items_.size()));
+  if (!decode_items_.empty()) slot_ends_.push_back(static_cast<int32_t>(decode_items_.size()));
 }
 
 /// Puts the first item of each slot to the slot's index and chains the others to it.
@@ -402,7 +405,9 @@ void GpuPlan::write(StepArgs args, char* host, char* device) const {
   });
   args.num_update_tokens = static_cast<int32_t>(update_tokens_.size());
   args.num_query_tokens = static_cast<int32_t>(query_tokens_.size());
-  args.num_decode_items = static_cast<int32_t>(decode_items_.size());
+  args.num_decode_chains =
+      slot_ends_.empty() ? std::min(decode_slots_, static_cast<int>(decode_items_.size()))
+                         : static_cast<int32_t>(slot_ends_.size());
   std::memcpy(host, &args, sizeof args);
 }
 

@@ -138,7 +138,7 @@ struct StepArgs {
   const int32_t* blocks;
   const AttendItem* decode_items;
   const AttendItem* prefill_items;
-  int32_t num_decode_items;
+  int32_t num_decode_chains;  ///< items that blocks of threads begin with: the first so many
   int32_t unused;
 
   float* partial_sums;   ///< [partial][num_heads][head_size]

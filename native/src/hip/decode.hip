@@ -193,14 +193,14 @@ class Stream {
   int tiles_per_block_;
   int kv_head_;
   char* ring_;
-  int table_;
-  int first_tile_;
-  int end_tile_;
-  int turn_;
-  int32_t ids_;
-  int32_t ids_ahead_;
-  const char* half_;  ///< keys of the block of the tile that was found last
-  int token_;         ///< where in it the tile is
+  int table_ = 0;
+  int first_tile_ = 0;
+  int end_tile_ = 0;
+  int turn_ = 0;
+  int32_t ids_ = 0;
+  int32_t ids_ahead_ = 0;
+  const char* half_ = nullptr;  ///< keys of the block of the tile that was found last
+  int token_ = 0;               ///< where in it the tile is
 };
 
 BH_HOST_DEVICE constexpr int joined_dimensions(int head_size, int bytes, int limit) {
@@ -241,7 +241,7 @@ struct Decode {
   /// before it is joined.
   BH_INLINE void run() {
     int i = static_cast<int>(blockIdx.x);
-    if (i >= step.num_decode_items) return;
+    if (i >= step.num_decode_chains) return;
     Stream<T, E, kHead> stream(step, group / layer.groups_per_kv_head, shared.rings);
     fetch_item(i, 0);
     __syncthreads();

@@ -178,7 +178,8 @@ __global__ void __launch_bounds__(kThreads) plain(LayerArgs layer, const StepArg
   const StepArgs& step = *arguments;
   Plain kernel(layer, step, shared_memory());
   int i = static_cast<int>(blockIdx.x);
-  while (i >= 0 && i < step.num_decode_items) {
+  if (i >= step.num_decode_chains) return;
+  while (i >= 0) {
     kernel.run(step.decode_items[i], static_cast<int>(blockIdx.y));
     i = step.decode_items[i].next;
     __syncthreads();

@@ -61,13 +61,14 @@ abstract class NativeHandle implements AutoCloseable {
     drop();
   }
 
-  private void acquire() {
+  /** Keeps the native object until {@link #drop()}. */
+  final void acquire() {
     if (closed.get() || references.getAndUpdate(n -> n > 0 ? n + 1 : n) <= 0) {
       throw new IllegalStateException(what + " was closed");
     }
   }
 
-  private void drop() {
+  final void drop() {
     if (references.decrementAndGet() == 0) {
       try {
         destroy();
