@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// broadhead_gpu_bench BACKEND [FILTER]: times the kernels of a GPU backend on data in device memory and
-// prints a table of comma-separated values.
+// broadhead_gpu_bench BACKEND [FILTER]: times the kernels of a GPU backend on data in device memory
+// and prints a table of comma-separated values.
 //
 // Paged block tables are shuffled, data is N(0,1), a time is the median of device events around the
 // launches of a step. Before each run the second-level cache is filled with other data: `us` after
@@ -170,15 +170,14 @@ class Bench {
     const double seconds = time(layer, flight, Flush::kOverwrite);
     const double clean = time(layer, flight, Flush::kRead);
     const double keys = static_cast<double>(flight.stats.keys_seen);
-    const double bytes =
-        update ? double(tokens) * double(key_bytes) * 2 *
-                     (1 + double(byte_width(cache_dtype)) / byte_width(w.dtype))
-               : double(w.batch) * w.context * 2 * w.kv_heads * w.head_size *
-                         byte_width(cache_dtype) +
-                     2 * double(tokens) * double(query_bytes);
+    const double bytes = update ? double(tokens) * double(key_bytes) * 2 *
+                                      (1 + double(byte_width(cache_dtype)) / byte_width(w.dtype))
+                                : double(w.batch) * w.context * 2 * w.kv_heads * w.head_size *
+                                          byte_width(cache_dtype) +
+                                      2 * double(tokens) * double(query_bytes);
     const double flops = 4 * keys * w.heads * w.head_size;
-    std::printf("%s,%d,%d,%d,%d/%d,%d,%s,%s,%d,%.2f,%.1f,%.3f,%.1f,%.2f,%.3f\n", w.kind, w.batch, w.queries,
-                w.context, w.heads, w.kv_heads, w.head_size, dtype_name(w.dtype),
+    std::printf("%s,%d,%d,%d,%d/%d,%d,%s,%s,%d,%.2f,%.1f,%.3f,%.1f,%.2f,%.3f\n", w.kind, w.batch,
+                w.queries, w.context, w.heads, w.kv_heads, w.head_size, dtype_name(w.dtype),
                 dtype_name(cache_dtype), w.block_size, seconds * 1e6, bytes / seconds * 1e-9,
                 bytes / seconds / limit_, flops / seconds * 1e-12, clean * 1e6,
                 bytes / clean / limit_);
@@ -304,8 +303,9 @@ int run(const char* backend, const std::string& filter) {
   auto device = std::make_shared<Device>(*opened.api, 0);
   Bench bench(*opened.api, device);
   std::printf("# %s, copy %.0f GB/s\n", device->info().name, bench.limit() * 1e-9);
-  std::printf("kind,batch,queries,context,heads,head_size,dtype,cache,block_size,us,GB/s,"
-              "of_limit,TFLOP/s,us_clean,of_limit_clean\n");
+  std::printf(
+      "kind,batch,queries,context,heads,head_size,dtype,cache,block_size,us,GB/s,"
+      "of_limit,TFLOP/s,us_clean,of_limit_clean\n");
   for (const Workload& w : workloads()) {
     if (filter.empty() || std::string(w.kind) == filter) bench.run(w);
   }
@@ -317,8 +317,9 @@ int run(const char* backend, const std::string& filter) {
 
 int main(int argc, char** argv) {
   if (argc < 2 || std::string(argv[1]) == "--help") {
-    std::printf("broadhead_gpu_bench BACKEND [decode | prefill | update]\n"
-                "  example: broadhead_gpu_bench cuda decode\n");
+    std::printf(
+        "broadhead_gpu_bench BACKEND [decode | prefill | update]\n"
+        "  example: broadhead_gpu_bench cuda decode\n");
     return argc < 2;
   }
   try {

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Plans of GPU steps, without a GPU: whatever the rows are, items see every key of every token once.
+// Plans of GPU steps, without a GPU: whatever the rows are, items see every key of every token
+// once.
+#include "gpu/gpu_plan.h"
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -8,7 +11,6 @@
 #include <set>
 #include <vector>
 
-#include "gpu/gpu_plan.h"
 #include "random.h"
 
 namespace broadhead::gpu {
@@ -64,8 +66,8 @@ class PlanChecker {
     step.num_rows = static_cast<int64_t>(rows_.size());
     step.blocks = blocks_.data();
     step.num_queries = num_queries_;
-    const PlanLimits limits = {c.decode_rows, c.prefill_rows, 8,  {c.slots, c.slots}, 8,
-                               c.group_size,  1,              c.row_bytes};
+    const PlanLimits limits = {
+        c.decode_rows, c.prefill_rows, 8, {c.slots, c.slots}, 8, c.group_size, 1, c.row_bytes};
     plan_.plan(spec_, step, kBlockSize, false, limits);
     written_.memory.resize(static_cast<size_t>(plan_.bytes()));
     plan_.write({}, written_.memory.data(), written_.memory.data());

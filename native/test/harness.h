@@ -18,11 +18,11 @@ namespace broadhead::test {
 //
 //   rounding_error(dtype, e) + kFloat32Error * max(1, max|expected|)
 //
-// that is one rounding to the dtype of the output and what float32 arithmetic costs on the way. Where
-// a GPU's matrix instructions take the weights of many query rows in the tensors' 16-bit type, their
-// one rounding is added, each bounded by half a unit in its last place: Expected::weight_error.
-// Nothing is added for fp8 caches or rope: the reference reads the cache's own dtype, and rotary
-// test data stays clear of rounding boundaries (random_rotary_tensors).
+// that is one rounding to the dtype of the output and what float32 arithmetic costs on the way.
+// Where a GPU's matrix instructions take the weights of many query rows in the tensors' 16-bit
+// type, their one rounding is added, each bounded by half a unit in its last place:
+// Expected::weight_error. Nothing is added for fp8 caches or rope: the reference reads the cache's
+// own dtype, and rotary test data stays clear of rounding boundaries (random_rotary_tensors).
 
 /// Error of scores, softmax and sums in float32: 48 units of 2^-24.
 inline constexpr double kFloat32Error = 48 * 0x1p-24;

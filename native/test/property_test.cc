@@ -106,8 +106,7 @@ double compare_outputs(const LayerConfig& layer, const Elements& a, const Elemen
     const double x = a.values[i], y = b.values[i];
     const double rounding =
         2 * rounding_error(layer.output_dtype(), std::max(std::fabs(x), std::fabs(y)));
-    const double arithmetic =
-        2 * kFloat32Error * largest + a.weight_errors[i] + b.weight_errors[i];
+    const double arithmetic = 2 * kFloat32Error * largest + a.weight_errors[i] + b.weight_errors[i];
     const double ratio = std::fabs(x - y) / (rounding + arithmetic);
     worst = std::isnan(ratio) ? HUGE_VAL : std::max(worst, ratio);
   }
@@ -144,7 +143,7 @@ class Chunking : public TargetTest {};
 
 /// The same prompt in chunks: the sizes are taken in turns until it is done.
 Elements run_in_chunks(Session& session, const Prompt& prompt, int length,
-                                  const std::vector<int>& sizes) {
+                       const std::vector<int>& sizes) {
   const LayerConfig& layer = session.config();
   Elements all;
   size_t turn = 0;
@@ -176,8 +175,7 @@ TEST_P(Chunking, DoesNotChangeResults) {
         const bh_cache_options pool = pool_of(prompt.num_blocks(), 16, cache_dtype);
         auto run = [&](const std::vector<int>& sizes) {
           Session session(GetParam(), 2, layer, pool);
-          return session.engine() ? run_in_chunks(session, prompt, c.length, sizes)
-                                  : Elements();
+          return session.engine() ? run_in_chunks(session, prompt, c.length, sizes) : Elements();
         };
         const Elements whole = run({c.length});
         if (whole.values.empty()) GTEST_SKIP() << GetParam().label() << " is not usable";

@@ -221,9 +221,9 @@ typedef struct bh_step_stats {
   int64_t query_tokens;
   int64_t written_tokens; /**< tokens whose key and value went to the cache */
   int64_t bytes_in_place; /**< tensor bytes used where the caller has them */
-  int64_t bytes_staged;   /**< tensor bytes that were copied to be used: for a GPU, what lies neither
-                               in its memory nor in that of bh_engine_alloc */
-  int64_t query_address;  /**< address of the first query element, 0 without queries */
+  int64_t bytes_staged;  /**< tensor bytes that were copied to be used: for a GPU, what lies neither
+                              in its memory nor in that of bh_engine_alloc */
+  int64_t query_address; /**< address of the first query element, 0 without queries */
   int64_t key_address;
   int64_t value_address;
   int64_t output_address;
@@ -272,7 +272,8 @@ BH_API int32_t bh_merge(bh_engine* engine, const bh_partial* parts, int32_t coun
                         int64_t tokens, int32_t num_heads, int32_t head_size, void* output,
                         float* lse, bh_error* error);
 
-/* ---- limits of the hardware, for benchmarks to compare with ----------------------------------- */
+/* ---- limits of the hardware, for benchmarks to compare with -----------------------------------
+ */
 
 /**
  * Reads blocks once, whole and several at a time, with the engine's threads: the memory bandwidth

@@ -48,11 +48,11 @@ struct Workspace {
   Event done = nullptr;
   Buffer plan_host;
   Buffer plan;
-  Buffer query;           ///< prepared
+  Buffer query;  ///< prepared
   Buffer partial_sums;
   Buffer partial_state;
-  Buffer finished;        ///< zero between steps
-  Buffer temporary_cache; ///< of encoder layers
+  Buffer finished;         ///< zero between steps
+  Buffer temporary_cache;  ///< of encoder layers
   Buffer staged_input;
   Buffer staged_output;
 };

@@ -62,8 +62,9 @@ class GpuEngine final : public Engine {
 
   void check_supported(const LayerSpec& spec, int, int) const override {
     if (spec.max_position > INT32_MAX) {
-      throw Failure(BH_UNSUPPORTED, kNoRow, "%s: max_position must be below 2^31 on a GPU, got %lld",
-                    spec.name.c_str(), static_cast<long long>(spec.max_position));
+      throw Failure(BH_UNSUPPORTED, kNoRow,
+                    "%s: max_position must be below 2^31 on a GPU, got %lld", spec.name.c_str(),
+                    static_cast<long long>(spec.max_position));
     }
   }
 
@@ -103,7 +104,8 @@ class GpuEngine final : public Engine {
     args.lse = lse ? reinterpret_cast<float*>(result + output_bytes) : nullptr;
     gpu::check(api, api.merge_results(work->stream, &args), "merge");
     gpu::check(api, api.copy(work->stream, output, result, output_bytes), "merge");
-    if (lse) gpu::check(api, api.copy(work->stream, lse, result + output_bytes, lse_bytes), "merge");
+    if (lse)
+      gpu::check(api, api.copy(work->stream, lse, result + output_bytes, lse_bytes), "merge");
     gpu::check(api, api.synchronize(work->stream), "merge");
   }
 
@@ -177,9 +179,9 @@ class GpuBackend final : public Backend {
     const DeviceApi& api = open_library();
     const int device = choose(api, options.device);
     auto opened = std::make_shared<Device>(api, device);
-    const std::string reason =
-        "device " + std::to_string(device) +
-        (options.device == kAnyDevice ? " (most free memory), " : ", ") + summary(opened->info());
+    const std::string reason = "device " + std::to_string(device) +
+                               (options.device == kAnyDevice ? " (most free memory), " : ", ") +
+                               summary(opened->info());
     return std::make_unique<GpuEngine>(name_, std::move(opened), reason);
   }
 

@@ -27,8 +27,8 @@ CacheView cache_view(int dtype, int block_size, int num_kv_heads, int head_size)
 GpuCache::GpuCache(const bh_cache_options& options, std::shared_ptr<Device> device)
     : Cache(options),
       device_(std::move(device)),
-      view_(cache_view(options.dtype, options.block_size, options.num_kv_heads,
-                       options.head_size)) {
+      view_(
+          cache_view(options.dtype, options.block_size, options.num_kv_heads, options.head_size)) {
   const DeviceApi& api = device_->api();
   device_->use();
   DeviceInfo now{};

@@ -80,14 +80,16 @@ void GpuLayer::upload_constants() {
 
 /// The matrix kernels take 16-bit tensors on a cache of their own dtype or of fp8.
 void GpuLayer::choose_kernels() {
-  const bool fast = spec_.dtype != BH_FLOAT32 &&
-                    (cache_dtype_ == spec_.dtype || is_fp8(cache_dtype_));
+  const bool fast =
+      spec_.dtype != BH_FLOAT32 && (cache_dtype_ == spec_.dtype || is_fp8(cache_dtype_));
   const DeviceInfo& info = device_->info();
-  limits_.decode_rows = fast ? decode_rows(info.columns, spec_.head_size) : plain_rows(spec_.head_size);
+  limits_.decode_rows =
+      fast ? decode_rows(info.columns, spec_.head_size) : plain_rows(spec_.head_size);
   limits_.prefill_rows = fast ? device_->api().prefill_rows(&args_, cache_dtype_) : 0;
   limits_.columns = info.columns;
   limits_.multiprocessors = info.multiprocessors;
-  args_.group_size = part_of_group(spec_.group_size(), fast ? limits_.prefill_rows : limits_.decode_rows);
+  args_.group_size =
+      part_of_group(spec_.group_size(), fast ? limits_.prefill_rows : limits_.decode_rows);
   args_.groups_per_kv_head = spec_.group_size() / args_.group_size;
   args_.num_groups = spec_.num_kv_heads * args_.groups_per_kv_head;
   limits_.group_size = args_.group_size;
@@ -193,8 +195,8 @@ StepInFlight GpuLayer::upload(const Step& step) {
   flight.lse_offset = aligned(flight.output_bytes);
   work.staged_output.reserve(flight.lse_offset + flight.lse_bytes);
   args.output = place_result(step.output, flight.output_bytes, work, 0, flight.output, stats);
-  args.lse = reinterpret_cast<float*>(place_result(step.lse, flight.lse_bytes, work,
-                                                   flight.lse_offset, flight.lse, stats));
+  args.lse = reinterpret_cast<float*>(
+      place_result(step.lse, flight.lse_bytes, work, flight.lse_offset, flight.lse, stats));
   upload_plan(work, args);
 
   stats.query_tokens = step.num_queries;
@@ -244,8 +246,7 @@ void GpuLayer::launch(const StepInFlight& flight) {
   }
   if (plan_.has_decode()) {
     check(api,
-          api.decode(stream, &args_, cache_dtype_, step, plan_.decode_rows(),
-                     plan_.decode_slots()),
+          api.decode(stream, &args_, cache_dtype_, step, plan_.decode_rows(), plan_.decode_slots()),
           "decode");
   }
   if (plan_.num_prefill_items() > 0) {

@@ -275,10 +275,9 @@ void GpuPlan::divide_prefill(const PlanLimits& limits) {
   const auto blocks = static_cast<int64_t>(prefill_units_.size()) * limits.num_groups;
   const auto wanted = static_cast<int32_t>(
       blocks == 0 || blocks >= limits.multiprocessors ? 1 : limits.multiprocessors / blocks);
-  std::stable_sort(prefill_units_.begin(), prefill_units_.end(),
-                   [](const Unit& a, const Unit& b) {
-                     return a.end_key - a.first_key > b.end_key - b.first_key;
-                   });
+  std::stable_sort(prefill_units_.begin(), prefill_units_.end(), [](const Unit& a, const Unit& b) {
+    return a.end_key - a.first_key > b.end_key - b.first_key;
+  });
   for (Unit& unit : prefill_units_) {
     cut(unit, std::min(wanted, (unit.end_key - unit.first_key) / kLeastKeys), prefill_items_);
   }
@@ -337,8 +336,8 @@ void GpuPlan::place_partials() {
   for (auto t = static_cast<size_t>(own_tokens); t < tokens_.size(); ++t) {
     tokens_[t] = own(static_cast<int32_t>(t));
   }
-  for (auto [units, items] : {std::pair(&decode_units_, &decode_items_),
-                              std::pair(&prefill_units_, &prefill_items_)}) {
+  for (auto [units, items] :
+       {std::pair(&decode_units_, &decode_items_), std::pair(&prefill_units_, &prefill_items_)}) {
     size_t next = 0;
     for (const Unit& unit : *units) {
       for (int32_t p = 0; p < unit.pieces; ++p) (*items)[next++].piece += unit.first_piece;
@@ -405,9 +404,9 @@ void GpuPlan::write(StepArgs args, char* host, char* device) const {
   });
   args.num_update_tokens = static_cast<int32_t>(update_tokens_.size());
   args.num_query_tokens = static_cast<int32_t>(query_tokens_.size());
-  args.num_decode_chains =
-      slot_ends_.empty() ? std::min(decode_slots_, static_cast<int>(decode_items_.size()))
-                         : static_cast<int32_t>(slot_ends_.size());
+  args.num_decode_chains = slot_ends_.empty()
+                               ? std::min(decode_slots_, static_cast<int>(decode_items_.size()))
+                               : static_cast<int32_t>(slot_ends_.size());
   std::memcpy(host, &args, sizeof args);
 }
 

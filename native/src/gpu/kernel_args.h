@@ -55,11 +55,11 @@ struct LayerArgs {
   int32_t head_size;
   int32_t dtype;         ///< bh_dtype of query, key, value
   int32_t output_dtype;  ///< bh_dtype
-  float score_scale;  ///< softmax scale times k_scale
+  float score_scale;     ///< softmax scale times k_scale
   float k_scale;
   float v_scale;
-  float output_scale;         ///< 0: none
-  float soft_cap;             ///< 0: none
+  float output_scale;  ///< 0: none
+  float soft_cap;      ///< 0: none
   float inverse_soft_cap;
   const float* alibi_slopes;  ///< [num_heads] or NULL
   const float* sinks;         ///< [num_heads] or NULL
@@ -107,7 +107,7 @@ struct Token {
 struct AttendItem {
   int32_t first_token;
   int32_t num_tokens;
-  int32_t first_key;   ///< a multiple of kTile
+  int32_t first_key;  ///< a multiple of kTile
   int32_t end_key;
   int32_t first_seen;  ///< keys before it are seen by no token: their values may be anything
   int32_t piece;       ///< which of its tokens' partial results this is

@@ -28,7 +28,7 @@ class PinnedPool {
 
   const DeviceApi& api_;
   std::mutex mutex_;
-  std::vector<void*> free_[64];                 ///< by power of two
+  std::vector<void*> free_[64];  ///< by power of two
   std::unordered_map<void*, int> power_of_used_;
 };
 

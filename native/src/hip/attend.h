@@ -15,8 +15,8 @@ constexpr float kLn2 = 0.6931471805599453f;
 /// before sums are rescaled: float16 weights hold 2^8 easily.
 constexpr float kSlack = 8;
 
-/// From a product of query and key to a score, in the order of the step format. A new transform goes
-/// here.
+/// From a product of query and key to a score, in the order of the step format. A new transform
+/// goes here.
 BH_INLINE float transform_score(const LayerArgs& layer, float slope, float product, int distance) {
   float score = product * layer.score_scale;
   if (layer.soft_cap != 0) score = layer.soft_cap * tanhf(score * layer.inverse_soft_cap);
@@ -152,8 +152,8 @@ BH_INLINE void merge_row(const LayerArgs& layer, const StepArgs& step, const Row
 #pragma unroll 8
       for (int p = 0; p < count; ++p) {
         const float of_part = shuffle(factor, p);
-        const float* from = step.partial_sums +
-                            (first + int64_t{base + p} * layer.num_heads) * layer.head_size;
+        const float* from =
+            step.partial_sums + (first + int64_t{base + p} * layer.num_heads) * layer.head_size;
 #pragma unroll
         for (int r = 0; r < kRuns; ++r) {
           const int dimension = (r * kWave + lane_index()) * kRun;

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// Decode: few query rows against many keys. What counts is that the cache streams by: every wave keeps
-// some tiles of its own under way, without waiting for other waves.
+// Decode: few query rows against many keys. What counts is that the cache streams by: every wave
+// keeps some tiles of its own under way, without waiting for other waves.
 //
 // A block of threads is resident for the whole launch and works through its share of all items'
 // tiles, so that all blocks end together whatever the lengths of the rows are. Its waves take tiles
 // in turns and join at the end of an item.
-#include "hip/kernels.h"
 #include "hip/copy.h"
+#include "hip/kernels.h"
 #include "hip/softmax.h"
 
 namespace broadhead::gpu {
 namespace {
 
-/// Terms that a float32 weight is split into so that its product with a value is as good as float32.
+/// Terms that a float32 weight is split into so that its product with a value is as good as
+/// float32.
 template <class T>
 constexpr int kWeightTerms = 2;
 template <>
@@ -90,8 +91,8 @@ class Stream {
     return ring_ + (n % kStages * 2 + half) * kHalfBytes;
   }
 
-  /// Copies keys (half 0) or values of the wave's tile n, as they lie in the cache. Halves arrive in
-  /// the order in which they are fetched; one is fetched for each that is waited for.
+  /// Copies keys (half 0) or values of the wave's tile n, as they lie in the cache. Halves arrive
+  /// in the order in which they are fetched; one is fetched for each that is waited for.
   BH_INLINE void fetch_half(int n, int half) {
     if (tile_of(n) < end_tile_) {
       if (half == 0) find(n);
@@ -103,10 +104,9 @@ class Stream {
         const int chunk = i * kWave + lane_index();  // of 16 * kRowBytes / 16
         const int panel = i * kWave / kPanel;
         if ((i + 1) * kWave <= kRowBytes || chunk < kRowBytes) {
-          copy_chunk(to + chunk * kChunk,
-                     from + panel * kPanel * cache_.block_size +
-                         token_ * panel_width(kRowBytes, panel) +
-                         (chunk - panel * kPanel) * kChunk);
+          copy_chunk(to + chunk * kChunk, from + panel * kPanel * cache_.block_size +
+                                              token_ * panel_width(kRowBytes, panel) +
+                                              (chunk - panel * kPanel) * kChunk);
         }
       }
     }
@@ -219,7 +219,7 @@ struct Decode {
   /// Waves join so many dimensions at a time: beside their rings, as many blocks of threads as the
   /// registers allow fit into Hopper's shared memory.
   static constexpr int kJoinedBytes = kHead <= 64 ? 4096 : 8192;
-  static constexpr int kJoined = joined_dimensions(kHead, kWaves * kQueryRows * 4, kJoinedBytes);
+  static constexpr int kJoined = joined_dimensions(kHead, kWaves* kQueryRows * 4, kJoinedBytes);
 
   struct Shared {
     char rings[kWaves * Stream<T, E, kHead>::kRingBytes];
@@ -372,13 +372,13 @@ struct Decode {
       if (begin > 0) __syncthreads();
 #pragma unroll
       for (int c = 0; c < kColumnTiles; ++c) {
-        for_each_result<E, kHead>(results[c], [&](int i, int dimension, const float* numbers,
-                                                  auto count) {
-          if (dimension < begin || dimension >= begin + kJoined) return;
-          float* sums = shared.sums[wave][c * kColumns + sum_column(i)] + dimension - begin;
+        for_each_result<E, kHead>(
+            results[c], [&](int i, int dimension, const float* numbers, auto count) {
+              if (dimension < begin || dimension >= begin + kJoined) return;
+              float* sums = shared.sums[wave][c * kColumns + sum_column(i)] + dimension - begin;
 #pragma unroll
-          for (int d = 0; d < decltype(count)::value; ++d) sums[d] = numbers[d];
-        });
+              for (int d = 0; d < decltype(count)::value; ++d) sums[d] = numbers[d];
+            });
       }
       __syncthreads();
       write(item, begin);
@@ -416,8 +416,7 @@ struct Decode {
         store_output<T, kRun>(layer, step, result, begin + dimension, last.factor, sums);
         if (step.lse && begin + dimension == 0) step.lse[result] = last.lse;
       } else {
-        const int64_t partial =
-            int64_t{token.first_partial + item.piece} * layer.num_heads + head;
+        const int64_t partial = int64_t{token.first_partial + item.piece} * layer.num_heads + head;
         store_numbers<Float32, kRun>(step.partial_sums, partial * kHead + begin + dimension, sums);
         if (begin + dimension == 0) {
           step.partial_state[partial * 2] = maximum;
@@ -429,9 +428,10 @@ struct Decode {
 };
 
 template <class T, class E, int kHead, int kColumnTiles>
-__global__ void __launch_bounds__(kWaves* kWave,
-                                  (kHead <= 64 ? 4 : kHead <= 128 ? 3 : 2) -
-                                      (kHead <= 128 && kColumnTiles == 2))
+__global__ void __launch_bounds__(kWaves* kWave, (kHead <= 64    ? 4
+                                                  : kHead <= 128 ? 3
+                                                                 : 2) -
+                                                     (kHead <= 128 && kColumnTiles == 2))
     decode(LayerArgs layer, const StepArgs* arguments) {
   using Kernel = Decode<T, E, kHead, kColumnTiles>;
   const StepArgs& step = *arguments;
@@ -442,8 +442,8 @@ __global__ void __launch_bounds__(kWaves* kWave,
 template <class T, class E, int kColumnTiles>
 KernelLaunch launch_of() {
   using Kernel = Decode<T, E, BH_HEAD_SIZE, kColumnTiles>;
-  return {&decode<T, E, BH_HEAD_SIZE, kColumnTiles>,
-          kSharedBytes<typename Kernel::Shared>, 0, Kernel::kQueryRows};
+  return {&decode<T, E, BH_HEAD_SIZE, kColumnTiles>, kSharedBytes<typename Kernel::Shared>, 0,
+          Kernel::kQueryRows};
 }
 
 template <class T, class E>

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The library's face: devices, memory, streams and launches behind the table of device_api.h.
-#include "gpu/device_api.h"
-
 #include <cstdio>
 #include <cstring>
 
 #include "broadhead/broadhead.h"
+#include "gpu/device_api.h"
 #include "hip/kernels.h"
 
 namespace broadhead::gpu {
@@ -54,9 +53,10 @@ int32_t count(int32_t* devices) {
   if (error == cudaErrorInsufficientDriver) {
     int driver = 0;
     (void)cudaDriverGetVersion(&driver);
-    std::snprintf(last_message, sizeof last_message,
-                  driver == 0 ? "no NVIDIA driver" : "the NVIDIA driver is for CUDA %d.%d, CUDA 13 is needed",
-                  driver / 1000, driver % 1000 / 10);
+    std::snprintf(
+        last_message, sizeof last_message,
+        driver == 0 ? "no NVIDIA driver" : "the NVIDIA driver is for CUDA %d.%d, CUDA 13 is needed",
+        driver / 1000, driver % 1000 / 10);
     return kDeviceError;
   }
 #endif
@@ -104,8 +104,9 @@ int32_t describe(int32_t device, DeviceInfo* info) {
   const auto* any_kernel = reinterpret_cast<const void*>(plain_kernel({}).kernel);
   if (hipFuncGetAttributes(&attributes, any_kernel) != hipSuccess) {
     (void)hipGetLastError();
-    std::snprintf(info->reason, sizeof info->reason, "%s has no kernels for %s (it has " BH_ARCHITECTURES ")",
-                  "this library", info->architecture);
+    std::snprintf(info->reason, sizeof info->reason,
+                  "%s has no kernels for %s (it has " BH_ARCHITECTURES ")", "this library",
+                  info->architecture);
   }
   return kOk;
 }
@@ -150,9 +151,9 @@ int32_t copy(Stream stream, void* to, const void* from, int64_t bytes) {
                 "copying");
 }
 int32_t clear(Stream stream, void* memory, int64_t bytes) {
-  return report(hipMemsetAsync(memory, 0, static_cast<size_t>(bytes),
-                               static_cast<hipStream_t>(stream)),
-                "clearing memory");
+  return report(
+      hipMemsetAsync(memory, 0, static_cast<size_t>(bytes), static_cast<hipStream_t>(stream)),
+      "clearing memory");
 }
 
 // ---- streams, events, graphs ----
@@ -177,8 +178,8 @@ int32_t create_event(Event* event) {
 }
 void destroy_event(Event event) { (void)hipEventDestroy(static_cast<hipEvent_t>(event)); }
 int32_t record(Event event, Stream stream) {
-  return report(
-      hipEventRecord(static_cast<hipEvent_t>(event), static_cast<hipStream_t>(stream)), "event");
+  return report(hipEventRecord(static_cast<hipEvent_t>(event), static_cast<hipStream_t>(stream)),
+                "event");
 }
 int32_t wait_in_stream(Stream stream, Event event) {
   return report(
@@ -195,15 +196,14 @@ int32_t elapsed(Event start, Event end, float* milliseconds) {
 }
 
 int32_t begin_graph(Stream stream) {
-  return report(hipStreamBeginCapture(static_cast<hipStream_t>(stream),
-                                      hipStreamCaptureModeThreadLocal),
-                "recording a graph");
+  return report(
+      hipStreamBeginCapture(static_cast<hipStream_t>(stream), hipStreamCaptureModeThreadLocal),
+      "recording a graph");
 }
 int32_t end_graph(Stream stream, Graph* graph) {
   hipGraph_t recorded = nullptr;
-  if (const int32_t status =
-          report(hipStreamEndCapture(static_cast<hipStream_t>(stream), &recorded),
-                 "recording a graph")) {
+  if (const int32_t status = report(
+          hipStreamEndCapture(static_cast<hipStream_t>(stream), &recorded), "recording a graph")) {
     return status;
   }
   hipGraphExec_t executable = nullptr;
@@ -253,8 +253,8 @@ KernelLaunch decode_kernel(const LayerArgs& layer, int cache_dtype, int rows) {
   if (!is_fast(layer, cache_dtype)) return plain_kernel(layer);
   KernelLaunch launch{};
   switch (layer.head_size) {
-#define BH_CASE(head)                                                                      \
-  case head:                                                                               \
+#define BH_CASE(head)                                                     \
+  case head:                                                              \
     launch = decode_##head(layer.dtype, cache_dtype, rows, columns_of()); \
     break;
     BH_FOR_EACH_HEAD_SIZE(BH_CASE)
@@ -266,8 +266,8 @@ KernelLaunch decode_kernel(const LayerArgs& layer, int cache_dtype, int rows) {
 KernelLaunch prefill_kernel(const LayerArgs& layer, int cache_dtype) {
   KernelLaunch launch{};
   switch (layer.head_size) {
-#define BH_CASE(head)                                                            \
-  case head:                                                                     \
+#define BH_CASE(head)                                               \
+  case head:                                                        \
     launch = prefill_##head(layer.dtype, cache_dtype, is_hopper()); \
     break;
     BH_FOR_EACH_HEAD_SIZE(BH_CASE)
@@ -285,7 +285,7 @@ int32_t allow_shared(const KernelLaunch& launch) {
 #if defined(__CUDACC__)
   if (launch.shared_bytes <= 48 * 1024) return kOk;
   return report(cudaFuncSetAttribute(reinterpret_cast<const void*>(launch.kernel),
-                                      cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
                                      static_cast<int>(launch.shared_bytes)),
                 "shared memory");
 #else
@@ -307,10 +307,10 @@ int32_t decode_slots(const LayerArgs* layer, int32_t cache_dtype, int32_t rows, 
   if (const int32_t status = allow_shared(launch)) return status;
   int blocks = 0, device = 0;
   hipDeviceProp_t properties;
-  if (const int32_t status =
-          report(hipOccupancyMaxActiveBlocksPerMultiprocessor(
-                     &blocks, reinterpret_cast<const void*>(launch.kernel), threads_of(launch), launch.shared_bytes),
-                 "occupancy")) {
+  if (const int32_t status = report(hipOccupancyMaxActiveBlocksPerMultiprocessor(
+                                        &blocks, reinterpret_cast<const void*>(launch.kernel),
+                                        threads_of(launch), launch.shared_bytes),
+                                    "occupancy")) {
     return status;
   }
   if (const int32_t status = report(hipGetDevice(&device), "device")) return status;
@@ -339,8 +339,8 @@ int32_t update(Stream stream, const LayerArgs* layer, int32_t cache_dtype, const
 int32_t decode(Stream stream, const LayerArgs* layer, int32_t cache_dtype, const StepArgs* step,
                int32_t rows, int32_t slots) {
   return run(decode_kernel(*layer, cache_dtype, rows), stream,
-             dim3(static_cast<uint32_t>(slots), static_cast<uint32_t>(layer->num_groups)),
-             *layer, step);
+             dim3(static_cast<uint32_t>(slots), static_cast<uint32_t>(layer->num_groups)), *layer,
+             step);
 }
 
 int32_t prefill(Stream stream, const LayerArgs* layer, int32_t cache_dtype, const StepArgs* step,
@@ -356,9 +356,9 @@ int32_t merge_results(Stream stream, const MergeArgs* merge) {
 }
 
 int32_t read_block(Stream stream, const CacheView* cache, int64_t block, void* key, void* value) {
-  return report(launch_move_block(static_cast<hipStream_t>(stream), false, *cache, block, key,
-                                  value),
-                "launch");
+  return report(
+      launch_move_block(static_cast<hipStream_t>(stream), false, *cache, block, key, value),
+      "launch");
 }
 int32_t write_block(Stream stream, const CacheView* cache, int64_t block, const void* key,
                     const void* value) {
@@ -369,9 +369,8 @@ int32_t write_block(Stream stream, const CacheView* cache, int64_t block, const 
 
 int32_t read_blocks(Stream stream, const CacheView* cache, const int32_t* blocks, int64_t count,
                     void* sink) {
-  return report(
-      launch_read_blocks(static_cast<hipStream_t>(stream), *cache, blocks, count, sink),
-      "launch");
+  return report(launch_read_blocks(static_cast<hipStream_t>(stream), *cache, blocks, count, sink),
+                "launch");
 }
 
 }  // namespace
@@ -400,13 +399,40 @@ int wave_size() {
 extern "C" __attribute__((visibility("default"))) const broadhead::gpu::DeviceApi*
 broadhead_device_api() {
   using namespace broadhead::gpu;
-  static const DeviceApi kApi = {
-      kDeviceApiVersion, sizeof(DeviceApi), message,        count,         describe,
-      use,               allocate,          release,        allocate_host, release_host,
-      locate,            copy,              clear,          create_stream, destroy_stream,
-      synchronize,       create_event,      destroy_event,  record,        wait_in_stream,  wait_event,
-      elapsed,           begin_graph,       end_graph,      launch_graph,  destroy_graph,
-      decode_slots,      prefill_rows_of,   update,            decode,         prefill,       merge_results,
-      read_block,        write_block,       read_blocks};
+  static const DeviceApi kApi = {kDeviceApiVersion,
+                                 sizeof(DeviceApi),
+                                 message,
+                                 count,
+                                 describe,
+                                 use,
+                                 allocate,
+                                 release,
+                                 allocate_host,
+                                 release_host,
+                                 locate,
+                                 copy,
+                                 clear,
+                                 create_stream,
+                                 destroy_stream,
+                                 synchronize,
+                                 create_event,
+                                 destroy_event,
+                                 record,
+                                 wait_in_stream,
+                                 wait_event,
+                                 elapsed,
+                                 begin_graph,
+                                 end_graph,
+                                 launch_graph,
+                                 destroy_graph,
+                                 decode_slots,
+                                 prefill_rows_of,
+                                 update,
+                                 decode,
+                                 prefill,
+                                 merge_results,
+                                 read_block,
+                                 write_block,
+                                 read_blocks};
   return &kApi;
 }

@@ -43,8 +43,8 @@ BH_INLINE float widen(Float16 x) {
 BH_INLINE float widen(Float8E4M3 x) {
   const uint32_t magnitude = x.bits & 0x7fu;
   // The exponent is put where float32 has it, and 2^120 is the difference of the biases.
-  const float value = magnitude == 0x7fu ? bits_to_float(0x7fc00000u)
-                                         : bits_to_float(magnitude << 20) * 0x1p120f;
+  const float value =
+      magnitude == 0x7fu ? bits_to_float(0x7fc00000u) : bits_to_float(magnitude << 20) * 0x1p120f;
   return (x.bits & 0x80u) ? -value : value;
 }
 
@@ -146,8 +146,8 @@ BH_INLINE uint32_t e4m3_to_float16(uint32_t codes) {
   uint32_t word;
   asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(word) : "r"(shifted), "r"(0x5c005c00u));
 #else
-  const uint32_t word = pack<Float16>(widen_low<Float16>(shifted) * 256.0f,
-                                      widen_high<Float16>(shifted) * 256.0f);
+  const uint32_t word =
+      pack<Float16>(widen_low<Float16>(shifted) * 256.0f, widen_high<Float16>(shifted) * 256.0f);
 #endif
   return word | (codes & 0x00800080u) << 8;
 }

@@ -69,8 +69,7 @@ __global__ void merge_results(MergeArgs merge) {
   }
 }
 
-__global__ void read_blocks(CacheView cache, const int32_t* blocks, int64_t count,
-                            uint32_t* sink) {
+__global__ void read_blocks(CacheView cache, const int32_t* blocks, int64_t count, uint32_t* sink) {
   const int64_t chunks = 2 * cache.half_bytes * cache.num_kv_heads / kChunk;
   uint32_t seen = 0;
   for (int64_t b = blockIdx.x; b < count; b += gridDim.x) {

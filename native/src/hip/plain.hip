@@ -76,8 +76,8 @@ struct Plain {
     const int32_t* blocks = step.blocks + item.blocks;
     for (int key = item.first_key; key < item.end_key; key += kTile) {
       const int t = key / kTile;
-      const char* keys = keys_of(step.cache, blocks[t / tiles_per_block],
-                                 group / layer.groups_per_kv_head);
+      const char* keys =
+          keys_of(step.cache, blocks[t / tiles_per_block], group / layer.groups_per_kv_head);
       const int token = t % tiles_per_block * kTile;
       __syncthreads();
       load_tile(item, keys, token, key);

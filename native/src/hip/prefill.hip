@@ -19,8 +19,9 @@ struct Prefill {
   static constexpr int kTiles = kHead / 16;
   static constexpr int kThreads = kWaves * kWave;
   /// Keys in shared memory at a time: 64 KiB is what AMD's machines have.
-  static constexpr int kMostKeys =
-      BH_TILE == BH_TILE_MMA ? 64 : BH_TILE == BH_TILE_WMMA11 ? 16 : 32;
+  static constexpr int kMostKeys = BH_TILE == BH_TILE_MMA      ? 64
+                                   : BH_TILE == BH_TILE_WMMA11 ? 16
+                                                               : 32;
   static constexpr int kKeys = kHead > 128 && kMostKeys > 16 ? kMostKeys / 2 : kMostKeys;
   static constexpr int kRowBytes = kHead * 2;
   static constexpr int kHalfBytes = kKeys * kRowBytes;
@@ -81,8 +82,8 @@ struct Prefill {
       for (int first = key; first < end_key; first += kTile) {
         if (!any(range.touches(first))) continue;
         const bool whole = !any(!range.contains(first));
-        attend_tile(item, first, first - key, whole, shared.tiles[stage][0],
-                    shared.tiles[stage][1], query, state, results);
+        attend_tile(item, first, first - key, whole, shared.tiles[stage][0], shared.tiles[stage][1],
+                    query, state, results);
       }
       if (kStages == 1 && more) {
         __syncthreads();
@@ -94,8 +95,7 @@ struct Prefill {
 
  private:
   BH_INLINE Columns& query_at(int c, int t) const {
-    return shared.query[(wave_index() * kColumnTiles + c) * kTiles + t]
-                       [lane_index() % kQueryLanes];
+    return shared.query[(wave_index() * kColumnTiles + c) * kTiles + t][lane_index() % kQueryLanes];
   }
 
   /// Starts to copy kKeys keys and values from `first_key` on to a stage, widened to T.
@@ -110,7 +110,8 @@ struct Prefill {
     for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
       const int t = i / kChunks;
       const int tile = first_key / kTile + t;
-      const char* from = keys_of(cache, blocks[tile / tiles_per_block], group / layer.groups_per_kv_head);
+      const char* from =
+          keys_of(cache, blocks[tile / tiles_per_block], group / layer.groups_per_kv_head);
       const int panel = i % kChunks / kPanel;
       const int width = panel_width(kSourceBytes, panel);
       const int at = i % kChunks % kPanel * kChunk;  // within 16 tokens of the panel
@@ -130,8 +131,7 @@ struct Prefill {
           for (int w = 0; w < 4; ++w) widen_four<T>(codes.words[w], words + 2 * w, E{});
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
-            const auto offset =
-                half_offset(kRowBytes, kKeys, t * kTile + token, byte + c * kChunk);
+            const auto offset = half_offset(kRowBytes, kKeys, t * kTile + token, byte + c * kChunk);
             *reinterpret_cast<Chunk*>(to + offset) = {
                 {words[4 * c], words[4 * c + 1], words[4 * c + 2], words[4 * c + 3]}};
           }
@@ -238,8 +238,7 @@ __global__ void __launch_bounds__(kWaves* kWave)
 template <class T, class E>
 KernelLaunch launch_of() {
   using Kernel = Prefill<T, E, BH_HEAD_SIZE>;
-  return {&prefill<T, E, BH_HEAD_SIZE>,
-          kSharedBytes<typename Kernel::Shared>, 0, Kernel::kRows};
+  return {&prefill<T, E, BH_HEAD_SIZE>, kSharedBytes<typename Kernel::Shared>, 0, Kernel::kRows};
 }
 
 template <class T>

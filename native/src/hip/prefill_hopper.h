@@ -92,7 +92,8 @@ struct HopperPrefill {
       const uint32_t parity = n / kStages % 2 ^ 1;
       const int first_key = item.first_key + n * kKeys;
       const int first_tile = first_key / kTile;
-      const int count = end_tile - first_tile < kKeys / kTile ? end_tile - first_tile : kKeys / kTile;
+      const int count =
+          end_tile - first_tile < kKeys / kTile ? end_tile - first_tile : kKeys / kTile;
       // A lane copies at most one panel of 16 tokens, of keys and of values.
       static_assert(kKeys / kTile * kPanels <= kWave);
       const char* from = nullptr;
@@ -150,8 +151,7 @@ struct HopperPrefill {
 
   BH_INLINE void consume() {
     // The same for all lanes, as the compiler cannot know.
-    const int consumer =
-        shuffle(static_cast<int>(threadIdx.x) / hopper::kGroupThreads, 0) - 1;
+    const int consumer = shuffle(static_cast<int>(threadIdx.x) / hopper::kGroupThreads, 0) - 1;
     const int thread = static_cast<int>(threadIdx.x) % hopper::kGroupThreads;
     load_queries(consumer, thread);
     const int first_row = consumer * 64 + thread / kWave * 16 + lane_index() / 4;
@@ -208,14 +208,14 @@ struct HopperPrefill {
         const int64_t row = shared.rows[consumer * 64 + i / kRowChunks].query;
         loaded[a] = {};
         if (row < 0) continue;
-        loaded[a] = reinterpret_cast<const Chunk*>(static_cast<const T*>(step.query) +
-                                                   row)[i % kRowChunks];
+        loaded[a] =
+            reinterpret_cast<const Chunk*>(static_cast<const T*>(step.query) + row)[i % kRowChunks];
       }
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
         const int i = (base + a) * hopper::kGroupThreads + thread;
-        const auto offset = half_offset(kHead * 2, kRows, consumer * 64 + i / kRowChunks,
-                                        i % kRowChunks * kChunk);
+        const auto offset =
+            half_offset(kHead * 2, kRows, consumer * 64 + i / kRowChunks, i % kRowChunks * kChunk);
         *reinterpret_cast<Chunk*>(shared.query + offset) = loaded[a];
       }
     }
@@ -232,9 +232,9 @@ struct HopperPrefill {
     hopper::fence_registers();
 #pragma unroll
     for (int i = 0; i < kHead / 16; ++i) {
-      hopper::multiply<T, kKeys>(
-          hopper::advance(query, i / 4 * kRows * kPanel + i % 4 * 32),
-          hopper::advance(keys, i / 4 * kPanelBytes + i % 4 * 32), i > 0, scores);
+      hopper::multiply<T, kKeys>(hopper::advance(query, i / 4 * kRows * kPanel + i % 4 * 32),
+                                 hopper::advance(keys, i / 4 * kPanelBytes + i % 4 * 32), i > 0,
+                                 scores);
     }
     hopper::commit_products();
   }
@@ -311,7 +311,8 @@ struct HopperPrefill {
   }
 
   BH_INLINE void rescale(const State& before, const State& state, float* results) const {
-    if (!any(before.maximum[0] != state.maximum[0] || before.maximum[1] != state.maximum[1])) return;
+    if (!any(before.maximum[0] != state.maximum[0] || before.maximum[1] != state.maximum[1]))
+      return;
     float factors[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {

@@ -35,8 +35,8 @@ BH_INLINE void describe_rows(const LayerArgs& layer, const StepArgs& step, const
   }
 }
 
-/// Keys that some of a wave's columns see, and keys that all of them see. Columns past an item's last
-/// row do not count: what they compute is never used.
+/// Keys that some of a wave's columns see, and keys that all of them see. Columns past an item's
+/// last row do not count: what they compute is never used.
 struct KeyRange {
   int32_t begin = INT32_MAX;
   int32_t end = 0;
@@ -80,8 +80,8 @@ struct ColumnState {
     }
   }
 
-  /// Turns products of 16 keys from `first_key` on into weights. `rows` describes column 0 and those
-  /// after it; `whole`: they all see every key. Multiplies `results` where the maximum rises.
+  /// Turns products of 16 keys from `first_key` on into weights. `rows` describes column 0 and
+  /// those after it; `whole`: they all see every key. Multiplies `results` where the maximum rises.
   template <int kTiles>
   BH_INLINE void weigh(const LayerArgs& layer, const QueryRow* rows, int first_key, bool whole,
                        Sums& scores, Sums* results) {

@@ -304,14 +304,14 @@ BH_INLINE void for_each_segment(Visit&& visit) {
 /// Largest segment of keys and queries, and of values: what makes runs of 16 bytes.
 constexpr int kKeySegment = 64;
 template <class E>
-constexpr int kValueSegment = kRowLanes * (16 / int{sizeof(E)});
+constexpr int kValueSegment = kRowLanes*(16 / int{sizeof(E)});
 
 /// Words of a lane's run of so many bytes.
 BH_HOST_DEVICE constexpr int run_words(int bytes) { return bytes < 4 ? 1 : bytes / 4; }
 
 /// Words of a lane's runs of all segments that begin before `end`.
 BH_HOST_DEVICE constexpr int words_before(int end, int head_size, int largest, int lanes,
-                                               int element) {
+                                          int element) {
   int words = 0;
   for (int begin = 0; begin < end;) {
     const int size = segment_size(head_size, begin, largest);
@@ -391,8 +391,8 @@ struct KeyTile {
       for_each_segment<kHead, kKeySegment>([&](auto begin, auto size) {
         constexpr int kFirst =
             words_before(decltype(begin)::value, kHead, kKeySegment, kParts, sizeof(E));
-        load_run<kMemory, kRowBytes, decltype(begin)::value * int{sizeof(E)},
-                 decltype(size)::value / kParts * int{sizeof(E)}>(
+        load_run<kMemory, kRowBytes, decltype(begin)::value* int{sizeof(E)},
+                 decltype(size)::value / kParts* int{sizeof(E)}>(
             half, tokens, token + row_index() + r * kRowLanes, part_index(), raw[r] + kFirst);
       });
     }
@@ -436,9 +436,9 @@ struct ValueTile {
       for_each_segment<kHead, kSegment>([&](auto begin, auto size) {
         constexpr int kFirst =
             words_before(decltype(begin)::value, kHead, kSegment, kRowLanes, sizeof(E));
-        load_run<kMemory, kRowBytes, decltype(begin)::value * int{sizeof(E)},
-                 decltype(size)::value / kRowLanes * int{sizeof(E)}>(
-            half, tokens, token + key_of(j), row_index(), raw[j] + kFirst);
+        load_run<kMemory, kRowBytes, decltype(begin)::value* int{sizeof(E)},
+                 decltype(size)::value / kRowLanes* int{sizeof(E)}>(half, tokens, token + key_of(j),
+                                                                    row_index(), raw[j] + kFirst);
       });
     }
   }
@@ -477,7 +477,8 @@ struct ValueTile {
           for (int w = 0; w < kPartWords; ++w) {
             const uint32_t a = pairs[2 * w][p], b = pairs[2 * w + 1][p];
             rows.words[w * kLaneRows] = byte_permute(a, b, 0x5410);
-            if constexpr (kLaneRows == 2) rows.words[w * kLaneRows + 1] = byte_permute(a, b, 0x7632);
+            if constexpr (kLaneRows == 2)
+              rows.words[w * kLaneRows + 1] = byte_permute(a, b, 0x7632);
           }
           const int pair = r * kStep / 2 + p;
           if constexpr (kLaneRows == 2) {

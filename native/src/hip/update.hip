@@ -220,7 +220,8 @@ BH_INLINE void update_rotated(const LayerArgs& layer, const StepArgs& step,
       float whole[kRun];
       key.load(e / kRun * kRun, whole);
 #pragma unroll
-      for (int i = 0; i < kElements; ++i) numbers[i] = e % kRun == 0 ? whole[i] : whole[i + kElements];
+      for (int i = 0; i < kElements; ++i)
+        numbers[i] = e % kRun == 0 ? whole[i] : whole[i + kElements];
     } else {
 #pragma unroll
       for (int i = 0; i < kElements; i += kRun) key.load(e + i, numbers + i);

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hopper's asynchronous instructions: matrix products of a warpgroup (4 warps) on shared memory, bulk
-// copies into it, and the barriers that order both.
+// Hopper's asynchronous instructions: matrix products of a warpgroup (4 warps) on shared memory,
+// bulk copies into it, and the barriers that order both.
 //
 // C[64 x kColumns] += A[64 x 16] B[16 x kColumns]. Thread (warp w, lane / 4 = g, lane % 4 = t) of
 // the group holds of C, for every 8 columns j, rows 16w + g (numbers 4j, 4j + 1) and 16w + g + 8
-// (4j + 2, 4j + 3) of columns 8j + 2t and 8j + 2t + 1. A comes from shared memory or from registers:
-// words {row g, 2t}, {row g + 8, 2t}, {row g, 2t + 8}, {row g + 8, 2t + 8}, so that two blocks of 8
-// columns of C, rounded, are the A of the next product.
+// (4j + 2, 4j + 3) of columns 8j + 2t and 8j + 2t + 1. A comes from shared memory or from
+// registers: words {row g, 2t}, {row g + 8, 2t}, {row g, 2t + 8}, {row g + 8, 2t + 8}, so that two
+// blocks of 8 columns of C, rounded, are the A of the next product.
 //
 // Matrices in shared memory are panels of 128 bytes a row, as hip/cache_layout.h has them: the
 // 128-byte swizzle. Queries and keys are contiguous along the contracted index, values along the
@@ -48,10 +48,10 @@ BH_INLINE void wait_for_products() {
 #define BH_C16(c, i) BH_C4(c, i), BH_C4(c, i + 4), BH_C4(c, i + 8), BH_C4(c, i + 12)
 #define BH_C32(c, i) BH_C16(c, i), BH_C16(c, i + 16)
 #define BH_C64(c, i) BH_C32(c, i), BH_C32(c, i + 32)
-#define BH_LIST32                                                                            \
+#define BH_LIST32                                                                           \
   "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23," \
   "%24,%25,%26,%27,%28,%29,%30,%31}"
-#define BH_LIST64                                                                            \
+#define BH_LIST64                                                                           \
   "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23," \
   "%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,"    \
   "%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}"
@@ -63,20 +63,20 @@ BH_INLINE void multiply(uint64_t a, uint64_t b, bool add, float* c);
 template <class T, int kColumns>
 BH_INLINE void accumulate(const uint32_t* a, uint64_t b, float* c);
 
-#define BH_PRODUCTS(T, type, n, list, numbers, p0, p1, p2, p3, p4)                              \
-  template <>                                                                                   \
-  BH_INLINE void multiply<T, n>(uint64_t a, uint64_t b, bool add, float* c) {                   \
-    asm volatile("{.reg .pred p; setp.ne.b32 p, " p2 ", 0; wgmma.mma_async.sync.aligned.m64n" #n \
-                 "k16.f32." type "." type " " list ", " p0 ", " p1 ", p, 1, 1, 0, 0;}"          \
-                 : numbers(c, 0)                                                                \
-                 : "l"(a), "l"(b), "r"(static_cast<int>(add)));                                 \
-  }                                                                                             \
-  template <>                                                                                   \
-  BH_INLINE void accumulate<T, n>(const uint32_t* a, uint64_t b, float* c) {                    \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " " list       \
-                 ", {" p0 ", " p1 ", " p2 ", " p3 "}, " p4 ", 1, 1, 1, 1;"                      \
-                 : numbers(c, 0)                                                                \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                         \
+#define BH_PRODUCTS(T, type, n, list, numbers, p0, p1, p2, p3, p4)                                 \
+  template <>                                                                                      \
+  BH_INLINE void multiply<T, n>(uint64_t a, uint64_t b, bool add, float* c) {                      \
+    asm volatile("{.reg .pred p; setp.ne.b32 p, " p2 ", 0; wgmma.mma_async.sync.aligned.m64n" #n   \
+                 "k16.f32." type "." type " " list ", " p0 ", " p1 ", p, 1, 1, 0, 0;}"             \
+                 : numbers(c, 0)                                                                   \
+                 : "l"(a), "l"(b), "r"(static_cast<int>(add)));                                    \
+  }                                                                                                \
+  template <>                                                                                      \
+  BH_INLINE void accumulate<T, n>(const uint32_t* a, uint64_t b, float* c) {                       \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " " list ", {" p0 \
+                 ", " p1 ", " p2 ", " p3 "}, " p4 ", 1, 1, 1, 1;"                                  \
+                 : numbers(c, 0)                                                                   \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                            \
   }
 BH_PRODUCTS(Float16, "f16", 64, BH_LIST32, BH_C32, "%32", "%33", "%34", "%35", "%36")
 BH_PRODUCTS(Float16, "f16", 128, BH_LIST64, BH_C64, "%64", "%65", "%66", "%67", "%68")
@@ -99,10 +99,10 @@ BH_INLINE void arrive(uint64_t* barrier) {
                : "memory");
 }
 BH_INLINE void arrive_expecting(uint64_t* barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                   shared_address(barrier)),
-               "r"(bytes)
-               : "memory");
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
 }
 BH_INLINE void wait(uint64_t* barrier, uint32_t parity) {
   asm volatile(
@@ -114,8 +114,8 @@ BH_INLINE void wait(uint64_t* barrier, uint32_t parity) {
 }
 BH_INLINE void copy_bulk(void* to, const void* from, int bytes, uint64_t* barrier) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          shared_address(to)),
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared_address(to)),
       "l"(from), "r"(bytes), "r"(shared_address(barrier))
       : "memory");
 }

@@ -75,7 +75,9 @@ Machine& machine() {
   return machine;
 }
 
-void yield(Machine& m) { emulator_switch(&m.fibers[static_cast<size_t>(m.current)].at, m.scheduler); }
+void yield(Machine& m) {
+  emulator_switch(&m.fibers[static_cast<size_t>(m.current)].at, m.scheduler);
+}
 
 void enter() {
   Machine& m = machine();
@@ -202,7 +204,8 @@ void run(dim3 grid, int threads, size_t shared_bytes, const std::function<void()
   }
   for (unsigned y = 0; y < grid.y; ++y) {
     for (unsigned x = 0; x < grid.x; ++x) {
-      for (int t = 0; t < threads; ++t) m.fibers[static_cast<size_t>(t)].position.block = dim3(x, y, 0);
+      for (int t = 0; t < threads; ++t)
+        m.fibers[static_cast<size_t>(t)].position.block = dim3(x, y, 0);
       run_block(m);
     }
   }

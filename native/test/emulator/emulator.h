@@ -132,8 +132,7 @@ inline hipError_t hipOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, cons
 template <class... Parameters>
 hipError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
                          hipStream_t, Parameters... parameters) {
-  emulator::submit([=] {
-    emulator::run(grid, threads, shared_bytes, [=] { kernel(parameters...); });
-  });
+  emulator::submit(
+      [=] { emulator::run(grid, threads, shared_bytes, [=] { kernel(parameters...); }); });
   return hipSuccess;
 }
