@@ -66,11 +66,17 @@ void prefill(benchmark::State& state, const Shape& shape) {
   run(state, workload, workload.flops(), "GFLOP/s", [&] { return workload.compute(); });
 }
 
+void update(benchmark::State& state, const Shape& shape) {
+  Workload workload(shape, threads);
+  run(state, workload, workload.update_bytes(), "GB/s", [&] { return workload.copy(); });
+}
+
 std::string name_of(const char* kind, const Shape& shape) {
   std::string name =
       std::string(kind) + "/" + shape.model.name + "/" + test::dtype_label(shape.cache_dtype) +
       "/batch:" + std::to_string(shape.batch) + "/queries:" + std::to_string(shape.queries) +
       "/context:" + std::to_string(shape.context);
+  if (shape.rope) name += "/rope";
   if (shape.block_size != 16) name += "/block:" + std::to_string(shape.block_size);
   return name;
 }
@@ -94,6 +100,9 @@ void add_all() {
         for (const int context : {512, 4096, 32768}) {
           add("decode", {model, dtype, cache, batch, 1, context}, decode);
         }
+      }
+      for (const bool rope : {false, true}) {
+        add("update", {model, dtype, cache, 16, 512, 512, 16, rope, false}, update);
       }
       add("prefill", {model, dtype, cache, 1, 512, 512}, prefill);
       add("prefill", {model, dtype, cache, 1, 2048, 2048}, prefill);

@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <stdexcept>
+#include <thread>
 
 #include "number_format.h"
 
@@ -40,7 +42,8 @@ test::LayerConfig config_of(const Shape& shape) {
 
 }  // namespace
 
-Workload::Workload(const Shape& shape, int threads) : shape_(shape), config_(config_of(shape)) {
+Workload::Workload(const Shape& shape, int threads)
+    : shape_(shape), config_(config_of(shape)), threads_(threads) {
   std::string reason;
   engine_ = test::open_engine(test::Target{test::options().backend, ""}, threads, reason);
   if (!engine_) throw std::runtime_error(reason);
@@ -140,6 +143,27 @@ double Workload::compute() {
   check(bh_probe_compute(engine_.get(), static_cast<int64_t>(flops()), &nanoseconds, &error),
         error);
   return static_cast<double>(nanoseconds) * 1e-9;
+}
+
+double Workload::copy() {
+  const auto bytes = static_cast<size_t>(update_bytes() / 2);
+  const size_t copies = static_cast<size_t>(kPoolBytes) / bytes + 1;
+  if (copied_.empty()) copied_.assign(2 * copies * bytes, 1);
+  const char* from = copied_.data() + next_++ % copies * bytes;
+  char* to = copied_.data() + copies * bytes + (from - copied_.data());
+  const auto start = std::chrono::steady_clock::now();
+  std::vector<std::thread> helpers;
+  const size_t share = bytes / static_cast<size_t>(threads_);
+  auto run = [&](size_t i) { std::memcpy(to + i * share, from + i * share, share); };
+  for (int i = 1; i < threads_; ++i) helpers.emplace_back(run, static_cast<size_t>(i));
+  run(0);
+  for (std::thread& helper : helpers) helper.join();
+  return seconds_since(start);
+}
+
+double Workload::update_bytes() const {
+  return 2.0 * shape_.batch * shape_.queries * config_.num_kv_heads * config_.head_size *
+         (test::element_bytes(shape_.dtype) + test::element_bytes(shape_.cache_dtype));
 }
 
 double Workload::bytes() const {

@@ -51,9 +51,13 @@ class Workload {
   double read();
   /// Does as many floating-point operations as a step; returns seconds.
   double compute();
+  /// Copies as many bytes as a step writes to the cache, with as many threads; returns seconds.
+  double copy();
 
   /// Bytes of keys and values that a step attends to.
   double bytes() const;
+  /// Bytes of new keys and values, read and written.
+  double update_bytes() const;
   /// Operations of a step: two products over the keys that its query tokens see.
   double flops() const;
   /// What the engine chose.
@@ -80,6 +84,8 @@ class Workload {
   test::Binding binding_;
   std::vector<Step> steps_;
   size_t next_ = 0;
+  int threads_;
+  std::vector<char> copied_;  ///< sources, then targets, of several copies
 };
 
 }  // namespace broadhead::bench

@@ -324,27 +324,34 @@ static void attend_cached(const AttendContext& context, const AttendItem& item,
   });
 }
 
-/// Makes a tile of the row's own keys and values; positions from `count` on are zero.
+/// Makes a tile of the row's own keys and values, of `count` tokens from `key` on and zeros.
 template <class T>
 BH_INLINE void make_tile(const LayerView& layer, const Step& step, const StepRow& row, int kv_head,
                          int key, int count, float* heads, Float32* tile) {
   const int size = layer.head_size;
   const int64_t stride = int64_t{layer.num_kv_heads} * size;
-  float value[kMaxHeadSize];
-  for (int t = 0; t < kTile; ++t) {
-    float* head = heads + t * size;
-    if (t < count) {
-      const int64_t token = key + t;
-      load_head<T>(layer, step, step.key, (row.key + token) * stride + kv_head * size,
-                   row.positions + token, head);
-      load_row(static_cast<const T*>(step.value) + (row.value + token) * stride + kv_head * size,
-               size, value);
-    } else {
-      for (int d = 0; d < size; ++d) head[d] = value[d] = 0;
+  const T* keys = static_cast<const T*>(step.key) + (row.key + key) * stride + kv_head * size;
+  const T* values = static_cast<const T*>(step.value) + (row.value + key) * stride + kv_head * size;
+  if (layer.rotary_dim == 0 && count == kTile) {
+    store_keys(keys, stride, size, 1, tile);
+  } else {
+    for (int t = 0; t < kTile; ++t) {
+      float* head = heads + t * size;
+      if (t >= count) {
+        for (int d = 0; d < size; ++d) head[d] = 0;
+      } else if (layer.rotary_dim == 0) {
+        load_row(keys + t * stride, size, head);
+      } else {
+        load_rotated(layer, step, keys + t * stride, row.positions + key + t, head);
+      }
     }
-    store_value(value, size, 1, tile, t);
+    store_keys(heads, size, size, 1, tile);
   }
-  store_keys(heads, size, 1, tile);
+  for (int t = 0; t < count; ++t) store_value(values + t * stride, size, 1, tile, t);
+  for (int t = count; t < kTile; ++t) {
+    for (int d = 0; d < size; ++d)
+      tile[(size + d / kTile * kTile + t) * kTile + d % kTile].value = 0;
+  }
 }
 
 /// The item's attention to its row's own keys and values.
@@ -370,19 +377,23 @@ template <class T>
 static void load_queries(const AttendContext& context, const AttendItem& item,
                          const AttendScratch& scratch) {
   const LayerView& layer = *context.layer;
+  const Step& step = *context.step;
   const int size = layer.head_size;
+  const Vec scale = broadcast(layer.score_scale);
   float* to = scratch.query;
   for (int h = 0; h < item.num_heads; ++h) {
     for (int t = 0; t < item.num_tokens; ++t) {
       const QueryToken& token = context.token(item, t);
-      const StepRow& row = context.step->rows[token.row];
+      const StepRow& row = step.rows[token.row];
       for (int g = 0; g < layer.group_size; ++g, to += size) {
         const int64_t head = (item.first_head + h) * layer.group_size + g;
-        load_head<T>(layer, *context.step, context.step->query,
-                     ((row.query + token.index) * layer.num_heads + head) * size,
-                     row.positions + token.index, to);
-        for (int d = 0; d < size; d += kWidth) {
-          store(to + d, load(to + d) * broadcast(layer.score_scale));
+        const int64_t from = ((row.query + token.index) * layer.num_heads + head) * size;
+        const T* query = static_cast<const T*>(step.query) + from;
+        if (layer.rotary_dim == 0) {
+          for (int d = 0; d < size; d += kWidth) store(to + d, load(query + d) * scale);
+        } else {
+          load_rotated(layer, step, query, row.positions + token.index, to);
+          for (int d = 0; d < size; d += kWidth) store(to + d, load(to + d) * scale);
         }
       }
     }
@@ -410,11 +421,15 @@ BH_INLINE void write_output(const AttendContext& context, const QueryToken& toke
         state.denominator == 0 ? -kInfinity : state.maximum + __builtin_logf(state.denominator);
   }
   const float factor = state.denominator == 0 ? 0 : keep * layer.value_scale / state.denominator;
-  const Vec divisor = broadcast(layer.output_scale > 0 ? layer.output_scale : 1);
+  if (layer.output_scale > 0) {
+    for (int d = 0; d < layer.head_size; d += kWidth) {
+      store(sums + d, load(sums + d) / broadcast(layer.output_scale));
+    }
+  }
   with_dtype(layer.output_dtype, [&](auto element) {
     auto* to = static_cast<decltype(element)*>(step.output) + out * layer.head_size;
     for (int d = 0; d < layer.head_size; d += kWidth) {
-      store(to + d, load(sums + d) * broadcast(factor) / divisor);
+      store(to + d, load(sums + d) * broadcast(factor));
     }
   });
 }

@@ -187,13 +187,33 @@ BH_INLINE UintVec round_magnitude(Vec magnitude) {
 
 BH_INLINE Vec magnitude_of(Vec v) { return (Vec)((UintVec)v & 0x7fffffffu); }
 BH_INLINE UintVec is_nan(Vec v) { return (UintVec)(v != v); }
+/// Stores the lower 16 bits of each lane; the upper ones are zero.
 BH_INLINE void store_halves(void* to, UintVec bits) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(static_cast<__m256i*>(to),
+                      _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)bits));
+#elif defined(__AVX2__)
+  const __m256i packed = _mm256_packus_epi32((__m256i)bits, (__m256i)bits);
+  _mm_storeu_si128(static_cast<__m128i*>(to),
+                   _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+#else
   const HalfBits narrow = __builtin_convertvector(bits, HalfBits);
   __builtin_memcpy(to, &narrow, sizeof narrow);
+#endif
 }
+
+/// Stores the lower 8 bits of each lane; the upper ones are zero.
 BH_INLINE void store_bytes(void* to, UintVec bits) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128(static_cast<__m128i*>(to), _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)bits));
+#elif defined(__AVX2__)
+  const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128((__m256i)bits),
+                                          _mm256_extracti128_si256((__m256i)bits, 1));
+  _mm_storel_epi64(static_cast<__m128i*>(to), _mm_packus_epi16(halves, halves));
+#else
   const ByteBits narrow = __builtin_convertvector(bits, ByteBits);
   __builtin_memcpy(to, &narrow, sizeof narrow);
+#endif
 }
 
 BH_INLINE void store(Float32* to, Vec v) { store(&to->value, v); }

@@ -9,24 +9,31 @@ namespace broadhead::cpu::BH_TIER {
 /// x / scale, the one rounding being the store's.
 BH_INLINE Vec unscale(Vec v, float scale) { return scale == 1 ? v : v / broadcast(scale); }
 
-/// Stores kTile heads, [kTile][head_size], as the keys of a whole tile, [head_size][kTile].
-template <class E>
-BH_INLINE void store_keys(const float* heads, int head_size, float scale, E* tile) {
+/// Stores the heads of kTile tokens, token_stride elements apart, as the keys of a whole tile.
+template <class S, class E>
+BH_INLINE void store_keys(const S* heads, int64_t token_stride, int head_size, float scale,
+                          E* tile) {
   for (int d = 0; d < head_size; d += kWidth) {
-    for (int t = 0; t < kTile; t += kWidth) {
-      Vec rows[kWidth];
+    Vec rows[kVecsPerRun][kWidth];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecsPerRun; ++v) {
 #pragma GCC unroll 16
-      for (int i = 0; i < kWidth; ++i) rows[i] = load(heads + (t + i) * head_size + d);
-      transpose(rows);
+      for (int i = 0; i < kWidth; ++i) {
+        rows[v][i] = unscale(load(heads + (v * kWidth + i) * token_stride + d), scale);
+      }
+      transpose(rows[v]);
+    }
 #pragma GCC unroll 16
-      for (int i = 0; i < kWidth; ++i) store(tile + (d + i) * kTile + t, unscale(rows[i], scale));
+    for (int i = 0; i < kWidth; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecsPerRun; ++v) store(tile + (d + i) * kTile + v * kWidth, rows[v][i]);
     }
   }
 }
 
 /// Stores one head as the key of one token of a tile.
-template <class E>
-BH_INLINE void store_key(const float* head, int head_size, float scale, E* tile, int token) {
+template <class S, class E>
+BH_INLINE void store_key(const S* head, int head_size, float scale, E* tile, int token) {
   for (int d = 0; d < head_size; d += kWidth) {
     E rounded[kWidth];
     store(rounded, unscale(load(head + d), scale));
@@ -35,14 +42,22 @@ BH_INLINE void store_key(const float* head, int head_size, float scale, E* tile,
 }
 
 /// Stores one head as the value of one token of a tile.
-template <class E>
-BH_INLINE void store_value(const float* head, int head_size, float scale, E* tile, int token) {
+template <class S, class E>
+BH_INLINE void store_value(const S* head, int head_size, float scale, E* tile, int token) {
   E* to = tile + kTile * head_size + token * kTile;
   for (int d = 0; d < head_size; d += kTile) {
     for (int v = 0; v < kTile; v += kWidth) {
       store(to + d * kTile + v, unscale(load(head + d + v), scale));
     }
   }
+}
+
+/// Fetches the head after this one of the same token: heads of a token lie side by side, but those
+/// of a tile are read token after token.
+template <class T>
+BH_INLINE void fetch_next_head(const T* head, int head_size) {
+  constexpr int kElements = 64 / static_cast<int>(sizeof(T));  // of a cache line
+  for (int d = 0; d < head_size; d += kElements) __builtin_prefetch(head + head_size + d);
 }
 
 /// New tokens from `first` on whose slots follow one another within a tile.
@@ -54,7 +69,7 @@ BH_INLINE int run_in_tile(const int64_t* slots, int first, int end) {
 
 template <class T, class E>
 static void update_tokens(const LayerView& layer, const Step& step, const CacheView& cache,
-                          const StepRow& row, int first, int end, float* heads) {
+                          const StepRow& row, int first, int end, float* rotated) {
   const int size = layer.head_size;
   const int64_t stride = int64_t{layer.num_kv_heads} * size;
   const int64_t* slots = step.slots + row.slots;
@@ -65,17 +80,29 @@ static void update_tokens(const LayerView& layer, const Step& step, const CacheV
     const int offset = static_cast<int>(slots[t] % cache.block_size);
     for (int h = 0; h < layer.num_kv_heads; ++h) {
       E* tile = reinterpret_cast<E*>(cache.tile(block, h, offset / kTile));
-      for (int i = 0; i < run; ++i) {
-        float* head = heads + (run == kTile ? i : 0) * size;
-        load_head<T>(layer, step, step.key, (row.key + t + i) * stride + h * size,
-                     row.positions + t + i, head);
-        if (run < kTile) store_key(head, size, layer.k_scale, tile, offset % kTile + i);
+      auto write_keys = [&](const auto* heads, int64_t token_stride) {
+        if (run == kTile) {
+          store_keys(heads, token_stride, size, layer.k_scale, tile);
+        } else {
+          for (int i = 0; i < run; ++i) {
+            store_key(heads + i * token_stride, size, layer.k_scale, tile, offset % kTile + i);
+          }
+        }
+      };
+      const T* keys = static_cast<const T*>(step.key) + (row.key + t) * stride + h * size;
+      const T* values = static_cast<const T*>(step.value) + (row.value + t) * stride + h * size;
+      for (int i = 0; i < run; ++i) fetch_next_head(keys + i * stride, size);
+      if (layer.rotary_dim == 0) {
+        write_keys(keys, stride);
+      } else {
+        for (int i = 0; i < run; ++i) {
+          load_rotated(layer, step, keys + i * stride, row.positions + t + i, rotated + i * size);
+        }
+        write_keys(rotated, size);
       }
-      if (run == kTile) store_keys(heads, size, layer.k_scale, tile);
       for (int i = 0; i < run; ++i) {
-        load_row(static_cast<const T*>(step.value) + (row.value + t + i) * stride + h * size, size,
-                 heads);
-        store_value(heads, size, layer.v_scale, tile, offset % kTile + i);
+        fetch_next_head(values + i * stride, size);
+        store_value(values + i * stride, size, layer.v_scale, tile, offset % kTile + i);
       }
     }
   }

@@ -107,26 +107,56 @@ BH_INLINE IntVec iota_int() {
   return v;
 }
 
-/// Transposes kWidth vectors in place.
-BH_INLINE void transpose(Vec (&rows)[kWidth]) {
-#pragma GCC unroll 8
-  for (int step = 1; step < kWidth; step *= 2) {
-    IntVec low;
-    IntVec high;
+/// Lanes of a and b in turns, `step` of each, from the `part`th half of every four lanes.
+template <int step, int part>
+BH_INLINE Vec interleave(Vec a, Vec b) {
+  IntVec lanes;
 #pragma GCC unroll 16
-    for (int lane = 0; lane < kWidth; ++lane) {
-      low[lane] = lane & step ? kWidth + lane - step : lane;
-      high[lane] = lane & step ? kWidth + lane : lane + step;
-    }
+  for (int i = 0; i < kWidth; ++i) {
+    const int quad = i / 4 * 4;
+    const int of_half = i % (2 * step) % step + i % 4 / (2 * step) * step;
+    lanes[i] = quad + part * 2 + of_half + (i % (2 * step) < step ? 0 : kWidth);
+  }
+  return __builtin_shuffle(a, b, lanes);
+}
+
+/// Exchanges the upper `step` lanes of each 2 * step with the lower ones of the row `step` further.
+template <int step>
+BH_INLINE void exchange_lanes(Vec (&rows)[kWidth]) {
+  IntVec low;
+  IntVec high;
 #pragma GCC unroll 16
-    for (int i = 0; i < kWidth; ++i) {
-      if (i & step) continue;
+  for (int lane = 0; lane < kWidth; ++lane) {
+    low[lane] = lane & step ? kWidth + lane - step : lane;
+    high[lane] = lane & step ? kWidth + lane : lane + step;
+  }
+#pragma GCC unroll 4
+  for (int first = 0; first < kWidth; first += 2 * step) {
+#pragma GCC unroll 16
+    for (int i = first; i < first + step; ++i) {
       const Vec a = rows[i];
       const Vec b = rows[i + step];
       rows[i] = __builtin_shuffle(a, b, low);
       rows[i + step] = __builtin_shuffle(a, b, high);
     }
   }
+}
+
+/// Transposes kWidth vectors in place.
+BH_INLINE void transpose(Vec (&rows)[kWidth]) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kWidth; i += 4) {
+    const Vec ab = interleave<1, 0>(rows[i], rows[i + 1]);
+    const Vec ab_upper = interleave<1, 1>(rows[i], rows[i + 1]);
+    const Vec cd = interleave<1, 0>(rows[i + 2], rows[i + 3]);
+    const Vec cd_upper = interleave<1, 1>(rows[i + 2], rows[i + 3]);
+    rows[i] = interleave<2, 0>(ab, cd);
+    rows[i + 1] = interleave<2, 1>(ab, cd);
+    rows[i + 2] = interleave<2, 0>(ab_upper, cd_upper);
+    rows[i + 3] = interleave<2, 1>(ab_upper, cd_upper);
+  }
+  if constexpr (kWidth > 4) exchange_lanes<4>(rows);
+  if constexpr (kWidth > 8) exchange_lanes<8>(rows);
 }
 
 /// e^x for x <= 88, relative error below 2e-7 + 2e-8 |x|; exactly 0 below -87.7, NaN for NaN. It is
