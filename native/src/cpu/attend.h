@@ -38,14 +38,15 @@ BH_INLINE int tiles_of_span(int64_t tile_bytes, int rows) {
   return tiles;
 }
 
-/// Bytes of a tile in the panel; 0 if tiles are read where the cache has them.
-BH_INLINE int64_t panel_tile_bytes(const LayerView& layer, const CacheView* cache) {
+/// Bytes of a tile in the panel; 0 if tiles are read where the cache has them: those that take long
+/// to widen are widened once where several chunks of rows read them.
+BH_INLINE int64_t panel_tile_bytes(const LayerView& layer, const CacheView* cache, int rows) {
   const int64_t elements = int64_t{2} * kTile * layer.head_size;
   if (!cache) return elements * static_cast<int64_t>(sizeof(Float32));
   int64_t bytes = 0;
   with_dtype(cache->dtype, [&](auto e) {
     using E = decltype(e);
-    if (!kReadsDirectly<E>) {
+    if (!kReadsDirectly<E> && rows > kMaxRows) {
       bytes = elements * static_cast<int64_t>(sizeof(typename Widened<E>::Type));
     }
   });
@@ -69,7 +70,7 @@ BH_INLINE int64_t carve(const LayerView& layer, const CacheView* cache, const At
   carved.states = reinterpret_cast<SoftmaxState*>(take(all_rows * 2));
   carved.scores = take(kMaxRows * kScoreStride);
   carved.heads = take(cache ? 0 : kTile * layer.head_size);
-  const int64_t panel_tile = panel_tile_bytes(layer, cache);
+  const int64_t panel_tile = panel_tile_bytes(layer, cache, carved.rows);
   carved.panel = take(panel_tile / 4 * tiles_of_span(panel_tile, carved.rows));
   if (scratch) *scratch = carved;
   return used;
@@ -149,7 +150,7 @@ BH_INLINE bool is_finite(const E* const* tiles, int head_size, Range range) {
     const E* value = tiles[t / kTile] + kTile * head_size + t % kTile * kTile;
     for (int column = 0; column < head_size; column += kTile) {
       Run run;
-      load_run(value + column * kTile, run);
+      read_run(value + column * kTile, run);
       for (const Vec& v : run) sum += v * Vec{};
     }
   }
@@ -292,34 +293,43 @@ struct Panel {
   }
 };
 
-/// The item's attention to keys and values in the cache.
+/// The item's attention to keys and values that are read where the cache has them.
 template <class E>
-static void attend_cached(const AttendContext& context, const AttendItem& item,
+static void attend_direct(const AttendContext& context, const AttendItem& item,
                           const AttendScratch& scratch) {
+  const int span_tiles = tiles_of_span(context.cache->tile_bytes(), scratch.rows);
+  CachedSpans<E> spans(context, item, span_tiles);
+  for_each_span(item, span_tiles, [&](const Span& span) {
+    spans.find_next(span);
+    constexpr int kBytes = sizeof(E);
+    const Ahead<kBytes> values(spans.tiles(), kTile * context.layer->head_size, span_tiles);
+    const Ahead<kBytes> next_keys(spans.next(), 0, span_tiles);
+    attend_span(context, item, scratch, span, spans.tiles(), values, next_keys);
+    spans.advance();
+  });
+}
+
+/// The item's attention to keys and values in the cache, widened on their way into a panel.
+template <class E>
+static void attend_widened(const AttendContext& context, const AttendItem& item,
+                           const AttendScratch& scratch) {
   using W = typename Widened<E>::Type;
-  const int size = context.layer->head_size;
-  const int64_t elements = int64_t{2} * kTile * size;
+  const int64_t elements = int64_t{2} * kTile * context.layer->head_size;
   const int span_tiles = tiles_of_span(elements * static_cast<int64_t>(sizeof(W)), scratch.rows);
   CachedSpans<E> spans(context, item, span_tiles);
   const Panel<W> panel(scratch, elements, span_tiles);
   for_each_span(item, span_tiles, [&](const Span& span) {
     spans.find_next(span);
-    const E* const* tiles = spans.tiles();
+    const int num_tiles = (span.end - span.begin + kTile - 1) / kTile;
+    for (int i = 0; i < num_tiles; ++i) {
+      for (int64_t at = 0; at < elements; at += kRunsPerLine<E> * kTile) {
+        widen_line(spans.tiles()[i] + at, panel.tiles[i] + at);
+      }
+    }
     constexpr int kBytes = sizeof(E);
     const Ahead<kBytes> next_keys(spans.next(), 0, span_tiles);
-    if constexpr (kReadsDirectly<E>) {
-      const Ahead<kBytes> values(tiles, kTile * size, span_tiles);
-      attend_span(context, item, scratch, span, tiles, values, next_keys);
-    } else {
-      const int num_tiles = (span.end - span.begin + kTile - 1) / kTile;
-      for (int i = 0; i < num_tiles; ++i) {
-        for (int64_t at = 0; at < elements; at += kTile) {
-          widen_run(tiles[i] + at, panel.tiles[i] + at);
-        }
-      }
-      const Ahead<kBytes> next_values(spans.next(), kTile * size, span_tiles);
-      attend_span(context, item, scratch, span, panel.tiles, next_keys, next_values);
-    }
+    const Ahead<kBytes> next_values(spans.next(), kTile * context.layer->head_size, span_tiles);
+    attend_span(context, item, scratch, span, panel.tiles, next_keys, next_values);
     spans.advance();
   });
 }
@@ -445,8 +455,13 @@ static void attend(const AttendContext& context, const AttendItem& item, float* 
   for (int64_t i = 0; i < all_rows; ++i) scratch.states[i] = {-kInfinity, 0};
 
   if (context.cache) {
-    with_dtype(context.cache->dtype,
-               [&](auto e) { attend_cached<decltype(e)>(context, item, scratch); });
+    with_dtype(context.cache->dtype, [&](auto e) {
+      using E = decltype(e);
+      if constexpr (!kReadsDirectly<E>) {
+        if (scratch.rows > kMaxRows) return attend_widened<E>(context, item, scratch);
+      }
+      attend_direct<E>(context, item, scratch);
+    });
   } else {
     with_tensor_dtype(layer.dtype,
                       [&](auto t) { attend_own<decltype(t)>(context, item, scratch); });

@@ -82,9 +82,16 @@ BH_INLINE Vec load(const Float8E5M2* from) {
 }
 #endif
 
+/// Bytes of a line of the caches.
+constexpr int kLine = 64;
+
 /// A run of kTile elements, the unit of tiles.
 constexpr int kVecsPerRun = kTile / kWidth;
 typedef Vec Run[kVecsPerRun];
+
+/// Runs that fill a line.
+template <class E>
+constexpr int kRunsPerLine = kLine / (kTile * static_cast<int>(sizeof(E)));
 
 template <class E>
 BH_INLINE void load_run(const E* from, Run& to) {
@@ -97,10 +104,10 @@ BH_INLINE void store_run(const Run& run, float* to) {
   for (int v = 0; v < kVecsPerRun; ++v) store(to + v * kWidth, run[v]);
 }
 
-// ---- what micro-kernels read ----
+// ---- what micro-kernels multiply ----
 //
-// Elements that take longer to widen than to multiply are widened once, on their way into a panel,
-// to the type Widened<E>::Type; the others are read where the cache has them.
+// Elements that take long to widen to float go by way of another type, Widened<E>::Type, a line at
+// a time.
 
 template <class E>
 struct Widened {
@@ -128,10 +135,14 @@ BH_INLINE void store_halves(void* to, __m256i halves) {
   _mm256_storeu_si256(static_cast<__m256i*>(to), halves);
 }
 
-/// The exponent's bias stays, which is what kUnit makes good.
+/// The exponent's bias stays, which is what kUnit makes good. NaN comes out as a number.
+BH_INLINE __m256i halves_of(const Float8E4M3* from) {
+  return _mm256_and_si256(_mm256_slli_epi16(_mm256_cvtepi8_epi16(load_bytes(from)), 7),
+                          _mm256_set1_epi16(static_cast<int16_t>(0xbfff)));
+}
+
 BH_INLINE void widen_run(const Float8E4M3* from, Float16* to) {
-  const __m256i shifted = _mm256_slli_epi16(_mm256_cvtepi8_epi16(load_bytes(from)), 7);
-  const __m256i half = _mm256_and_si256(shifted, _mm256_set1_epi16(static_cast<int16_t>(0xbfff)));
+  const __m256i half = halves_of(from);
   const __m256i nan =
       _mm256_cmpeq_epi16(_mm256_add_epi16(half, half), _mm256_set1_epi16(0x3f80 * 2));
   store_halves(to, _mm256_or_si256(half, nan));
@@ -140,6 +151,28 @@ BH_INLINE void widen_run(const Float8E4M3* from, Float16* to) {
 /// The upper half of a float16.
 BH_INLINE void widen_run(const Float8E5M2* from, Float16* to) {
   store_halves(to, _mm256_slli_epi16(_mm256_cvtepu8_epi16(load_bytes(from)), 8));
+}
+
+template <class E>
+BH_INLINE void widen_line(const E* from, Float16* to) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kLine; i += kTile) widen_run(from + i, to + i);
+}
+
+/// Looks for NaN at once, since it takes as long as all the rest run by run.
+template <>
+inline __attribute__((always_inline)) void widen_line(const Float8E4M3* from, Float16* to) {
+  __m256i nan = _mm256_setzero_si256();
+#pragma GCC unroll 2
+  for (int i = 0; i < kLine; i += 32) {
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i));
+    const __m256i signless = _mm256_or_si256(bytes, _mm256_set1_epi8(static_cast<char>(0x80)));
+    nan = _mm256_or_si256(nan, _mm256_cmpeq_epi8(signless, _mm256_set1_epi8(-1)));
+#pragma GCC unroll 2
+    for (int run = i; run < i + 32; run += kTile) store_halves(to + run, halves_of(from + run));
+  }
+  if (_mm256_testz_si256(nan, nan)) return;
+  for (int i = 0; i < kLine; i += kTile) widen_run(from + i, to + i);
 }
 #else
 template <class E>
@@ -160,10 +193,27 @@ BH_INLINE void widen_run(const E* from, Float32* to) {
   load_run(from, run);
   store_run(run, &to->value);
 }
+
+template <class E>
+BH_INLINE void widen_line(const E* from, Float32* to) {
+  for (int i = 0; i < kRunsPerLine<E> * kTile; i += kTile) widen_run(from + i, to + i);
+}
 #endif
 
 template <class E>
 constexpr bool kReadsDirectly = __is_same(typename Widened<E>::Type, E);
+
+/// A run of the values of a cache, in its unit.
+template <class E>
+BH_INLINE void read_run(const E* from, Run& to) {
+  if constexpr (kReadsDirectly<E>) {
+    load_run(from, to);
+  } else {
+    typename Widened<E>::Type widened[kTile];
+    widen_run(from, widened);
+    load_run(widened, to);
+  }
+}
 
 // ---- rounding: to nearest, ties to even ----
 

@@ -21,9 +21,6 @@ constexpr int tiles_abreast(int rows) {
   return 1;
 }
 
-/// Bytes that a prefetch brings.
-constexpr int kLine = 64;
-
 /// Fetches what is read after the tiles in hand: elements of kBytes each (0: nothing is fetched), a
 /// line of each tile of a span in turns. The second-level cache is near enough, and the first one
 /// has no room for it.
@@ -59,10 +56,49 @@ class Ahead {
   unsigned next_ = 0;
 };
 
-/// Runs that loops over a tile take at a time, so that at_run() is decided at compile time. Longer
-/// bodies would cost registers.
-template <int kBytes>
-constexpr int kUnroll = Ahead<kBytes>::kRuns > 2 ? Ahead<kBytes>::kRuns : 2;
+/// Runs that loops over a tile take at a time: a line of it and of what is fetched, so that
+/// at_run() is decided at compile time. Longer bodies would cost registers.
+template <class E, int kBytes>
+constexpr int kUnroll = kBytes == 1 || sizeof(E) == 1 ? 4 : 2;
+
+/// Some runs of each of kTiles tiles, from their element `first` on, as micro-kernels read them.
+template <class E, int kTiles, int kRuns>
+class Block {
+ public:
+  [[gnu::always_inline]] Block(const E* const* tiles, int64_t first) {
+#pragma GCC unroll 4
+    for (int t = 0; t < kTiles; ++t) from_[t] = tiles[t] + first;
+  }
+  [[gnu::always_inline]] void load(int tile, int run, Run& to) const {
+    load_run(from_[tile] + run * kTile, to);
+  }
+
+ private:
+  const E* from_[kTiles];
+};
+
+/// A line of each tile, widened.
+template <class E, int kTiles, int kRuns>
+requires(!kReadsDirectly<E>) class Block<E, kTiles, kRuns> {
+ public:
+  [[gnu::always_inline]] Block(const E* const* tiles, int64_t first) {
+#pragma GCC unroll 4
+    for (int t = 0; t < kTiles; ++t) {
+#pragma GCC unroll 4
+      for (int run = 0; run < kRuns; run += kRunsPerLine<E>) {
+        widen_line(tiles[t] + first + run * kTile, widened_[t] + run * kTile);
+      }
+    }
+    // Halves are widened faster from memory than from registers.
+    asm volatile("" : : "r"(widened_) : "memory");
+  }
+  [[gnu::always_inline]] void load(int tile, int run, Run& to) const {
+    load_run(widened_[tile] + run * kTile, to);
+  }
+
+ private:
+  alignas(kLine) typename Widened<E>::Type widened_[kTiles][kRuns * kTile];
+};
 
 /// sums[r] += element(r) * run for every row.
 template <int kRows, class Element>
@@ -81,16 +117,18 @@ BH_INLINE void multiply_run(const Run& run, const Element& element,
 template <class E, int kRows, int kTiles, int kBytes>
 BH_INLINE void score_tiles(const float* query, int head_size, const E* const* tiles, float* scores,
                            int score_stride, Ahead<kBytes>& ahead) {
+  constexpr int kRuns = kUnroll<E, kBytes>;
   Vec sums[kTiles][kRows][kVecsPerRun] = {};
-  for (int first = 0; first < head_size; first += kUnroll<kBytes>) {
+  for (int first = 0; first < head_size; first += kRuns) {
+    const Block<E, kTiles, kRuns> block(tiles, first * kTile);
 #pragma GCC unroll 4
-    for (int i = 0; i < kUnroll<kBytes>; ++i) {
+    for (int i = 0; i < kRuns; ++i) {
       const int d = first + i;
 #pragma GCC unroll 4
       for (int t = 0; t < kTiles; ++t) {
         ahead.at_run(i);
         Run keys;
-        load_run(tiles[t] + d * kTile, keys);
+        block.load(t, i, keys);
         multiply_run<kRows>(
             keys, [&](int r) { return query[r * head_size + d]; }, sums[t]);
       }
@@ -121,16 +159,6 @@ BH_KERNEL void score_rows(const float* query, int head_size, const E* const* til
   }
 }
 
-/// sums[r] += weights[r][t] * value[t] for a token of a tile.
-template <int kRows, class E>
-BH_INLINE void add_value(const float* weights, int weight_stride, const E* values, int t,
-                         Vec (&sums)[kRows][kVecsPerRun]) {
-  Run value;
-  load_run(values + t * kTile, value);
-  multiply_run<kRows>(
-      value, [&](int r) { return weights[r * weight_stride + t]; }, sums);
-}
-
 /// sums[r] = sums[r] * factors[r] + weights[r][t] * value[t] over tokens first .. end - 1 of the
 /// tiles. A tile's values are its second half: for each kTile columns, a run of each token.
 template <class E, int kRows, int kBytes>
@@ -138,6 +166,7 @@ BH_KERNEL void accumulate_rows(const float* weights, int weight_stride, const E*
                                int first, int end, int head_size, const float* factors, float* sums,
                                Ahead<kBytes> ahead) {
   constexpr int kAbreast = tiles_abreast(kRows);
+  constexpr int kRuns = kUnroll<E, kBytes>;
   for (int column = 0; column < head_size; column += kTile) {
     Vec acc[kAbreast][kRows][kVecsPerRun] = {};
 #pragma GCC unroll 16
@@ -154,16 +183,18 @@ BH_KERNEL void accumulate_rows(const float* weights, int weight_stride, const E*
       const int in_tile = t % kTile;
       const float* w = weights + tile * kTile;
       if (in_tile == 0 && t + kAbreast * kTile <= end) {
-        const E* values[kAbreast];
+        for (int first_run = 0; first_run < kTile; first_run += kRuns) {
+          const Block<E, kAbreast, kRuns> block(tiles + tile, offset + first_run * kTile);
 #pragma GCC unroll 4
-        for (int i = 0; i < kAbreast; ++i) values[i] = tiles[tile + i] + offset;
-        for (int run = 0; run < kTile; run += kUnroll<kBytes>) {
-#pragma GCC unroll 4
-          for (int i = 0; i < kUnroll<kBytes>; ++i) {
+          for (int i = 0; i < kRuns; ++i) {
 #pragma GCC unroll 4
             for (int a = 0; a < kAbreast; ++a) {
               ahead.at_run(i);
-              add_value<kRows>(w + a * kTile, weight_stride, values[a], run + i, acc[a]);
+              Run value;
+              block.load(a, i, value);
+              multiply_run<kRows>(
+                  value, [&](int r) { return w[r * weight_stride + a * kTile + first_run + i]; },
+                  acc[a]);
             }
           }
         }
@@ -173,7 +204,10 @@ BH_KERNEL void accumulate_rows(const float* weights, int weight_stride, const E*
         const int stop = in_tile + end - t < kTile ? in_tile + end - t : kTile;
         for (int i = in_tile; i < stop; ++i) {
           ahead.at_run(i);
-          add_value<kRows>(w, weight_stride, value, i, acc[0]);
+          Run run;
+          read_run(value + i * kTile, run);
+          multiply_run<kRows>(
+              run, [&](int r) { return w[r * weight_stride + i]; }, acc[0]);
         }
         t += stop - in_tile;
       }

@@ -56,7 +56,7 @@ BH_INLINE void store_value(const S* head, int head_size, float scale, E* tile, i
 /// of a tile are read token after token.
 template <class T>
 BH_INLINE void fetch_next_head(const T* head, int head_size) {
-  constexpr int kElements = 64 / static_cast<int>(sizeof(T));  // of a cache line
+  constexpr int kElements = kLine / static_cast<int>(sizeof(T));
   for (int d = 0; d < head_size; d += kElements) __builtin_prefetch(head + head_size + d);
 }
 
