@@ -6,9 +6,13 @@
 // launches of a step. Before each run the second-level cache is filled with other data: `us` after
 // 256 MiB were overwritten, which the run then has to write back besides its own work, and
 // `us_clean` after they were read. `limit` is the
-// bandwidth of a copy within the device, bytes read and written, measured in the same run.
+// bandwidth of a copy within the device, bytes read and written, measured in the same run. Steps
+// are timed from outside, on tensors in host memory.
 #include <algorithm>
+#include <chrono>
+#include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <numeric>
@@ -81,6 +85,26 @@ class DeviceMemory {
   Buffer buffer_;
 };
 
+class HostMemory {
+ public:
+  HostMemory(const DeviceApi& api, int64_t bytes, bool pinned) : api_(api), pinned_(pinned) {
+    if (pinned) {
+      check(api_, api_.allocate_host(bytes, &data_), "data");
+    } else {
+      data_ = std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64));
+    }
+  }
+  ~HostMemory() { pinned_ ? api_.release_host(data_) : std::free(data_); }
+  HostMemory(const HostMemory&) = delete;
+  HostMemory& operator=(const HostMemory&) = delete;
+  char* data() const { return static_cast<char*>(data_); }
+
+ private:
+  const DeviceApi& api_;
+  bool pinned_;
+  void* data_ = nullptr;
+};
+
 enum class Flush { kOverwrite, kRead };
 
 class Bench {
@@ -100,92 +124,180 @@ class Bench {
 
   double limit() const { return limit_; }
 
+  /// Kernels alone.
   void run(const Workload& w) {
-    const int cache_dtype = w.cache_dtype ? w.cache_dtype : w.dtype;
-    const int blocks_of_row = (w.context + w.block_size - 1) / w.block_size;
-    const int64_t num_blocks = int64_t{w.batch} * blocks_of_row + 7;
-    bh_cache_options pool{};
-    pool.struct_size = sizeof pool;
-    pool.num_blocks = num_blocks;
-    pool.block_size = w.block_size;
-    pool.num_kv_heads = w.kv_heads;
-    pool.head_size = w.head_size;
-    pool.dtype = cache_dtype;
-    GpuCache cache(pool, device_);
-    fill(cache.view().memory, cache.bytes(), byte_width(cache_dtype), w.dtype);
-
-    bh_layer_options options{};
-    options.struct_size = sizeof options;
-    options.name = "bench";
-    options.num_heads = w.heads;
-    options.num_kv_heads = w.kv_heads;
-    options.head_size = w.head_size;
-    options.dtype = w.dtype;
-    options.scale = 1 / std::sqrt(static_cast<float>(w.head_size));
-    options.k_scale = options.v_scale = 1;
-    const LayerSpec spec = check_layer(options);
-    GpuLayer layer(spec, &cache, device_);
-
     const bool update = std::strcmp(w.kind, "update") == 0;
-    const int64_t tokens = int64_t{w.batch} * w.queries;
-    const int64_t key_bytes = int64_t{w.kv_heads} * w.head_size * byte_width(w.dtype);
-    const int64_t query_bytes = int64_t{w.heads} * w.head_size * byte_width(w.dtype);
-    DeviceMemory query(api_, tokens * query_bytes), output(api_, tokens * query_bytes);
-    DeviceMemory key(api_, tokens * key_bytes), value(api_, tokens * key_bytes);
-    fill(query.data(), tokens * query_bytes, 2, w.dtype);
-    fill(key.data(), tokens * key_bytes, 2, w.dtype);
-    fill(value.data(), tokens * key_bytes, 2, w.dtype);
-
-    std::vector<int32_t> blocks(static_cast<size_t>(num_blocks));
-    std::iota(blocks.begin(), blocks.end(), 0);
-    std::shuffle(blocks.begin(), blocks.end(), random_);
-    std::vector<StepRow> rows(static_cast<size_t>(w.batch));
-    std::vector<int64_t> slots;
-    for (int r = 0; r < w.batch; ++r) {
-      StepRow& row = rows[static_cast<size_t>(r)];
-      row.num_queries = update ? 0 : w.queries;
-      row.query = row.output = int64_t{r} * w.queries;
-      row.num_keys = update ? w.queries : 0;
-      row.key = row.value = row.slots = int64_t{r} * w.queries;
-      row.blocks = int64_t{r} * blocks_of_row;
-      row.seq_len = w.context;
-      for (int i = 0; update && i < w.queries; ++i) {
-        const int position = w.context - w.queries + i;
-        const int64_t block = blocks[static_cast<size_t>(row.blocks + position / w.block_size)];
-        slots.push_back(block * w.block_size + position % w.block_size);
-      }
-    }
-    Step step{};
-    step.rows = rows.data();
-    step.num_rows = w.batch;
-    step.query = update ? nullptr : query.data();
-    step.key = update ? key.data() : nullptr;
-    step.value = update ? value.data() : nullptr;
-    step.slots = slots.data();
-    step.blocks = blocks.data();
-    step.num_queries = update ? 0 : tokens;
-    step.output = update ? nullptr : output.data();
-
-    StepInFlight flight = layer.upload(step);
+    Scene scene(*this, w, !update, update);
+    DeviceMemory query(api_, scene.query_bytes()), output(api_, scene.query_bytes());
+    DeviceMemory key(api_, scene.key_bytes()), value(api_, scene.key_bytes());
+    const Step step = scene.step({query.data(), key.data(), value.data(), output.data()});
+    fill_tensors(scene, w.dtype);
+    GpuLayer& layer = scene.layer();
+    StepInFlight flight = layer.prepare(step);
+    layer.send(flight);
+    flight.work->start_clock();
+    layer.launch(flight);
+    flight.work->stop_clock();
     const double seconds = time(layer, flight, Flush::kOverwrite);
     const double clean = time(layer, flight, Flush::kRead);
     const double keys = static_cast<double>(flight.stats.keys_seen);
-    const double bytes = update ? double(tokens) * double(key_bytes) * 2 *
-                                      (1 + double(byte_width(cache_dtype)) / byte_width(w.dtype))
-                                : double(w.batch) * w.context * 2 * w.kv_heads * w.head_size *
-                                          byte_width(cache_dtype) +
-                                      2 * double(tokens) * double(query_bytes);
+    const int cache_bytes = byte_width(scene.cache_dtype());
+    const double bytes =
+        update ? double(scene.key_bytes()) * 2 * (1 + double(cache_bytes) / byte_width(w.dtype))
+               : double(w.batch) * w.context * 2 * w.kv_heads * w.head_size * cache_bytes +
+                     2 * double(scene.query_bytes());
     const double flops = 4 * keys * w.heads * w.head_size;
     std::printf("%s,%d,%d,%d,%d/%d,%d,%s,%s,%d,%.2f,%.1f,%.3f,%.1f,%.2f,%.3f\n", w.kind, w.batch,
                 w.queries, w.context, w.heads, w.kv_heads, w.head_size, dtype_name(w.dtype),
-                dtype_name(cache_dtype), w.block_size, seconds * 1e6, bytes / seconds * 1e-9,
-                bytes / seconds / limit_, flops / seconds * 1e-12, clean * 1e6,
-                bytes / clean / limit_);
+                dtype_name(scene.cache_dtype()), w.block_size, seconds * 1e6,
+                bytes / seconds * 1e-9, bytes / seconds / limit_, flops / seconds * 1e-12,
+                clean * 1e6, bytes / clean / limit_);
     std::fflush(stdout);
     layer.end(flight);
   }
 
+  /// Whole steps, update and attention, on tensors in host memory: pinned, then pageable.
+  void run_steps(const Workload& w) {
+    Scene scene(*this, w, true, true);
+    for (const bool pinned : {true, false}) {
+      HostMemory query(api_, scene.query_bytes(), pinned),
+          output(api_, scene.query_bytes(), pinned);
+      HostMemory key(api_, scene.key_bytes(), pinned), value(api_, scene.key_bytes(), pinned);
+      const Step step = scene.step({query.data(), key.data(), value.data(), output.data()});
+      fill_tensors(scene, w.dtype);
+      constexpr int kRuns = 51;
+      std::vector<double> walls, kernels;
+      bh_step_stats stats{};
+      for (int i = 0; i < kRuns; ++i) {
+        const auto start = std::chrono::steady_clock::now();
+        scene.layer().run(step, stats);
+        const std::chrono::duration<double, std::micro> passed =
+            std::chrono::steady_clock::now() - start;
+        walls.push_back(passed.count());
+        kernels.push_back(double(stats.kernel_nanoseconds) * 1e-3);
+      }
+      for (auto* times : {&walls, &kernels}) {
+        std::nth_element(times->begin(), times->begin() + kRuns / 2, times->end());
+      }
+      std::printf("step,%d,%d,%d,%s,%.1f,%.1f,%lld,%lld,%lld\n", w.batch, w.queries, w.context,
+                  pinned ? "pinned" : "pageable", walls[kRuns / 2], kernels[kRuns / 2],
+                  static_cast<long long>(stats.bytes_in_place),
+                  static_cast<long long>(stats.bytes_staged),
+                  static_cast<long long>(stats.bytes_transferred));
+      std::fflush(stdout);
+    }
+  }
+
  private:
+  struct Tensors {
+    char* query;
+    char* key;
+    char* value;
+    char* output;
+  };
+
+  /// A layer, its cache full of random numbers, and rows with shuffled blocks.
+  class Scene {
+   public:
+    Scene(Bench& bench, const Workload& w, bool has_query, bool has_key)
+        : w_(w),
+          has_query_(has_query),
+          has_key_(has_key),
+          cache_(pool(), bench.device_),
+          spec_(make_spec()),
+          layer_(spec_, &cache_, bench.device_, cancellation_) {
+      bench.fill(cache_.view().memory, cache_.bytes(), byte_width(cache_dtype()), w.dtype);
+      blocks_.resize(static_cast<size_t>(cache_.options().num_blocks));
+      std::iota(blocks_.begin(), blocks_.end(), 0);
+      std::shuffle(blocks_.begin(), blocks_.end(), bench.random_);
+      for (int r = 0; r < w.batch; ++r) add_row(r);
+    }
+
+    int cache_dtype() const { return w_.cache_dtype ? w_.cache_dtype : w_.dtype; }
+    int64_t query_bytes() const { return tokens() * TensorBytes(spec_).query; }
+    int64_t key_bytes() const { return tokens() * TensorBytes(spec_).key; }
+    GpuLayer& layer() { return layer_; }
+    const Tensors& tensors() const { return tensors_; }
+
+    /// Stays the scene's.
+    Step step(const Tensors& tensors) {
+      tensors_ = tensors;
+      part_.query = has_query_ ? tensors.query : nullptr;
+      part_.output = has_query_ ? tensors.output : nullptr;
+      part_.key = has_key_ ? tensors.key : nullptr;
+      part_.value = has_key_ ? tensors.value : nullptr;
+      part_.slots = slots_.data();
+      part_.blocks = blocks_.data();
+      Step step{};
+      step.rows = rows_.data();
+      step.num_rows = w_.batch;
+      step.parts = &part_;
+      step.num_queries = has_query_ ? tokens() : 0;
+      return step;
+    }
+
+   private:
+    int64_t tokens() const { return int64_t{w_.batch} * w_.queries; }
+    int blocks_of_row() const { return (w_.context + w_.block_size - 1) / w_.block_size; }
+
+    bh_cache_options pool() const {
+      bh_cache_options pool{};
+      pool.struct_size = sizeof pool;
+      pool.num_blocks = int64_t{w_.batch} * blocks_of_row() + 7;
+      pool.block_size = w_.block_size;
+      pool.num_kv_heads = w_.kv_heads;
+      pool.head_size = w_.head_size;
+      pool.dtype = cache_dtype();
+      return pool;
+    }
+
+    LayerSpec make_spec() const {
+      bh_layer_options options{};
+      options.struct_size = sizeof options;
+      options.name = "bench";
+      options.num_heads = w_.heads;
+      options.num_kv_heads = w_.kv_heads;
+      options.head_size = w_.head_size;
+      options.dtype = w_.dtype;
+      options.scale = 1 / std::sqrt(static_cast<float>(w_.head_size));
+      options.k_scale = options.v_scale = 1;
+      return check_layer(options);
+    }
+
+    void add_row(int r) {
+      StepRow row{};
+      row.num_queries = has_query_ ? w_.queries : 0;
+      row.num_keys = has_key_ ? w_.queries : 0;
+      row.query = row.output = row.key = row.value = row.slots = int64_t{r} * w_.queries;
+      row.blocks = int64_t{r} * blocks_of_row();
+      row.seq_len = w_.context;
+      rows_.push_back(row);
+      for (int position = w_.context - w_.queries; position < w_.context; ++position) {
+        const int64_t block = blocks_[static_cast<size_t>(row.blocks + position / w_.block_size)];
+        slots_.push_back(block * w_.block_size + position % w_.block_size);
+      }
+    }
+
+    Workload w_;
+    bool has_query_;
+    bool has_key_;
+    GpuCache cache_;
+    LayerSpec spec_;
+    const Cancellation cancellation_;
+    GpuLayer layer_;
+    std::vector<int32_t> blocks_;
+    std::vector<StepRow> rows_;
+    std::vector<int64_t> slots_;
+    StepPart part_{};
+    Tensors tensors_{};
+  };
+
+  void fill_tensors(const Scene& scene, int dtype) {
+    fill(scene.tensors().query, scene.query_bytes(), 2, dtype);
+    fill(scene.tensors().key, scene.key_bytes(), 2, dtype);
+    fill(scene.tensors().value, scene.key_bytes(), 2, dtype);
+  }
+
   static constexpr int64_t kFlush = int64_t{256} << 20;
   static constexpr int64_t kNoise = int64_t{64} << 20;
 
@@ -309,6 +421,15 @@ int run(const char* backend, const std::string& filter) {
   for (const Workload& w : workloads()) {
     if (filter.empty() || std::string(w.kind) == filter) bench.run(w);
   }
+  if (!filter.empty() && filter != "step") return 0;
+  std::printf(
+      "kind,batch,queries,context,tensors,us,us_kernels,bytes_in_place,bytes_staged,"
+      "bytes_transferred\n");
+  for (const Workload& w :
+       {Workload{"step", 8, 1, 4096, 32, 8, 128}, Workload{"step", 64, 1, 4096, 32, 8, 128},
+        Workload{"step", 256, 1, 2048, 32, 8, 128}, Workload{"step", 1, 2048, 2048, 32, 8, 128}}) {
+    bench.run_steps(w);
+  }
   return 0;
 }
 
@@ -318,7 +439,7 @@ int run(const char* backend, const std::string& filter) {
 int main(int argc, char** argv) {
   if (argc < 2 || std::string(argv[1]) == "--help") {
     std::printf(
-        "broadhead_gpu_bench BACKEND [decode | prefill | update]\n"
+        "broadhead_gpu_bench BACKEND [decode | prefill | update | step]\n"
         "  example: broadhead_gpu_bench cuda decode\n");
     return argc < 2;
   }

@@ -46,6 +46,7 @@ class PlanChecker {
     spec_.num_heads = c.group_size;
     spec_.num_kv_heads = 1;
     spec_.head_size = 64;
+    spec_.dtype = BH_FLOAT16;
     spec_.attn_type = BH_DECODER;
     spec_.sliding_window = c.window;
     int32_t next_block = c.shared_blocks;
@@ -61,14 +62,19 @@ class PlanChecker {
       }
       rows_.push_back(row);
     }
+    StepPart part{};
+    part.blocks = blocks_.data();
     Step step{};
     step.rows = rows_.data();
     step.num_rows = static_cast<int64_t>(rows_.size());
-    step.blocks = blocks_.data();
+    step.parts = &part;
     step.num_queries = num_queries_;
+    outputs_.resize(static_cast<size_t>(num_queries_ * TensorBytes(spec_).output));
+    PartTensors tensors{};
+    tensors.query = tensors.output = outputs_.data();
     const PlanLimits limits = {
         c.decode_rows, c.prefill_rows, 8, {c.slots, c.slots}, 8, c.group_size, 1, c.row_bytes};
-    plan_.plan(spec_, step, kBlockSize, false, limits);
+    plan_.plan(spec_, step, kBlockSize, {tensors}, nullptr, limits);
     written_.memory.resize(static_cast<size_t>(plan_.bytes()));
     plan_.write({}, written_.memory.data(), written_.memory.data());
   }
@@ -88,8 +94,8 @@ class PlanChecker {
     for (const auto& [output, seen] : seen_) {
       ++tokens;
       const Token& token = seen.token;
-      EXPECT_EQ(static_cast<int>(seen.keys.size()), token.end - token.first) << "output " << output;
-      EXPECT_EQ(static_cast<int>(seen.pieces.size()), token.num_partials) << "output " << output;
+      EXPECT_EQ(static_cast<int>(seen.keys.size()), token.end - token.first) << "token " << tokens;
+      EXPECT_EQ(static_cast<int>(seen.pieces.size()), token.num_partials) << "token " << tokens;
       EXPECT_EQ(*seen.pieces.rbegin(), token.num_partials - 1);
     }
     EXPECT_EQ(tokens, num_queries_);
@@ -134,7 +140,8 @@ class PlanChecker {
   int64_t num_queries_ = 0;
   GpuPlan plan_;
   Written written_;
-  std::map<int, Seen> seen_;
+  std::vector<char> outputs_;
+  std::map<const char*, Seen> seen_;
   std::map<int, int> items_of_row_;
 };
 

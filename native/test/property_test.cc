@@ -400,6 +400,30 @@ TEST_P(StoredValues, Fp8DoesNotRoundTwice) {
 
 BH_ON_EVERY_TARGET(StoredValues);
 
+// ---- results that fill a bus ----
+
+class LargeResults : public TargetTest {};
+
+/// Above a quarter of a megabyte a GPU's kernels write to its own memory first.
+TEST_P(LargeResults, AreWhole) {
+  LayerConfig layer;
+  layer.dtype = BH_FLOAT16;
+  layer.num_heads = 32;
+  layer.num_kv_heads = 8;
+  layer.head_size = 128;
+  layer.return_lse = true;
+  Prompt prompt(layer, 80, 16, BH_FLOAT16);
+  Session session(GetParam(), 2, layer, pool_of(prompt.num_blocks(), 16, BH_FLOAT16));
+  BH_SKIP_IF_UNUSABLE(session, GetParam());
+  session.step({{prompt.row(0, 40)}});
+  session.step({{prompt.row(40, 79)}});
+  session.step({{prompt.row(79, 80)}});
+  EXPECT_LE(session.worst(), 1);
+  record("large_results", GetParam(), session.worst());
+}
+
+BH_ON_EVERY_TARGET(LargeResults);
+
 // ---- NaN ----
 
 class NotANumber : public TargetTest {};

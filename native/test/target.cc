@@ -24,7 +24,7 @@ std::vector<Target> targets() {
 #if defined(__x86_64__)
   return {{"cpu", "avx512"}, {"cpu", "avx2"}, {"cpu", "baseline"}};
 #else
-  return {{"cpu", "baseline"}};
+  return {{"cpu", "neon"}};
 #endif
 }
 

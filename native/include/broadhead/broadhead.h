@@ -45,7 +45,9 @@ typedef enum bh_status {
   BH_DEVICE_ERROR = 7, /**< the device refused the work; the task may be tried again */
   BH_DEVICE_LOST = 8,
   BH_ABI_MISMATCH = 9,
-  BH_INTERNAL = 10 /**< a defect of this library */
+  BH_INTERNAL = 10,     /**< a defect of this library */
+  BH_CANCELLED = 11,    /**< bh_engine_cancel was called */
+  BH_SEQUENCE_LOST = 12 /**< of a caller that keeps block tables: the sequence is not cached */
 } bh_status;
 
 typedef struct bh_error {
@@ -107,6 +109,14 @@ typedef struct bh_engine_info {
 BH_API int32_t bh_engine_create(const bh_engine_options* options, bh_engine** engine,
                                 bh_error* error);
 BH_API int32_t bh_engine_describe(const bh_engine* engine, bh_engine_info* info);
+
+/**
+ * Ends the steps of the engine that are running, and all later ones, with BH_CANCELLED as soon as
+ * they notice. From any thread, at any time before the engine is destroyed. What such a step wrote
+ * is unspecified, so that the engine's caches are good for nothing any more.
+ */
+BH_API void bh_engine_cancel(bh_engine* engine);
+
 BH_API void bh_engine_destroy(bh_engine* engine);
 
 /* ---- KV cache: a pool of blocks -------------------------------------------------------------- */
@@ -216,7 +226,7 @@ BH_API void bh_binding_destroy(bh_binding* binding);
 /* ---- step ------------------------------------------------------------------------------------ */
 
 /** What a step did. Addresses are those the kernels read and wrote: equal to the buffers of the
- * arrays that the caller passed unless bytes were staged. */
+ * arrays that the caller passed unless bytes were staged or transferred. */
 typedef struct bh_step_stats {
   int64_t query_tokens;
   int64_t written_tokens; /**< tokens whose key and value went to the cache */
@@ -231,6 +241,10 @@ typedef struct bh_step_stats {
   int64_t keys_read; /**< keys that were read from memory for them: fewer than keys_seen where
                           several tokens or rows share one read, and never outside a window but
                           for the rest of a tile of 16 */
+  int64_t kernel_nanoseconds; /**< time in the kernels of update and attention: without import,
+                                   checks and planning; 0 where a backend does not measure it */
+  int64_t bytes_transferred;  /**< bytes of results that kernels wrote to memory of the device and
+                                   that were transferred whole, asynchronously, staged ones too */
 } bh_step_stats;
 
 /**
@@ -242,10 +256,26 @@ typedef struct bh_step_stats {
  * tensors as `batch` has query tokens; the step fills offsets and values in place and leaves the
  * structure and its release to the caller. `stats` may be NULL.
  *
- * On any error nothing was written to the cache or to `result`.
+ * On any error but BH_CANCELLED nothing was written to the cache or to `result`.
  */
 BH_API int32_t bh_step(bh_binding* binding, struct ArrowArray* batch, struct ArrowArray* result,
                        bh_step_stats* stats, bh_error* error);
+
+/** One batch of a step of several, and where its results go. */
+typedef struct bh_step_part {
+  struct ArrowArray* batch;
+  struct ArrowArray* result;
+} bh_step_part;
+
+/**
+ * As bh_step, for `count` batches of the bound schema in one step, each with a result of its own:
+ * small batches share what a step costs and no tensor is gathered. All keys and values of all parts
+ * are written before any row attends, and parts are in order where a slot is named twice. The row
+ * of an error counts the rows of all parts; its message counts those of the row's batch. Without
+ * parts nothing happens.
+ */
+BH_API int32_t bh_step_parts(bh_binding* binding, const bh_step_part* parts, int64_t count,
+                             bh_step_stats* stats, bh_error* error);
 
 /**
  * The row checks of bh_step alone: finds the first bad row at or after `first_row`, BH_OK if there
@@ -288,6 +318,13 @@ BH_API int32_t bh_probe_read(bh_engine* engine, const bh_cache* cache, const int
  */
 BH_API int32_t bh_probe_compute(bh_engine* engine, int64_t flops, int64_t* nanoseconds,
                                 bh_error* error);
+
+/**
+ * Copies `bytes` bytes once with the engine's threads: the bandwidth that a cache update can have
+ * at best. The ranges are the caller's and must not overlap.
+ */
+BH_API int32_t bh_probe_copy(bh_engine* engine, const void* source, void* target, int64_t bytes,
+                             int64_t* nanoseconds, bh_error* error);
 
 /* ---- handles and memory ---------------------------------------------------------------------- */
 

@@ -228,6 +228,38 @@ ListColumn open_tensors(const char* name, const ArrowArray& parent, const ArrowA
   return column;
 }
 
+// ---- result ----
+
+void* open_result_list(const char* name, const ArrowArray& list, int64_t num_rows, int64_t tensors,
+                       int64_t width) {
+  check_shape(name, list, 2, 1);
+  check_shape(name, *list.children[0], 1, 1);
+  check_shape(name, *list.children[0]->children[0], 2, 0);
+  const ArrowArray& elements = *list.children[0]->children[0];
+  if (list.offset || list.children[0]->offset || elements.offset) {
+    throw Failure(BH_INVALID_ARGUMENT, kNoRow,
+                  "result column %s: its arrays must start at offset 0", name);
+  }
+  check_length(name, "length", list.length, num_rows);
+  check_length(name, "number of tensors", list.children[0]->length, tensors);
+  check_length(name, "number of elements", elements.length, tensors * width);
+  data_buffer(name, list, 1);
+  return const_cast<void*>(data_buffer(name, elements, tensors));
+}
+
+/// Points a part at the caller's result array: `output` and, with return_lse, `lse`. Throws
+/// Failure(BH_INVALID_ARGUMENT) where it is too small.
+void open_result(const LayerSpec& spec, const ArrowArray& result, int64_t num_rows,
+                 int64_t num_queries, StepPart& part) {
+  check_shape("(result)", result, 1, spec.return_lse ? 2 : 1);
+  part.output = open_result_list("output", *result.children[0], num_rows, num_queries,
+                                 int64_t{spec.num_heads} * spec.head_size);
+  if (spec.return_lse) {
+    part.lse = static_cast<float*>(
+        open_result_list("lse", *result.children[1], num_rows, num_queries, spec.num_heads));
+  }
+}
+
 }  // namespace
 
 StepColumns find_columns(const LayerSpec& spec, const ArrowSchema& schema) {
@@ -310,7 +342,7 @@ void StepReader::open(const ArrowArray& batch) {
   check_shape("(all)", batch, 1, columns_.num_columns);
   check_no_nulls("(all)", "null rows", batch);
   num_rows_ = batch.length;
-  memory_ = Step{};
+  memory_ = StepPart{};
   auto child = [&batch](int index) -> const ArrowArray& { return *batch.children[index]; };
   const int64_t kv_width = int64_t{spec_.num_kv_heads} * spec_.head_size;
   if (columns_.query != StepColumns::kAbsent) {
@@ -434,30 +466,56 @@ StepRow StepReader::row(int64_t r) const {
   return row;
 }
 
-Step StepReader::step() {
-  rows_.resize(static_cast<size_t>(num_rows_));
+void StepReader::begin_step() {
+  rows_.clear();
+  parts_.clear();
+  num_queries_ = 0;
+}
+
+void StepReader::add_part(const ArrowArray& batch, const ArrowArray& result) {
+  const auto rows_before = static_cast<int64_t>(rows_.size());
+  try {
+    open(batch);
+    const int64_t num_queries = add_rows();
+    open_result(spec_, result, num_rows_, num_queries, memory_);
+    parts_.push_back(memory_);
+    num_queries_ += num_queries;
+  } catch (const Failure& failure) {
+    if (failure.row() == kNoRow || rows_before == 0) throw;
+    throw Failure(failure.code(), rows_before + failure.row(), "%s", failure.what());
+  }
+}
+
+/// Checks the rows of the open batch, adds them, and answers how many query tokens they have.
+int64_t StepReader::add_rows() {
   int64_t num_queries = 0;
   for (int64_t r = 0; r < num_rows_; ++r) {
     StepRow checked = row(r);
+    checked.part = static_cast<int32_t>(parts_.size());
     checked.output = num_queries;
     num_queries += checked.num_queries;
-    rows_[static_cast<size_t>(r)] = checked;
+    rows_.push_back(checked);
   }
-  Step step = memory_;
+  return num_queries;
+}
+
+Step StepReader::step() {
+  Step step;
   step.rows = rows_.data();
-  step.num_rows = num_rows_;
-  step.num_queries = num_queries;
+  step.num_rows = static_cast<int64_t>(rows_.size());
+  step.parts = parts_.data();
+  step.num_queries = num_queries_;
   step.slots_repeat = slots_repeat();
   return step;
 }
 
 bool StepReader::slots_repeat() {
-  if (!cache_ || spec_.read_only_cache || !memory_.slots) return false;
+  if (!cache_ || spec_.read_only_cache) return false;
   seen_slots_.resize(static_cast<size_t>((cache_->num_slots() + 63) / 64));
   auto for_each_slot = [this](auto&& visit) {
     for (const StepRow& row : rows_) {
       for (int64_t i = 0; i < row.num_keys; ++i) {
-        const int64_t slot = memory_.slots[row.slots + i];
+        const int64_t slot = parts_[static_cast<size_t>(row.part)].slots[row.slots + i];
         if (slot >= 0) visit(seen_slots_[static_cast<size_t>(slot / 64)], uint64_t{1} << slot % 64);
       }
     }
@@ -471,45 +529,12 @@ bool StepReader::slots_repeat() {
   return repeat;
 }
 
-// ---- result ----
-
-namespace {
-
-void* open_result_list(const char* name, const ArrowArray& list, int64_t num_rows, int64_t tensors,
-                       int64_t width) {
-  check_shape(name, list, 2, 1);
-  check_shape(name, *list.children[0], 1, 1);
-  check_shape(name, *list.children[0]->children[0], 2, 0);
-  const ArrowArray& elements = *list.children[0]->children[0];
-  if (list.offset || list.children[0]->offset || elements.offset) {
-    throw Failure(BH_INVALID_ARGUMENT, kNoRow,
-                  "result column %s: its arrays must start at offset 0", name);
-  }
-  check_length(name, "length", list.length, num_rows);
-  check_length(name, "number of tensors", list.children[0]->length, tensors);
-  check_length(name, "number of elements", elements.length, tensors * width);
-  data_buffer(name, list, 1);
-  return const_cast<void*>(data_buffer(name, elements, tensors));
-}
-
-}  // namespace
-
-void open_result(const LayerSpec& spec, const ArrowArray& result, int64_t num_rows, Step& step) {
-  check_shape("(result)", result, 1, spec.return_lse ? 2 : 1);
-  step.output = open_result_list("output", *result.children[0], num_rows, step.num_queries,
-                                 int64_t{spec.num_heads} * spec.head_size);
-  if (spec.return_lse) {
-    step.lse = static_cast<float*>(
-        open_result_list("lse", *result.children[1], num_rows, step.num_queries, spec.num_heads));
-  }
-}
-
-void write_result_offsets(const ArrowArray& result, const Step& step) {
+void write_result_offsets(const ArrowArray& result, std::span<const StepRow> rows) {
   for (int64_t c = 0; c < result.n_children; ++c) {
     auto offsets = static_cast<int32_t*>(const_cast<void*>(result.children[c]->buffers[1]));
     int32_t end = 0;
     *offsets++ = end;
-    for (int64_t r = 0; r < step.num_rows; ++r) *offsets++ = end += step.rows[r].num_queries;
+    for (const StepRow& row : rows) *offsets++ = end += row.num_queries;
   }
 }
 

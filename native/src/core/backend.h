@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <vector>
 
 #include "broadhead/broadhead.h"
+#include "core/failure.h"
 #include "core/layer_spec.h"
 #include "core/step.h"
 
@@ -39,10 +41,30 @@ class Layer {
   virtual void run(const Step& step, bh_step_stats& stats) = 0;
 };
 
+/// Tells the steps of an engine that nobody wants their results any more.
+class Cancellation {
+ public:
+  void request() { requested_.store(true, std::memory_order_relaxed); }
+  bool requested() const { return requested_.load(std::memory_order_relaxed); }
+
+  /// Throws Failure(BH_CANCELLED) if requested: for a step whose pieces may have been skipped.
+  void check() const {
+    if (requested()) throw Failure(BH_CANCELLED, kNoRow, "the engine was cancelled");
+  }
+
+ private:
+  std::atomic<bool> requested_{false};
+};
+
 /// A backend opened on a device with its threads.
 class Engine {
  public:
   virtual ~Engine() = default;
+  void cancel() { cancellation_.request(); }
+
+  /// Steps look here between pieces of a tenth of a second at most.
+  const Cancellation& cancellation() const { return cancellation_; }
+
   virtual bh_engine_info info() const = 0;
   virtual std::unique_ptr<Cache> create_cache(const bh_cache_options& options) = 0;
   /// Throws Failure(BH_UNSUPPORTED) with the reason where the backend cannot run the layer.
@@ -57,8 +79,13 @@ class Engine {
   /// Host memory that steps use in place, or NULL where the system refuses; see bh_engine_alloc.
   virtual void* allocate_host(int64_t bytes);
   virtual void free_host(void* memory);
+  /// Nanoseconds that copying so many bytes once takes at best.
+  virtual int64_t probe_copy(const void* source, void* target, int64_t bytes) = 0;
   /// `spec` and `cache` (NULL for encoder types) outlive the layer.
   virtual std::unique_ptr<Layer> create_layer(const LayerSpec& spec, Cache* cache) = 0;
+
+ private:
+  Cancellation cancellation_;
 };
 
 /// One entry of the registry.

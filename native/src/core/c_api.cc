@@ -5,6 +5,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <span>
 
 #include "broadhead/broadhead.h"
 #include "core/arrow_import.h"
@@ -89,6 +90,16 @@ void release_borrowed(ArrowArray* array) {
   array->release = nullptr;
 }
 
+/// Batches taken over where they are: released when this goes out of scope, on every path.
+struct ReleasedParts {
+  std::span<const bh_step_part> parts;
+  ~ReleasedParts() {
+    for (const bh_step_part& part : parts) {
+      if (part.batch && part.batch->release) part.batch->release(part.batch);
+    }
+  }
+};
+
 void check_cache_shape(const broadhead::LayerSpec& spec, const broadhead::Cache* cache) {
   broadhead::check_layer_cache(spec, cache ? cache->options().dtype : 0,
                                cache ? cache->options().block_size : 0);
@@ -150,6 +161,10 @@ int32_t bh_engine_describe(const bh_engine* engine, bh_engine_info* info) {
     need(info, "info");
     *info = engine->engine->info();
   });
+}
+
+void bh_engine_cancel(bh_engine* engine) {
+  if (engine) engine->engine->cancel();
 }
 
 void bh_engine_destroy(bh_engine* engine) { delete engine; }
@@ -265,18 +280,35 @@ void bh_binding_destroy(bh_binding* binding) { delete binding; }
 
 int32_t bh_step(bh_binding* binding, ArrowArray* batch, ArrowArray* result, bh_step_stats* stats,
                 bh_error* error) {
+  const bh_step_part part{batch, result};
+  return bh_step_parts(binding, &part, 1, stats, error);
+}
+
+int32_t bh_step_parts(bh_binding* binding, const bh_step_part* parts, int64_t count,
+                      bh_step_stats* stats, bh_error* error) {
   return guarded(error, [&] {
-    need(batch, "batch");
-    broadhead::Moved<ArrowArray> taken(batch);
+    need(parts, "parts");
+    if (count < 0 || count > INT32_MAX) {
+      throw Failure(BH_INVALID_ARGUMENT, kNoRow, "count must be 0 .. %d, got %lld", INT32_MAX,
+                    static_cast<long long>(count));
+    }
+    const ReleasedParts taken{{parts, static_cast<size_t>(count)}};
+    for (const bh_step_part& part : taken.parts) need(part.batch, "batch");
     need(binding, "binding");
-    need(result, "result");
+    for (const bh_step_part& part : taken.parts) need(part.result, "result");
+    if (count == 0) return;
     broadhead::StepReader& reader = binding->reader;
-    reader.open(taken.get());
-    broadhead::Step step = reader.step();
-    broadhead::open_result(binding->layer->spec, *result, reader.num_rows(), step);
+    reader.begin_step();
+    for (const bh_step_part& part : taken.parts) reader.add_part(*part.batch, *part.result);
+    const broadhead::Step step = reader.step();
     bh_step_stats done{};
     binding->layer->layer->run(step, done);
-    broadhead::write_result_offsets(*result, step);
+    std::span<const broadhead::StepRow> rows(step.rows, static_cast<size_t>(step.num_rows));
+    for (const bh_step_part& part : taken.parts) {
+      const auto length = static_cast<size_t>(part.batch->length);
+      broadhead::write_result_offsets(*part.result, rows.first(length));
+      rows = rows.subspan(length);
+    }
     if (stats) *stats = done;
   });
 }
@@ -350,6 +382,21 @@ int32_t bh_probe_compute(bh_engine* engine, int64_t flops, int64_t* nanoseconds,
                     static_cast<long long>(flops));
     }
     *nanoseconds = engine->engine->probe_compute(flops);
+  });
+}
+
+int32_t bh_probe_copy(bh_engine* engine, const void* source, void* target, int64_t bytes,
+                      int64_t* nanoseconds, bh_error* error) {
+  return guarded(error, [&] {
+    need(engine, "engine");
+    need(source, "source");
+    need(target, "target");
+    need(nanoseconds, "nanoseconds");
+    if (bytes < 1) {
+      throw Failure(BH_INVALID_ARGUMENT, kNoRow, "bytes must be at least 1, got %lld",
+                    static_cast<long long>(bytes));
+    }
+    *nanoseconds = engine->engine->probe_copy(source, target, bytes);
   });
 }
 

@@ -27,7 +27,7 @@ class SharedPrefixes {
   /// keys, whole blocks.
   template <class Visit>
   void for_each(const Step& step, int block_size, Visit&& visit) {
-    auto first_block = [&step](const Candidate& c) { return step.blocks[step.rows[c.row].blocks]; };
+    auto first_block = [&step](const Candidate& c) { return step.blocks(step.rows[c.row])[0]; };
     std::sort(candidates_.begin(), candidates_.end(), [&](const Candidate& a, const Candidate& b) {
       return first_block(a) != first_block(b) ? first_block(a) < first_block(b) : a.row < b.row;
     });
@@ -48,11 +48,11 @@ class SharedPrefixes {
 
  private:
   static int shared_keys(const Step& step, int block_size, const Candidate* group, int64_t count) {
-    const int32_t* blocks = step.blocks + step.rows[group[0].row].blocks;
+    const int32_t* blocks = step.blocks(step.rows[group[0].row]);
     int64_t shared = group[0].keys / block_size;
     for (int64_t i = 1; i < count; ++i) {
       shared = std::min<int64_t>(shared, group[i].keys / block_size);
-      const int32_t* others = step.blocks + step.rows[group[i].row].blocks;
+      const int32_t* others = step.blocks(step.rows[group[i].row]);
       shared = std::mismatch(blocks, blocks + shared, others).first - blocks;
     }
     return static_cast<int>(shared * block_size);

@@ -6,8 +6,10 @@
 
 namespace broadhead {
 
-/// One row of a step, every index checked: all that a backend needs to know of it.
+/// One row of a step, every index checked: all that a backend needs to know of it. Indices are into
+/// the arrays of its part.
 struct StepRow {
+  int32_t part;    ///< index into Step::parts
   int64_t query;   ///< index of its first query tensor
   int64_t output;  ///< index of its first output tensor
   int32_t num_queries;
@@ -28,21 +30,34 @@ struct Positions {
   [[gnu::always_inline]] int64_t operator[](int64_t i) const { return wide ? wide[i] : narrow[i]; }
 };
 
-/// One step as backends see it: raw memory and checked rows, no Arrow. Tensor i of `query` starts
-/// at element i * num_heads * head_size; of `key` and `value` at i * num_kv_heads * head_size.
-struct Step {
-  const StepRow* rows = nullptr;
-  int64_t num_rows = 0;
+/// The memory of one batch of a step and of its result. Tensor i of `query` and `output` starts at
+/// element i * num_heads * head_size; of `key` and `value` at i * num_kv_heads * head_size.
+struct StepPart {
   const void* query = nullptr;
   const void* key = nullptr;
   const void* value = nullptr;
   const int64_t* slots = nullptr;
   const int32_t* blocks = nullptr;
   Positions positions;
+  void* output = nullptr;
+  float* lse = nullptr;  ///< [query tokens, num_heads] or NULL
+};
+
+/// One step as backends see it: raw memory and checked rows, no Arrow.
+struct Step {
+  const StepRow* rows = nullptr;
+  int64_t num_rows = 0;
+  const StepPart* parts = nullptr;
   bool slots_repeat = false;  ///< a slot occurs twice: writes must keep row and token order
   int64_t num_queries = 0;
-  void* output = nullptr;
-  float* lse = nullptr;  ///< [num_queries, num_heads] or NULL
+
+  [[gnu::always_inline]] const StepPart& part(const StepRow& row) const { return parts[row.part]; }
+  [[gnu::always_inline]] const int32_t* blocks(const StepRow& row) const {
+    return parts[row.part].blocks + row.blocks;
+  }
+  [[gnu::always_inline]] const int64_t* slots(const StepRow& row) const {
+    return parts[row.part].slots + row.slots;
+  }
 };
 
 }  // namespace broadhead

@@ -245,7 +245,7 @@ class CachedSpans {
  public:
   CachedSpans(const AttendContext& context, const AttendItem& item, int span_tiles)
       : cache_(*context.cache),
-        blocks_(context.step->blocks + context.step->rows[item.row].blocks),
+        blocks_(context.step->blocks(context.step->rows[item.row])),
         item_(item),
         span_tiles_(span_tiles) {
     if (item.first_key < item.end_key) find(item.first_key, 0, tiles_[0]);
@@ -336,12 +336,12 @@ static void attend_widened(const AttendContext& context, const AttendItem& item,
 
 /// Makes a tile of the row's own keys and values, of `count` tokens from `key` on and zeros.
 template <class T>
-BH_INLINE void make_tile(const LayerView& layer, const Step& step, const StepRow& row, int kv_head,
-                         int key, int count, float* heads, Float32* tile) {
+BH_INLINE void make_tile(const LayerView& layer, const StepPart& part, const StepRow& row,
+                         int kv_head, int key, int count, float* heads, Float32* tile) {
   const int size = layer.head_size;
   const int64_t stride = int64_t{layer.num_kv_heads} * size;
-  const T* keys = static_cast<const T*>(step.key) + (row.key + key) * stride + kv_head * size;
-  const T* values = static_cast<const T*>(step.value) + (row.value + key) * stride + kv_head * size;
+  const T* keys = static_cast<const T*>(part.key) + (row.key + key) * stride + kv_head * size;
+  const T* values = static_cast<const T*>(part.value) + (row.value + key) * stride + kv_head * size;
   if (layer.rotary_dim == 0 && count == kTile) {
     store_keys(keys, stride, size, 1, tile);
   } else {
@@ -352,7 +352,7 @@ BH_INLINE void make_tile(const LayerView& layer, const Step& step, const StepRow
       } else if (layer.rotary_dim == 0) {
         load_row(keys + t * stride, size, head);
       } else {
-        load_rotated(layer, step, keys + t * stride, row.positions + key + t, head);
+        load_rotated(layer, part, keys + t * stride, row.positions + key + t, head);
       }
     }
     store_keys(heads, size, size, 1, tile);
@@ -375,7 +375,7 @@ static void attend_own(const AttendContext& context, const AttendItem& item,
   const Panel<Float32> panel(scratch, elements, span_tiles);
   for_each_span(item, span_tiles, [&](const Span& span) {
     for (int key = span.begin; key < span.end; key += kTile) {
-      make_tile<T>(layer, *context.step, row, item.first_head + span.head, key,
+      make_tile<T>(layer, context.step->part(row), row, item.first_head + span.head, key,
                    min_int(row.num_keys - key, kTile), scratch.heads,
                    panel.tiles[(key - span.begin) / kTile]);
     }
@@ -395,14 +395,15 @@ static void load_queries(const AttendContext& context, const AttendItem& item,
     for (int t = 0; t < item.num_tokens; ++t) {
       const QueryToken& token = context.token(item, t);
       const StepRow& row = step.rows[token.row];
+      const StepPart& part = step.part(row);
       for (int g = 0; g < layer.group_size; ++g, to += size) {
         const int64_t head = (item.first_head + h) * layer.group_size + g;
         const int64_t from = ((row.query + token.index) * layer.num_heads + head) * size;
-        const T* query = static_cast<const T*>(step.query) + from;
+        const T* query = static_cast<const T*>(part.query) + from;
         if (layer.rotary_dim == 0) {
           for (int d = 0; d < size; d += kWidth) store(to + d, load(query + d) * scale);
         } else {
-          load_rotated(layer, step, query, row.positions + token.index, to);
+          load_rotated(layer, part, query, row.positions + token.index, to);
           for (int d = 0; d < size; d += kWidth) store(to + d, load(to + d) * scale);
         }
       }
@@ -414,7 +415,8 @@ static void load_queries(const AttendContext& context, const AttendItem& item,
 BH_INLINE void write_output(const AttendContext& context, const QueryToken& token, int head,
                             SoftmaxState state, float* sums) {
   const LayerView& layer = *context.layer;
-  const Step& step = *context.step;
+  const StepRow& row = context.step->rows[token.row];
+  const StepPart& part = context.step->part(row);
   float keep = 1;
   if (layer.sinks) {
     const float sink = layer.sinks[head];
@@ -425,9 +427,9 @@ BH_INLINE void write_output(const AttendContext& context, const QueryToken& toke
       state.maximum = maximum;
     }
   }
-  const int64_t out = (step.rows[token.row].output + token.index) * layer.num_heads + head;
-  if (step.lse) {
-    step.lse[out] =
+  const int64_t out = (row.output + token.index) * layer.num_heads + head;
+  if (part.lse) {
+    part.lse[out] =
         state.denominator == 0 ? -kInfinity : state.maximum + __builtin_logf(state.denominator);
   }
   const float factor = state.denominator == 0 ? 0 : keep * layer.value_scale / state.denominator;
@@ -437,7 +439,7 @@ BH_INLINE void write_output(const AttendContext& context, const QueryToken& toke
     }
   }
   with_dtype(layer.output_dtype, [&](auto element) {
-    auto* to = static_cast<decltype(element)*>(step.output) + out * layer.head_size;
+    auto* to = static_cast<decltype(element)*>(part.output) + out * layer.head_size;
     for (int d = 0; d < layer.head_size; d += kWidth) {
       store(to + d, load(sums + d) * broadcast(factor));
     }

@@ -72,12 +72,13 @@ class Floats {
 class CpuLayer final : public Layer {
  public:
   CpuLayer(const LayerSpec& spec, const BlockPool* pool, const Kernels& kernels, int threads,
-           std::shared_ptr<ThreadPool> workers)
+           std::shared_ptr<ThreadPool> workers, const Cancellation& cancellation)
       : spec_(spec),
         cache_(pool ? &pool->view() : nullptr),
         kernels_(kernels),
         threads_(threads),
-        workers_(std::move(workers)) {
+        workers_(std::move(workers)),
+        cancellation_(cancellation) {
     view_.num_heads = spec.num_heads;
     view_.num_kv_heads = spec.num_kv_heads;
     view_.group_size = spec.group_size();
@@ -100,33 +101,32 @@ class CpuLayer final : public Layer {
 
   void run(const Step& step, bh_step_stats& stats) override {
     step_ = &step;
+    kernel_time_ = {};
     const int64_t written = spec_.read_only_cache || !cache_ ? 0 : update();
     attend();
+    cancellation_.check();
     report(step, written, stats);
   }
 
  private:
   int64_t update() {
-    if (!step_->key) return 0;
     plan_.plan_update(*step_, threads_);
     reserve_scratch(cpu::update_scratch(view_.head_size));
     const int threads = step_->slots_repeat ? 1 : threads_;
-    workers_->run(
-        threads, static_cast<int64_t>(plan_.updates().size()),
-        [](void* self, int64_t i, int thread) {
-          static_cast<CpuLayer*>(self)->update_item(static_cast<size_t>(i), thread);
-        },
-        this);
+    run_kernel(threads, plan_.updates().size(), [](void* self, int64_t i, int thread) {
+      static_cast<CpuLayer*>(self)->update_item(static_cast<size_t>(i), thread);
+    });
     int64_t written = 0;
     for (int64_t r = 0; r < step_->num_rows; ++r) {
       const StepRow& row = step_->rows[r];
-      const int64_t* slots = step_->slots + row.slots;
+      const int64_t* slots = step_->slots(row);
       written += std::count_if(slots, slots + row.num_keys, [](int64_t slot) { return slot >= 0; });
     }
     return written;
   }
 
   void update_item(size_t i, int thread) {
+    if (cancellation_.requested()) return;
     const UpdateItem& item = plan_.updates()[i];
     kernels_.update(view_, *step_, *cache_, item.row, item.first, item.end, scratch(thread));
   }
@@ -153,15 +153,13 @@ class CpuLayer final : public Layer {
     for (size_t r = 0; r < plan_.items_of_row().size(); ++r) {
       unmerged_[r].store(plan_.items_of_row()[r], std::memory_order_relaxed);
     }
-    workers_->run(
-        threads_, static_cast<int64_t>(plan_.items().size()),
-        [](void* self, int64_t i, int thread) {
-          static_cast<CpuLayer*>(self)->attend_item(static_cast<size_t>(i), thread);
-        },
-        this);
+    run_kernel(threads_, plan_.items().size(), [](void* self, int64_t i, int thread) {
+      static_cast<CpuLayer*>(self)->attend_item(static_cast<size_t>(i), thread);
+    });
   }
 
   void attend_item(size_t i, int thread) {
+    if (cancellation_.requested()) return;
     const AttendItem& item = plan_.items()[i];
     float* floats = scratch(thread);
     kernels_.attend(context_, item, floats);
@@ -184,6 +182,12 @@ class CpuLayer final : public Layer {
     }
   }
 
+  void run_kernel(int threads, size_t items, ThreadPool::Task task) {
+    const auto start = std::chrono::steady_clock::now();
+    workers_->run(threads, static_cast<int64_t>(items), task, this);
+    kernel_time_ += std::chrono::steady_clock::now() - start;
+  }
+
   void reserve_scratch(int64_t floats_per_thread) {
     scratch_stride_ = (floats_per_thread + 15) / 16 * 16;
     scratch_.at_least(scratch_stride_ * threads_);
@@ -204,15 +208,17 @@ class CpuLayer final : public Layer {
     stats.bytes_in_place = step.num_queries * (query_bytes + output_bytes) + 2 * keys * key_bytes;
     stats.keys_seen = plan_.keys_seen();
     stats.keys_read = plan_.keys_read();
-    stats.query_address = reinterpret_cast<int64_t>(step.query);
-    stats.key_address = reinterpret_cast<int64_t>(step.key);
-    stats.value_address = reinterpret_cast<int64_t>(step.value);
-    stats.output_address = reinterpret_cast<int64_t>(step.output);
-    if (step.num_rows == 0) return;
+    stats.kernel_nanoseconds = kernel_time_.count();
+    const StepPart& part = step.parts[0];
+    stats.query_address = reinterpret_cast<int64_t>(part.query);
+    stats.key_address = reinterpret_cast<int64_t>(part.key);
+    stats.value_address = reinterpret_cast<int64_t>(part.value);
+    stats.output_address = reinterpret_cast<int64_t>(part.output);
+    if (step.num_rows == 0 || step.rows[0].part != 0) return;
     const StepRow& row = step.rows[0];
-    if (step.query) stats.query_address += row.query * query_bytes;
-    if (step.key) stats.key_address += row.key * key_bytes;
-    if (step.value) stats.value_address += row.value * key_bytes;
+    if (part.query) stats.query_address += row.query * query_bytes;
+    if (part.key) stats.key_address += row.key * key_bytes;
+    if (part.value) stats.value_address += row.value * key_bytes;
   }
 
   const LayerSpec& spec_;
@@ -220,6 +226,7 @@ class CpuLayer final : public Layer {
   const Kernels& kernels_;
   const int threads_;
   std::shared_ptr<ThreadPool> workers_;
+  const Cancellation& cancellation_;
   LayerView view_{};
   Plan plan_;
   Floats scratch_;
@@ -230,6 +237,7 @@ class CpuLayer final : public Layer {
   size_t unmerged_capacity_ = 0;
   const Step* step_ = nullptr;
   AttendContext context_{};
+  std::chrono::nanoseconds kernel_time_{};
 };
 
 class CpuEngine final : public Engine {
@@ -286,9 +294,20 @@ class CpuEngine final : public Engine {
         shares, [&](int64_t) { return choice_.tier->kernels->multiply_add(flops / shares); });
   }
 
+  int64_t probe_copy(const void* source, void* target, int64_t bytes) override {
+    const int64_t shares = 16 * threads_;
+    return time_shares(shares, [&](int64_t share) {
+      const int64_t first = bytes * share / shares;
+      const int64_t end = bytes * (share + 1) / shares;
+      std::memcpy(static_cast<char*>(target) + first, static_cast<const char*>(source) + first,
+                  static_cast<size_t>(end - first));
+      return 0.0f;
+    });
+  }
+
   std::unique_ptr<Layer> create_layer(const LayerSpec& spec, Cache* cache) override {
     return std::make_unique<CpuLayer>(spec, static_cast<const BlockPool*>(cache),
-                                      *choice_.tier->kernels, threads_, workers_);
+                                      *choice_.tier->kernels, threads_, workers_, cancellation());
   }
 
  private:

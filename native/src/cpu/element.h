@@ -6,6 +6,11 @@
 #include "cpu/kernels.h"
 #include "cpu/vec.h"
 
+/// Does the tier have instructions for float16?
+#if defined(__F16C__) || defined(__aarch64__)
+#define BH_CONVERTS_HALVES
+#endif
+
 namespace broadhead::cpu::BH_TIER {
 
 struct Float32 {
@@ -61,12 +66,14 @@ BH_INLINE Vec load(const Float16* from) {
                                     _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 #elif defined(__F16C__)
   return (Vec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#elif defined(__aarch64__)
+  return (Vec)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&from->bits)));
 #else
   return widen_float<15, 13, 0x7c00>(load_halves(from), 0x1p112f);
 #endif
 }
 
-#if !defined(__F16C__)
+#if !defined(BH_CONVERTS_HALVES)
 BH_INLINE UintVec load_bytes(const void* from) {
   ByteBits bits;
   __builtin_memcpy(&bits, from, sizeof bits);
@@ -115,7 +122,7 @@ struct Widened {
   static constexpr float kUnit = 1;  ///< times what was widened is the value
 };
 
-#if defined(__F16C__)
+#if defined(BH_CONVERTS_HALVES)
 template <>
 struct Widened<Float8E4M3> {
   using Type = Float16;
@@ -127,30 +134,46 @@ struct Widened<Float8E5M2> {
   static constexpr float kUnit = 1;
 };
 
-BH_INLINE __m128i load_bytes(const void* from) {
-  return _mm_loadu_si128(static_cast<const __m128i*>(from));
+typedef int16_t Halves __attribute__((vector_size(kTile * 2)));
+typedef uint8_t HalfLine __attribute__((vector_size(kLine / 2)));
+
+/// kTile signed bytes as signed halves.
+BH_INLINE Halves load_bytes(const void* from) {
+#if defined(__AVX2__)
+  return (Halves)_mm256_cvtepi8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(from)));
+#else
+  int8_t __attribute__((vector_size(kTile))) bytes;
+  __builtin_memcpy(&bytes, from, sizeof bytes);
+  return __builtin_convertvector(bytes, Halves);
+#endif
 }
 
-BH_INLINE void store_halves(void* to, __m256i halves) {
-  _mm256_storeu_si256(static_cast<__m256i*>(to), halves);
+BH_INLINE void store_halves(void* to, Halves halves) {
+  __builtin_memcpy(to, &halves, sizeof halves);
+}
+
+BH_INLINE bool any(HalfLine bits) {
+#if defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)bits, (__m256i)bits);
+#else
+  const uint8x16_t both = vorrq_u8(((uint8x16_t*)&bits)[0], ((uint8x16_t*)&bits)[1]);
+  return vmaxvq_u8(both) != 0;
+#endif
 }
 
 /// The exponent's bias stays, which is what kUnit makes good. NaN comes out as a number.
-BH_INLINE __m256i halves_of(const Float8E4M3* from) {
-  return _mm256_and_si256(_mm256_slli_epi16(_mm256_cvtepi8_epi16(load_bytes(from)), 7),
-                          _mm256_set1_epi16(static_cast<int16_t>(0xbfff)));
+BH_INLINE Halves halves_of(const Float8E4M3* from) {
+  return (load_bytes(from) << 7) & static_cast<int16_t>(0xbfff);
 }
 
 BH_INLINE void widen_run(const Float8E4M3* from, Float16* to) {
-  const __m256i half = halves_of(from);
-  const __m256i nan =
-      _mm256_cmpeq_epi16(_mm256_add_epi16(half, half), _mm256_set1_epi16(0x3f80 * 2));
-  store_halves(to, _mm256_or_si256(half, nan));
+  const Halves half = halves_of(from);
+  store_halves(to, half | (half + half == 0x3f80 * 2));
 }
 
 /// The upper half of a float16.
 BH_INLINE void widen_run(const Float8E5M2* from, Float16* to) {
-  store_halves(to, _mm256_slli_epi16(_mm256_cvtepu8_epi16(load_bytes(from)), 8));
+  store_halves(to, load_bytes(from) << 8);
 }
 
 template <class E>
@@ -162,16 +185,18 @@ BH_INLINE void widen_line(const E* from, Float16* to) {
 /// Looks for NaN at once, since it takes as long as all the rest run by run.
 template <>
 inline __attribute__((always_inline)) void widen_line(const Float8E4M3* from, Float16* to) {
-  __m256i nan = _mm256_setzero_si256();
+  HalfLine nan = {};
 #pragma GCC unroll 2
-  for (int i = 0; i < kLine; i += 32) {
-    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i));
-    const __m256i signless = _mm256_or_si256(bytes, _mm256_set1_epi8(static_cast<char>(0x80)));
-    nan = _mm256_or_si256(nan, _mm256_cmpeq_epi8(signless, _mm256_set1_epi8(-1)));
+  for (int i = 0; i < kLine; i += static_cast<int>(sizeof nan)) {
+    HalfLine bytes;
+    __builtin_memcpy(&bytes, from + i, sizeof bytes);
+    nan |= (HalfLine)((bytes | uint8_t{0x80}) == uint8_t{0xff});
 #pragma GCC unroll 2
-    for (int run = i; run < i + 32; run += kTile) store_halves(to + run, halves_of(from + run));
+    for (int run = i; run < i + kLine / 2; run += kTile) {
+      store_halves(to + run, halves_of(from + run));
+    }
   }
-  if (_mm256_testz_si256(nan, nan)) return;
+  if (!any(nan)) return;
   for (int i = 0; i < kLine; i += kTile) widen_run(from + i, to + i);
 }
 #else
@@ -281,6 +306,8 @@ BH_INLINE void store(Float16* to, Vec v) {
 #elif defined(__F16C__)
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
                    _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__aarch64__)
+  vst1_u16(&to->bits, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v)));
 #else
   const Vec magnitude = magnitude_of(v);
   UintVec bits = round_magnitude<10, -14>(magnitude);

@@ -137,9 +137,15 @@ struct Kernels {
   float (*multiply_add)(int64_t flops);
 };
 
+#if defined(__aarch64__)
+namespace neon {
+extern const Kernels kKernels;
+}
+#else
 namespace baseline {
 extern const Kernels kKernels;
 }
+#endif
 #if defined(__x86_64__)
 namespace avx2 {
 extern const Kernels kKernels;

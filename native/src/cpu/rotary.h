@@ -54,11 +54,11 @@ BH_INLINE void rotate_neighbours(const T* from, const float* cosines, const floa
 /// (a cos - b sin, b cos + a sin). Dimensions past rotary_dim stay as they are. `token` is the
 /// index of its position.
 template <class T>
-BH_INLINE void load_rotated(const LayerView& layer, const Step& step, const T* from, int64_t token,
-                            float* to) {
+BH_INLINE void load_rotated(const LayerView& layer, const StepPart& part, const T* from,
+                            int64_t token, float* to) {
   const int half = layer.rotary_dim / 2;
   const int pairs = layer.is_neox ? kWidth : kWidth / 2;  // of a vector
-  const float* cosines = layer.cos_sin + step.positions[token] * layer.rotary_dim;
+  const float* cosines = layer.cos_sin + part.positions[token] * layer.rotary_dim;
   const float* sines = cosines + half;
   if (layer.rotary_dim < layer.head_size || half % pairs != 0) {
     load_row(from, layer.head_size, to);

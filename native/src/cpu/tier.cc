@@ -35,7 +35,11 @@ const std::vector<Tier>& tiers() {
               __builtin_cpu_supports("f16c");
      }},
 #endif
+#if defined(__aarch64__)
+    {"neon", &neon::kKernels, [] { return true; }},
+#else
     {"baseline", &baseline::kKernels, [] { return true; }},
+#endif
   };
   return all;
 }

@@ -72,7 +72,8 @@ static void update_tokens(const LayerView& layer, const Step& step, const CacheV
                           const StepRow& row, int first, int end, float* rotated) {
   const int size = layer.head_size;
   const int64_t stride = int64_t{layer.num_kv_heads} * size;
-  const int64_t* slots = step.slots + row.slots;
+  const StepPart& part = step.part(row);
+  const int64_t* slots = step.slots(row);
   for (int t = first, run; t < end; t += run) {
     run = run_in_tile(slots, t, end);
     if (slots[t] < 0) continue;
@@ -89,14 +90,14 @@ static void update_tokens(const LayerView& layer, const Step& step, const CacheV
           }
         }
       };
-      const T* keys = static_cast<const T*>(step.key) + (row.key + t) * stride + h * size;
-      const T* values = static_cast<const T*>(step.value) + (row.value + t) * stride + h * size;
+      const T* keys = static_cast<const T*>(part.key) + (row.key + t) * stride + h * size;
+      const T* values = static_cast<const T*>(part.value) + (row.value + t) * stride + h * size;
       for (int i = 0; i < run; ++i) fetch_next_head(keys + i * stride, size);
       if (layer.rotary_dim == 0) {
         write_keys(keys, stride);
       } else {
         for (int i = 0; i < run; ++i) {
-          load_rotated(layer, step, keys + i * stride, row.positions + t + i, rotated + i * size);
+          load_rotated(layer, part, keys + i * stride, row.positions + t + i, rotated + i * size);
         }
         write_keys(rotated, size);
       }

@@ -7,8 +7,10 @@
 
 #include <cstdint>
 
-#if defined(__AVX2__) || defined(__AVX512F__)
+#if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define BH_INLINE static inline __attribute__((always_inline))

@@ -56,6 +56,7 @@ Workspace::Workspace(const DeviceApi& device)
       partial_state(api, Buffer::kOnDevice, "partial results"),
       finished(api, Buffer::kOnDevice, "counters"),
       temporary_cache(api, Buffer::kOnDevice, "keys and values of an encoder step"),
+      results(api, Buffer::kOnDevice, "results"),
       staged_input(api, Buffer::kPinned, "staged input"),
       staged_output(api, Buffer::kPinned, "staged output") {
   check(api, api.create_stream(&stream), "stream");
@@ -67,6 +68,13 @@ Workspace::~Workspace() {
   if (done) api.destroy_event(done);
   if (started) api.destroy_event(started);
   if (stream) api.destroy_stream(stream);
+}
+
+int64_t Workspace::nanoseconds() const {
+  float milliseconds = 0;
+  check(api, api.wait_event(done), "clock");
+  check(api, api.elapsed(started, done, &milliseconds), "clock");
+  return static_cast<int64_t>(double{milliseconds} * 1e6);
 }
 
 Device::Device(const DeviceApi& api, int index) : api_(api), index_(index) {

@@ -53,8 +53,15 @@ struct Workspace {
   Buffer partial_state;
   Buffer finished;         ///< zero between steps
   Buffer temporary_cache;  ///< of encoder layers
+  Buffer results;          ///< to be transferred
   Buffer staged_input;
   Buffer staged_output;
+
+  /// Around work that is put on the stream.
+  void start_clock() const { check(api, api.record(started, stream), "clock"); }
+  void stop_clock() const { check(api, api.record(done, stream), "clock"); }
+  /// Waits for that work and tells how long it took.
+  int64_t nanoseconds() const;
 };
 
 /// A GPU in use. Shared by an engine and what was created from it; any thread may use it.

@@ -125,17 +125,14 @@ class GpuEngine final : public Engine {
     std::memcpy(work->plan_host.data(), blocks.data(), blocks.size_bytes());
     gpu::check(api, api.copy(work->stream, work->plan.data(), work->plan_host.data(), bytes),
                "probe");
-    gpu::check(api, api.record(work->started, work->stream), "probe");
+    work->start_clock();
     gpu::check(api,
                api.read_blocks(work->stream, &static_cast<const GpuCache&>(cache).view(),
                                reinterpret_cast<const int32_t*>(work->plan.data()), count,
                                work->plan.data() + bytes / 16 * 16),
                "probe");
-    gpu::check(api, api.record(work->done, work->stream), "probe");
-    gpu::check(api, api.wait_event(work->done), "probe");
-    float milliseconds = 0;
-    gpu::check(api, api.elapsed(work->started, work->done, &milliseconds), "probe");
-    return static_cast<int64_t>(double{milliseconds} * 1e6);
+    work->stop_clock();
+    return work->nanoseconds();
   }
 
   int64_t probe_compute(int64_t) override {
@@ -143,8 +140,14 @@ class GpuEngine final : public Engine {
                   "the float32 peak is not what limits prefill on the matrix units of a GPU");
   }
 
+  int64_t probe_copy(const void*, void*, int64_t) override {
+    throw Failure(BH_UNSUPPORTED, kNoRow,
+                  "copies between buffers of the host do not limit a GPU's cache update");
+  }
+
   std::unique_ptr<Layer> create_layer(const LayerSpec& spec, Cache* cache) override {
-    return std::make_unique<GpuLayer>(spec, static_cast<const GpuCache*>(cache), device_);
+    return std::make_unique<GpuLayer>(spec, static_cast<const GpuCache*>(cache), device_,
+                                      cancellation());
   }
 
  private:

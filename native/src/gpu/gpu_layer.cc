@@ -2,7 +2,7 @@
 #include "gpu/gpu_layer.h"
 
 #include <algorithm>
-#include <cstring>
+#include <bit>
 
 #include "core/dtype.h"
 
@@ -22,18 +22,19 @@ int part_of_group(int group, int limit) {
   return part;
 }
 
-int64_t aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
-
 }  // namespace
 
-GpuLayer::GpuLayer(const LayerSpec& spec, const GpuCache* cache, std::shared_ptr<Device> device)
+GpuLayer::GpuLayer(const LayerSpec& spec, const GpuCache* cache, std::shared_ptr<Device> device,
+                   const Cancellation& cancellation)
     : spec_(spec),
       cache_(cache),
       device_(std::move(device)),
+      cancellation_(cancellation),
       constants_(device_->api(), Buffer::kOnDevice, "constants of a layer"),
       cache_dtype_(cache ? cache->options().dtype : spec.dtype),
       view_(cache ? cache->view()
-                  : cache_view(spec.dtype, kTemporaryBlock, spec.num_kv_heads, spec.head_size)) {
+                  : cache_view(spec.dtype, kTemporaryBlock, spec.num_kv_heads, spec.head_size)),
+      graphs_(device_->api()) {
   device_->use();
   args_.num_heads = spec.num_heads;
   args_.num_kv_heads = spec.num_kv_heads;
@@ -105,117 +106,45 @@ void GpuLayer::choose_kernels() {
   }
 }
 
-/// Kernels read tensors where they are if they can; what is pageable goes through pinned memory.
-void GpuLayer::bring(Column* columns, int count, Workspace& work, bh_step_stats& stats) const {
-  const DeviceApi& api = device_->api();
-  int64_t staged = 0;
-  for (Column* c = columns; c < columns + count; ++c) {
-    if (c->bytes() == 0) continue;
-    void* address = nullptr;
-    check(api,
-          api.locate(static_cast<const char*>(c->tensors) + c->first * c->tensor_bytes, &c->kind,
-                     &address),
-          "tensor");
-    c->address = static_cast<const char*>(address) - c->first * c->tensor_bytes;
-    (c->kind == kPageable ? stats.bytes_staged : stats.bytes_in_place) += c->bytes();
-    if (c->kind == kPageable) staged += aligned(c->bytes());
-  }
-  work.staged_input.reserve(staged);
-  int64_t at = 0;
-  for (Column* c = columns; c < columns + count; ++c) {
-    if (c->kind != kPageable) continue;
-    std::memcpy(work.staged_input.data() + at,
-                static_cast<const char*>(c->tensors) + c->first * c->tensor_bytes,
-                static_cast<size_t>(c->bytes()));
-    c->address = work.staged_input.device_address() + at - c->first * c->tensor_bytes;
-    at += aligned(c->bytes());
-  }
-}
-
-/// Where kernels write a result: in place, or at `offset` of the staging memory, whence end()
-/// copies it to `staged`.
-char* GpuLayer::place_result(void* result, int64_t bytes, Workspace& work, int64_t offset,
-                             void*& staged, bh_step_stats& stats) const {
-  if (bytes == 0) return nullptr;
-  int32_t kind = kPageable;
-  void* address = nullptr;
-  check(device_->api(), device_->api().locate(result, &kind, &address), "result");
-  if (kind != kPageable) {
-    stats.bytes_in_place += bytes;
-    return static_cast<char*>(address);
-  }
-  stats.bytes_staged += bytes;
-  staged = result;
-  return work.staged_output.device_address() + offset;
-}
-
-StepInFlight GpuLayer::upload(const Step& step) {
+StepInFlight GpuLayer::prepare(const Step& step) {
   StepInFlight flight;
   flight.work = device_->take();
   Workspace& work = *flight.work;
   bh_step_stats& stats = flight.stats;
-  const int64_t head_bytes = int64_t{spec_.head_size} * byte_width(spec_.dtype);
-  Column columns[] = {{step.query, INT64_MAX, 0, spec_.num_heads * head_bytes},
-                      {step.key, INT64_MAX, 0, spec_.num_kv_heads * head_bytes},
-                      {step.value, INT64_MAX, 0, spec_.num_kv_heads * head_bytes}};
-  auto& [query, key, value] = columns;
-  auto use = [](Column& column, int64_t first, int64_t count) {
-    if (!column.tensors || count == 0) return;
-    column.first = std::min(column.first, first);
-    column.end = std::max(column.end, first + count);
-  };
-  for (int64_t r = 0; r < step.num_rows; ++r) {
-    const StepRow& row = step.rows[r];
-    use(query, row.query, row.num_queries);
-    if (spec_.read_only_cache) continue;
-    use(key, row.key, row.num_keys);
-    use(value, row.value, row.num_keys);
-  }
-  bring(columns, 3, work, stats);
-  const bool prepare = spec_.rotary_dim > 0 || query.kind != kOnDevice;
-  plan_.plan(spec_, step, view_.block_size, prepare, limits_);
-
+  flight.memory.bring(device_->api(), spec_, step, work, stats);
   StepArgs args{};
   args.cache = view_;
-  args.source_query = query.address;
-  args.source_key = key.address;
-  args.source_value = value.address;
-  args.query = query.address;
-  if (prepare) {
-    work.query.reserve(step.num_queries * query.tensor_bytes);
-    args.query = args.prepared_query = work.query.data();
+  if (spec_.rotary_dim > 0 || !flight.memory.queries_on_device()) {
+    work.query.reserve(step.num_queries * TensorBytes(spec_).query);
+    args.prepared_query = work.query.data();
   }
+  plan_.plan(spec_, step, view_.block_size, flight.memory.parts(), args.prepared_query, limits_);
   if (!cache_) {
     work.temporary_cache.reserve(plan_.temporary_blocks() * block_bytes(view_));
     args.cache.memory = work.temporary_cache.data();
   }
-  const int64_t results = step.num_queries * spec_.num_heads;
-  flight.output_bytes = results * spec_.head_size * byte_width(spec_.output_dtype());
-  flight.lse_bytes = step.lse ? results * int64_t{sizeof(float)} : 0;
-  flight.lse_offset = aligned(flight.output_bytes);
-  work.staged_output.reserve(flight.lse_offset + flight.lse_bytes);
-  args.output = place_result(step.output, flight.output_bytes, work, 0, flight.output, stats);
-  args.lse = reinterpret_cast<float*>(
-      place_result(step.lse, flight.lse_bytes, work, flight.lse_offset, flight.lse, stats));
-  upload_plan(work, args);
+  write_plan(work, args);
 
   stats.query_tokens = step.num_queries;
   stats.written_tokens = cache_ ? plan_.written_tokens() : 0;
   stats.keys_seen = plan_.keys_seen();
   stats.keys_read = plan_.keys_read();
-  auto address_of = [](const Column& c, int64_t first) {
-    return c.bytes() == 0 ? 0 : reinterpret_cast<int64_t>(c.address) + first * c.tensor_bytes;
-  };
-  if (step.num_rows > 0) {
-    stats.query_address = address_of(query, step.rows[0].query);
-    stats.key_address = address_of(key, step.rows[0].key);
-    stats.value_address = address_of(value, step.rows[0].value);
+  if (step.num_rows > 0 && step.rows[0].part == 0) {
+    const TensorBytes bytes(spec_);
+    const StepRow& row = step.rows[0];
+    const PartTensors& part = flight.memory.parts()[0];
+    auto address_of = [](const char* tensors, int64_t offset) {
+      return tensors ? reinterpret_cast<int64_t>(tensors + offset) : 0;
+    };
+    stats.query_address = address_of(part.query, row.query * bytes.query);
+    stats.key_address = address_of(part.key, row.key * bytes.key);
+    stats.value_address = address_of(part.value, row.value * bytes.key);
+    stats.output_address = reinterpret_cast<int64_t>(part.output);
   }
-  stats.output_address = reinterpret_cast<int64_t>(args.output);
   return flight;
 }
 
-void GpuLayer::upload_plan(Workspace& work, StepArgs args) {
+void GpuLayer::write_plan(Workspace& work, StepArgs args) {
   const DeviceApi& api = device_->api();
   const int64_t heads = plan_.num_partials() * spec_.num_heads;
   work.partial_sums.reserve(heads * spec_.head_size * int64_t{sizeof(float)});
@@ -227,22 +156,34 @@ void GpuLayer::upload_plan(Workspace& work, StepArgs args) {
     check(api, api.clear(work.stream, work.finished.data(), work.finished.capacity()), "counters");
   }
   args.finished = reinterpret_cast<int32_t*>(work.finished.data());
-  const int64_t bytes = plan_.bytes();
-  work.plan_host.reserve(bytes);
-  work.plan.reserve(bytes);
+  work.plan_host.reserve(plan_bytes());
+  work.plan.reserve(plan_bytes());
   plan_.write(args, work.plan_host.data(), work.plan.data());
-  check(api, api.copy(work.stream, work.plan.data(), work.plan_host.data(), bytes), "plan");
+}
+
+/// Rounded up, so that the steps of growing sequences are alike for a while.
+int64_t GpuLayer::plan_bytes() const {
+  return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(plan_.bytes())));
+}
+
+int32_t GpuLayer::update_blocks() const {
+  return static_cast<int32_t>(
+      std::min<int64_t>(plan_.update_work(), kUpdateBlocks * device_->info().multiprocessors));
+}
+
+void GpuLayer::send(const StepInFlight& flight) {
+  const Workspace& work = *flight.work;
+  check(device_->api(),
+        device_->api().copy(work.stream, work.plan.data(), work.plan_host.data(), plan_bytes()),
+        "plan");
 }
 
 void GpuLayer::launch(const StepInFlight& flight) {
   const DeviceApi& api = device_->api();
   const Stream stream = flight.work->stream;
   const auto* step = reinterpret_cast<const StepArgs*>(flight.work->plan.data());
-  if (plan_.update_work() > 0) {
-    const int64_t blocks =
-        std::min<int64_t>(plan_.update_work(), kUpdateBlocks * device_->info().multiprocessors);
-    check(api, api.update(stream, &args_, cache_dtype_, step, static_cast<int32_t>(blocks)),
-          "cache update");
+  if (update_blocks() > 0) {
+    check(api, api.update(stream, &args_, cache_dtype_, step, update_blocks()), "cache update");
   }
   if (plan_.has_decode()) {
     check(api,
@@ -256,21 +197,30 @@ void GpuLayer::launch(const StepInFlight& flight) {
 }
 
 void GpuLayer::end(StepInFlight& flight) {
-  Workspace& work = *flight.work;
-  check(device_->api(), device_->api().synchronize(work.stream), "step");
-  const char* staged = work.staged_output.data();
-  if (flight.output) {
-    std::memcpy(flight.output, staged, static_cast<size_t>(flight.output_bytes));
-  }
-  if (flight.lse) {
-    std::memcpy(flight.lse, staged + flight.lse_offset, static_cast<size_t>(flight.lse_bytes));
-  }
+  check(device_->api(), device_->api().synchronize(flight.work->stream), "step");
+  flight.stats.kernel_nanoseconds = flight.work->nanoseconds();
+  flight.memory.deliver();
   device_->give_back(std::move(flight.work));
 }
 
 void GpuLayer::run(const Step& step, bh_step_stats& stats) {
-  StepInFlight flight = upload(step);
-  launch(flight);
+  cancellation_.check();
+  StepInFlight flight = prepare(step);
+  const Workspace& work = *flight.work;
+  auto put_on_stream = [&] {
+    send(flight);
+    launch(flight);
+  };
+  work.start_clock();
+  if (plan_.num_prefill_items() == 0) {
+    graphs_.run({work.plan_host.data(), work.plan.data(), plan_bytes(), update_blocks(),
+                 plan_.decode_rows(), plan_.has_decode()},
+                work.stream, put_on_stream);
+  } else {
+    put_on_stream();
+  }
+  work.stop_clock();
+  flight.memory.send_back(device_->api(), work.stream);
   end(flight);
   stats = flight.stats;
 }

@@ -27,11 +27,16 @@ constexpr int kNarrowRow = 128;
 constexpr int kLeastKeys = 512;
 
 int round_down(int key) { return key / kTile * kTile; }
+int32_t position_of(const LayerSpec& spec, const Step& step, const StepRow& row, int32_t i) {
+  if (spec.rotary_dim == 0) return 0;
+  return static_cast<int32_t>(step.part(row).positions[row.positions + i]);
+}
 int tiles_of(int first_key, int end_key) { return (end_key - first_key + kTile - 1) / kTile; }
 
 }  // namespace
 
-void GpuPlan::plan(const LayerSpec& spec, const Step& step, int block_size, bool prepare_queries,
+void GpuPlan::plan(const LayerSpec& spec, const Step& step, int block_size,
+                   const std::vector<PartTensors>& parts, const char* prepared_query,
                    const PlanLimits& limits) {
   rows_.clear();
   tokens_.clear();
@@ -44,8 +49,8 @@ void GpuPlan::plan(const LayerSpec& spec, const Step& step, int block_size, bool
   shared_keys_.assign(static_cast<size_t>(step.num_rows), 0);
   shared_tokens_.clear();
   temporary_blocks_ = written_tokens_ = keys_seen_ = keys_read_ = 0;
-  add_rows(spec, step, block_size, prepare_queries);
-  if (!spec.read_only_cache && step.key) add_updates(spec, step, block_size);
+  add_rows(spec, step, block_size, parts, prepared_query);
+  if (!spec.read_only_cache) add_updates(spec, step, block_size, parts);
   if (spec.uses_cache()) share_prefixes(step, block_size, limits);
   add_units(limits);
   divide_decode(limits);
@@ -55,7 +60,8 @@ void GpuPlan::plan(const LayerSpec& spec, const Step& step, int block_size, bool
 }
 
 void GpuPlan::add_rows(const LayerSpec& spec, const Step& step, int block_size,
-                       bool prepare_queries) {
+                       const std::vector<PartTensors>& parts, const char* prepared_query) {
+  const TensorBytes bytes(spec);
   for (int64_t r = 0; r < step.num_rows; ++r) {
     const StepRow& from = step.rows[r];
     rows_.push_back({static_cast<int32_t>(tokens_.size()), from.num_queries, 0});
@@ -63,44 +69,50 @@ void GpuPlan::add_rows(const LayerSpec& spec, const Step& step, int block_size,
     const int64_t used = (int64_t{from.seq_len} + block_size - 1) / block_size;
     if (spec.uses_cache()) {
       // Only what is used: entries behind may be anything.
-      blocks_.insert(blocks_.end(), step.blocks + from.blocks, step.blocks + from.blocks + used);
+      blocks_.insert(blocks_.end(), step.blocks(from), step.blocks(from) + used);
     } else {
       for (int64_t b = 0; b < used; ++b) {
         blocks_.push_back(static_cast<int32_t>(temporary_blocks_ + b));
       }
       temporary_blocks_ += used;
     }
+    const PartTensors& part = parts[static_cast<size_t>(from.part)];
     for (int32_t i = 0; i < from.num_queries; ++i) {
       const VisibleKeys keys =
           visible_keys(spec.is_causal(), spec.window(), from.seq_len, from.num_queries, i);
       keys_seen_ += keys.end - keys.first;
-      const auto output = static_cast<int32_t>(from.output) + i;
-      const auto query = static_cast<int32_t>(from.query) + i;
-      tokens_.push_back({static_cast<int32_t>(r), prepare_queries ? output : query, output,
-                         keys.position, keys.first, keys.end, 0, 0});
-      if (prepare_queries) {
-        const int32_t position =
-            spec.rotary_dim > 0 ? static_cast<int32_t>(step.positions[from.positions + i]) : 0;
-        query_tokens_.push_back({query, position});
+      Token token{};
+      token.query = part.query + (from.query + i) * bytes.query;
+      token.output = part.output + (from.output + i) * bytes.output;
+      token.lse = part.lse ? part.lse + (from.output + i) * spec.num_heads : nullptr;
+      token.row = static_cast<int32_t>(r);
+      token.position = keys.position;
+      token.first = keys.first;
+      token.end = keys.end;
+      if (prepared_query) {
+        query_tokens_.push_back({token.query, position_of(spec, step, from, i), 0});
+        token.query = prepared_query + static_cast<int64_t>(tokens_.size()) * bytes.query;
       }
+      tokens_.push_back(token);
     }
   }
 }
 
-void GpuPlan::add_updates(const LayerSpec& spec, const Step& step, int block_size) {
+void GpuPlan::add_updates(const LayerSpec& spec, const Step& step, int block_size,
+                          const std::vector<PartTensors>& parts) {
+  const int64_t bytes = TensorBytes(spec).key;
   std::unordered_map<int64_t, size_t> places;  // of slots, where one may occur twice
   for (int64_t r = 0; r < step.num_rows; ++r) {
     const StepRow& from = step.rows[r];
+    const PartTensors& part = parts[static_cast<size_t>(from.part)];
     for (int32_t i = 0; i < from.num_keys; ++i) {
       UpdateToken token{};
-      token.key = static_cast<int32_t>(from.key) + i;
-      token.value = static_cast<int32_t>(from.value) + i;
-      if (spec.rotary_dim > 0) {
-        token.position = static_cast<int32_t>(step.positions[from.positions + i]);
-      }
+      token.key = part.key + (from.key + i) * bytes;
+      token.value = part.value + (from.value + i) * bytes;
+      token.position = position_of(spec, step, from, i);
       int64_t slot;
       if (spec.uses_cache()) {
-        slot = step.slots[from.slots + i];
+        slot = step.slots(from)[i];
         if (slot < 0) continue;
       } else {
         const int32_t block = blocks_[static_cast<size_t>(blocks_of_row_[static_cast<size_t>(r)])];

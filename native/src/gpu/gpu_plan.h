@@ -8,6 +8,7 @@
 #include "core/shared_prefix.h"
 #include "core/step.h"
 #include "gpu/kernel_args.h"
+#include "gpu/step_memory.h"
 
 namespace broadhead::gpu {
 
@@ -29,8 +30,10 @@ struct PlanLimits {
 class GpuPlan {
  public:
   /// `block_size` is that of the cache, also of the temporary one of encoder layers, whose tables
-  /// and slots are made here. `prepare_queries`: queries pass through the update kernel.
-  void plan(const LayerSpec& spec, const Step& step, int block_size, bool prepare_queries,
+  /// and slots are made here. `parts` says where tensors are. Where `prepared_query` is given,
+  /// queries pass through the update kernel, which puts them there.
+  void plan(const LayerSpec& spec, const Step& step, int block_size,
+            const std::vector<PartTensors>& parts, const char* prepared_query,
             const PlanLimits& limits);
 
   /// Bytes of StepArgs and its arrays.
@@ -68,8 +71,10 @@ class GpuPlan {
     int32_t first_piece;
   };
 
-  void add_rows(const LayerSpec& spec, const Step& step, int block_size, bool prepare_queries);
-  void add_updates(const LayerSpec& spec, const Step& step, int block_size);
+  void add_rows(const LayerSpec& spec, const Step& step, int block_size,
+                const std::vector<PartTensors>& parts, const char* prepared_query);
+  void add_updates(const LayerSpec& spec, const Step& step, int block_size,
+                   const std::vector<PartTensors>& parts);
   void share_prefixes(const Step& step, int block_size, const PlanLimits& limits);
   void add_units(const PlanLimits& limits);
   void add_unit(const PlanLimits& limits, const Unit& unit);

@@ -69,19 +69,20 @@ struct LayerArgs {
 };
 
 /// A new token whose key and value go to the cache.
-struct alignas(8) UpdateToken {
+struct alignas(16) UpdateToken {
+  const char* key;
+  const char* value;
   int32_t block;
   int32_t offset;  ///< within the block
-  int32_t key;     ///< index of its key tensor
-  int32_t value;
   int32_t position;
   int32_t unused;
 };
 
 /// A query on its way to where attention reads it.
-struct QueryToken {
-  int32_t query;  ///< index of its tensor
+struct alignas(16) QueryToken {
+  const char* query;
   int32_t position;
+  int32_t unused;
 };
 
 /// A row whose tokens have partial results.
@@ -92,10 +93,11 @@ struct Row {
 };
 
 /// A query token of an item.
-struct Token {
+struct alignas(16) Token {
+  const char* query;  ///< where attention reads it
+  char* output;
+  float* lse;  ///< or NULL
   int32_t row;
-  int32_t query;   ///< index of its query where attention reads it
-  int32_t output;  ///< index of its output tensor
   int32_t position;
   int32_t first;  ///< keys that it sees: first .. end - 1
   int32_t end;
@@ -120,14 +122,8 @@ struct AttendItem {
 /// graph can be replayed for other steps.
 struct StepArgs {
   CacheView cache;
-  const void* query;  ///< where attention reads queries
-  void* output;
-  float* lse;  ///< [queries, num_heads] or NULL
 
-  const void* source_query;  ///< where the update reads what it rotates or copies, or NULL
-  void* prepared_query;
-  const void* source_key;
-  const void* source_value;
+  char* prepared_query;  ///< where the update puts the queries of query_tokens
   const UpdateToken* update_tokens;
   const QueryToken* query_tokens;
   int32_t num_update_tokens;

@@ -15,6 +15,9 @@ constexpr float kLn2 = 0.6931471805599453f;
 /// before sums are rescaled: float16 weights hold 2^8 easily.
 constexpr float kSlack = 8;
 
+/// Bytes of an element of query, key and value.
+BH_INLINE int tensor_bytes(const LayerArgs& layer) { return layer.dtype == BH_FLOAT32 ? 4 : 2; }
+
 /// From a product of query and key to a score, in the order of the step format. A new transform
 /// goes here.
 BH_INLINE float transform_score(const LayerArgs& layer, float slope, float product, int distance) {
@@ -80,26 +83,21 @@ BH_INLINE void store_numbers(void* to, int64_t index, const float* numbers) {
   }
 }
 
-/// Writes a run of a head's result, `head` counted over all tokens.
+/// Writes a run of a head's result to a token's output.
 template <class T, int kCount>
-BH_INLINE void store_output(const LayerArgs& layer, const StepArgs& step, int64_t head,
-                            int dimension, float factor, const float* sums) {
-  const int64_t index = head * layer.head_size + dimension;
+BH_INLINE void store_output(const LayerArgs& layer, char* output, int head, int dimension,
+                            float factor, const float* sums) {
+  const int64_t index = int64_t{head} * layer.head_size + dimension;
   float numbers[kCount];
   if (layer.output_scale > 0) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) numbers[i] = sums[i] * factor / layer.output_scale;
-    store_numbers<Float8E4M3, kCount>(step.output, index, numbers);
+    store_numbers<Float8E4M3, kCount>(output, index, numbers);
   } else {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) numbers[i] = sums[i] * factor;
-    store_numbers<T, kCount>(step.output, index, numbers);
+    store_numbers<T, kCount>(output, index, numbers);
   }
-}
-
-/// Index of a token's head among all results.
-BH_INLINE int64_t result_index(const LayerArgs& layer, const Token& token, int head) {
-  return int64_t{token.output} * layer.num_heads + head;
 }
 
 /// The threads that work on an item together.
@@ -167,14 +165,13 @@ BH_INLINE void merge_row(const LayerArgs& layer, const StepArgs& step, const Row
     }
     denominator = over_wave(denominator, [](float a, float b) { return a + b; });
     const Finish last = finish(layer, head, maximum, denominator);
-    const int64_t result = result_index(layer, token, head);
 #pragma unroll
     for (int r = 0; r < kRuns; ++r) {
       const int dimension = (r * kWave + lane_index()) * kRun;
       if (dimension >= layer.head_size) continue;
-      store_output<T, kRun>(layer, step, result, dimension, last.factor, sums[r]);
+      store_output<T, kRun>(layer, token.output, head, dimension, last.factor, sums[r]);
     }
-    if (step.lse && lane_index() == 0) step.lse[result] = last.lse;
+    if (token.lse && lane_index() == 0) token.lse[head] = last.lse;
   }
 }
 

@@ -5,6 +5,8 @@
 // A block of threads is resident for the whole launch and works through its share of all items'
 // tiles, so that all blocks end together whatever the lengths of the rows are. Its waves take tiles
 // in turns and join at the end of an item.
+#include <type_traits>
+
 #include "hip/copy.h"
 #include "hip/kernels.h"
 #include "hip/softmax.h"
@@ -211,9 +213,13 @@ BH_HOST_DEVICE constexpr int joined_dimensions(int head_size, int bytes, int lim
 
 template <class T, class E, int kHead, int kColumnTiles>
 struct Decode {
+  /// What matrix instructions multiply. All numbers of an fp8 cache are float16 numbers, which
+  /// takes fewer instructions and fewer terms of a weight than bfloat16.
+  using M = std::conditional_t<sizeof(E) == 1, Float16, T>;
+  static constexpr bool kConverts = !std::is_same_v<T, M>;
   static constexpr int kQueryRows = kColumnTiles * kColumns;
   static constexpr int kTiles = kHead / 16;
-  static constexpr int kTerms = kWeightTerms<T>;
+  static constexpr int kTerms = kWeightTerms<M>;
   /// Most heads leave no registers for queries.
   static constexpr bool kQueryInShared = kHead >= 64;
   /// Waves join so many dimensions at a time: beside their rings, as many blocks of threads as the
@@ -222,7 +228,7 @@ struct Decode {
   static constexpr int kJoined = joined_dimensions(kHead, kWaves* kQueryRows * 4, kJoinedBytes);
 
   struct Shared {
-    char rings[kWaves * Stream<T, E, kHead>::kRingBytes];
+    char rings[kWaves * Stream<M, E, kHead>::kRingBytes];
     float sums[kWaves][kQueryRows][kJoined];
     float maximum[kWaves][kQueryRows];
     float denominator[kWaves][kQueryRows];
@@ -230,6 +236,7 @@ struct Decode {
     Columns query[kColumnTiles][kQueryInShared ? kTiles : 1][kWave];
     AttendItem items[2];  ///< this one and the next, in turns
     int32_t last;
+    int32_t is_unbounded;  ///< infinities or NaNs were made zero
   };
 
   const LayerArgs& layer;
@@ -242,7 +249,7 @@ struct Decode {
   BH_INLINE void run() {
     int i = static_cast<int>(blockIdx.x);
     if (i >= step.num_decode_chains) return;
-    Stream<T, E, kHead> stream(step, group / layer.groups_per_kv_head, shared.rings);
+    Stream<M, E, kHead> stream(step, group / layer.groups_per_kv_head, shared.rings);
     fetch_item(i, 0);
     __syncthreads();
     stream.start(shared.items[0]);
@@ -267,13 +274,17 @@ struct Decode {
 
   BH_INLINE void begin(const AttendItem& item, Columns (&query)[kColumnTiles][kTiles],
                        ColumnState (&state)[kColumnTiles], Sums (&results)[kColumnTiles][kTiles]) {
+    if (threadIdx.x == 0) shared.is_unbounded = 0;
     describe_rows(layer, step, item, group, kQueryRows, shared.rows);
     __syncthreads();
 #pragma unroll
     for (int c = 0; c < kColumnTiles; ++c) {
       const QueryRow& row = shared.rows[c * kColumns + column_index()];
-      load_query<T, kHead>(row.query < 0 ? nullptr : static_cast<const T*>(step.query) + row.query,
-                           query[c]);
+      load_query<T, kHead>(reinterpret_cast<const T*>(row.query), query[c]);
+      if constexpr (kConverts) {
+        const float unit = to_float16(query[c]);
+        if (wave_index() == 0) shared.rows[c * kColumns + column_index()].unit = unit;
+      }
       if constexpr (kQueryInShared) {
 #pragma unroll
         for (int t = 0; t < kTiles; ++t) {
@@ -284,10 +295,10 @@ struct Decode {
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) results[c][t] = {};
     }
-    if constexpr (kQueryInShared) __syncthreads();
+    if constexpr (kQueryInShared || kConverts) __syncthreads();
   }
 
-  BH_INLINE void attend(const AttendItem& item, Stream<T, E, kHead>& stream,
+  BH_INLINE void attend(const AttendItem& item, Stream<M, E, kHead>& stream,
                         const Columns (&query)[kColumnTiles][kTiles],
                         ColumnState (&state)[kColumnTiles], Sums (&results)[kColumnTiles][kTiles]) {
     KeyRange range;
@@ -300,21 +311,36 @@ struct Decode {
       }
     }
     range.share();
+    float unit[kColumnTiles][kLaneColumns];
+#pragma unroll
+    for (int c = 0; c < kColumnTiles; ++c) {
+#pragma unroll
+      for (int i = 0; i < kLaneColumns; ++i) {
+        unit[c][i] = kConverts ? shared.rows[c * kColumns + sum_column(i)].unit : 1;
+      }
+    }
     for (; !stream.done(); stream.advance()) {
       const int key = stream.tile() * kTile;
       Sums scores[kColumnTiles] = {};
-      stream.with_keys([&](const KeyTile<T, E, kHead>& keys) {
+      stream.with_keys([&](const KeyTile<M, E, kHead>& keys) {
         keys.for_each([&](int i, const Rows& rows) {
 #pragma unroll
           for (int c = 0; c < kColumnTiles; ++c) {
             if constexpr (kQueryInShared) {
-              multiply<T>(rows, shared.query[c][i][lane_index()], scores[c]);
+              multiply<M>(rows, shared.query[c][i][lane_index()], scores[c]);
             } else {
-              multiply<T>(rows, query[c][i], scores[c]);
+              multiply<M>(rows, query[c][i], scores[c]);
             }
           }
         });
       });
+      if constexpr (kConverts) {
+#pragma unroll
+        for (int c = 0; c < kColumnTiles; ++c) {
+#pragma unroll
+          for (int i = 0; i < kSumWords; ++i) scores[c].values[i] *= unit[c][lane_column(i)];
+        }
+      }
       const bool whole = range.contains(key);
       Columns weights[kColumnTiles][kTerms];
 #pragma unroll
@@ -323,16 +349,17 @@ struct Decode {
                                         results[c]);
         split_weights(scores[c], weights[c]);
       }
-      stream.with_values([&](ValueTile<T, E, kHead>& values) {
-        if (key < item.first_seen || key + kTile > item.end_key) {
+      stream.with_values([&](ValueTile<M, E, kHead>& values) {
+        if (!whole) {
           values.keep(item.first_seen - key, item.end_key - key);
+          if (values.drop_unbounded()) shared.is_unbounded = 1;
         }
         values.for_each([&](int i, const Rows& rows) {
 #pragma unroll
           for (int c = 0; c < kColumnTiles; ++c) {
 #pragma unroll
             for (int term = 0; term < kTerms; ++term) {
-              multiply<T>(rows, weights[c][term], results[c][i]);
+              multiply<M>(rows, weights[c][term], results[c][i]);
             }
           }
         });
@@ -343,11 +370,11 @@ struct Decode {
   BH_INLINE void split_weights(Sums& weights, Columns (&terms)[kTerms]) const {
 #pragma unroll
     for (int term = 0; term < kTerms; ++term) {
-      terms[term] = to_columns<T>(weights);
+      terms[term] = to_columns<M>(weights);
       if (term + 1 == kTerms) break;
 #pragma unroll
       for (int i = 0; i < kSumWords; ++i) {
-        T rounded;
+        M rounded;
         narrow(weights.values[i], rounded);
         weights.values[i] -= widen(rounded);
       }
@@ -383,6 +410,7 @@ struct Decode {
       __syncthreads();
       write(item, begin);
     }
+    if (shared.is_unbounded) write_unbounded<T, E>(layer, step, item, group, shared.rows);
     finish_item<T>(layer, step, item, group, &shared.last);
     __syncthreads();
   }
@@ -412,9 +440,8 @@ struct Decode {
       }
       if (token.num_partials == 1) {
         const Finish last = finish(layer, head, maximum, denominator);
-        const int64_t result = result_index(layer, token, head);
-        store_output<T, kRun>(layer, step, result, begin + dimension, last.factor, sums);
-        if (step.lse && begin + dimension == 0) step.lse[result] = last.lse;
+        store_output<T, kRun>(layer, token.output, head, begin + dimension, last.factor, sums);
+        if (token.lse && begin + dimension == 0) token.lse[head] = last.lse;
       } else {
         const int64_t partial = int64_t{token.first_partial + item.piece} * layer.num_heads + head;
         store_numbers<Float32, kRun>(step.partial_sums, partial * kHead + begin + dimension, sums);
@@ -427,11 +454,15 @@ struct Decode {
   }
 };
 
+/// Blocks of threads of a multiprocessor or, on AMD, waves of a SIMD, that registers must suffice
+/// for.
+BH_HOST_DEVICE constexpr int resident(int head_size, int column_tiles) {
+  const int most = BH_TILE == BH_TILE_MFMA ? 3 : 4;
+  return head_size <= 64 ? most + 1 - column_tiles : head_size <= 128 ? most - column_tiles : 2;
+}
+
 template <class T, class E, int kHead, int kColumnTiles>
-__global__ void __launch_bounds__(kWaves* kWave, (kHead <= 64    ? 4
-                                                  : kHead <= 128 ? 3
-                                                                 : 2) -
-                                                     (kHead <= 128 && kColumnTiles == 2))
+__global__ void __launch_bounds__(kWaves* kWave, resident(kHead, kColumnTiles))
     decode(LayerArgs layer, const StepArgs* arguments) {
   using Kernel = Decode<T, E, kHead, kColumnTiles>;
   const StepArgs& step = *arguments;

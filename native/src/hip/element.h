@@ -52,6 +52,23 @@ BH_INLINE float widen(Float8E5M2 x) {
   return widen(Float16{static_cast<uint16_t>(uint32_t{x.bits} << 8)});
 }
 
+// ---- infinities and NaNs ----
+
+/// Which bits of a word of elements belong to an infinity or a NaN: those whose exponent, for e4m3
+/// whole magnitude, is the highest.
+template <class E>
+BH_INLINE uint32_t unbounded_bits(uint32_t word) {
+  if constexpr (sizeof(E) == 2) {
+    constexpr uint32_t kExponent = __is_same(E, Float16) ? 0x7c007c00u : 0x7f807f80u;
+    constexpr uint32_t kLowest = __is_same(E, Float16) ? 0x04000400u : 0x00800080u;
+    return (((word & kExponent) + kLowest) >> 15 & 0x00010001u) * 0xffffu;
+  } else {
+    constexpr uint32_t kExponent = __is_same(E, Float8E4M3) ? 0x7f7f7f7fu : 0x7c7c7c7cu;
+    constexpr uint32_t kLowest = __is_same(E, Float8E4M3) ? 0x01010101u : 0x04040404u;
+    return (((word & kExponent) + kLowest) >> 7 & 0x01010101u) * 0xffu;
+  }
+}
+
 // ---- narrowing: one rounding, to nearest even ----
 
 BH_INLINE void narrow(float x, Float32& to) { to.bits = float_to_bits(x); }

@@ -62,10 +62,9 @@ struct Plain {
     const int self = static_cast<int>(threadIdx.x);
     describe_rows(layer, step, item, group, plain_rows(size), rows);
     __syncthreads();
-    const int bytes = element_bytes(layer.dtype);
+    const int bytes = tensor_bytes(layer);
     for (int i = self; i < count * size; i += kThreads) {
-      query[i] = load_element(layer.dtype, static_cast<const char*>(step.query) +
-                                               (rows[i / size].query + i % size) * bytes);
+      query[i] = load_element(layer.dtype, rows[i / size].query + i % size * bytes);
       sums[i] = 0;
     }
     if (self < count) {
@@ -101,8 +100,13 @@ struct Plain {
         const float* w = weights + i / size * kTile;
         const float* v = tile + i % size;
         float sum = sums[i] * factor[i / size];
+        // A weight of zero does not undo a value that is infinite or not a number.
+        const int first = rows[i / size].first - key;
+        const int end = rows[i / size].end - key;
 #pragma unroll
-        for (int k = 0; k < kTile; ++k) sum += w[k] * v[k * (size + 1)];
+        for (int k = 0; k < kTile; ++k) {
+          if (k >= first && k < end) sum += w[k] * v[k * (size + 1)];
+        }
         sums[i] = sum;
       }
     }
@@ -154,11 +158,11 @@ struct Plain {
       const float* from = sums + row * size + dimension;
       if (token.num_partials == 1) {
         const Finish done = finish(layer, head, maximum[row], denominator[row]);
-        const int64_t result = result_index(layer, token, head);
         with_tensor_dtype(layer.dtype, [&](auto element) {
-          store_output<decltype(element), kRun>(layer, step, result, dimension, done.factor, from);
+          store_output<decltype(element), kRun>(layer, token.output, head, dimension, done.factor,
+                                                from);
         });
-        if (step.lse && dimension == 0) step.lse[result] = done.lse;
+        if (token.lse && dimension == 0) token.lse[head] = done.lse;
       } else {
         const int64_t partial = int64_t{token.first_partial + item.piece} * layer.num_heads + head;
         store_numbers<Float32, kRun>(step.partial_sums, partial * size + dimension, from);

@@ -36,6 +36,7 @@ struct Prefill {
     char tiles[kStages][2][kHalfBytes];  ///< stage; keys, values
     Columns query[kQueryInShared ? kWaves * kColumnTiles * kTiles : 1][kQueryLanes];
     QueryRow rows[kRows];
+    int32_t is_unbounded;  ///< infinities or NaNs were made zero
   };
 
   const LayerArgs& layer;
@@ -43,6 +44,7 @@ struct Prefill {
   Shared& shared;
 
   BH_INLINE void run(const AttendItem& item, int group) {
+    if (threadIdx.x == 0) shared.is_unbounded = 0;
     describe_rows(layer, step, item, group, kRows, shared.rows);
     __syncthreads();
     Columns query[kColumnTiles][kTiles];
@@ -52,8 +54,7 @@ struct Prefill {
 #pragma unroll
     for (int c = 0; c < kColumnTiles; ++c) {
       const QueryRow& row = shared.rows[first_row + c * kColumns + column_index()];
-      load_query<T, kHead>(row.query < 0 ? nullptr : static_cast<const T*>(step.query) + row.query,
-                           query[c]);
+      load_query<T, kHead>(reinterpret_cast<const T*>(row.query), query[c]);
       if constexpr (kQueryInShared) {
 #pragma unroll
         for (int t = 0; t < kTiles; ++t) query_at(c, t) = query[c][t];
@@ -169,8 +170,9 @@ struct Prefill {
     }
     ValueTile<T, T, kHead> values;
     values.template load<Memory::kShared>(value_half, kKeys, token);
-    if (first_key < item.first_seen || first_key + kTile > item.end_key) {
+    if (!whole) {
       values.keep(item.first_seen - first_key, item.end_key - first_key);
+      if (values.drop_unbounded()) shared.is_unbounded = 1;
     }
     values.for_each([&](int i, const Rows& rows) {
 #pragma unroll
@@ -184,42 +186,43 @@ struct Prefill {
 #pragma unroll
     for (int c = 0; c < kColumnTiles; ++c) {
       state[c].end();
-      int64_t place[kLaneColumns];  // of the result or partial result; -1: none
-      float factor[kLaneColumns];
-      bool whole[kLaneColumns];
+      int head[kLaneColumns] = {};
+      char* output[kLaneColumns] = {};     // of a token whose result is whole
+      int64_t partial[kLaneColumns] = {};  // index of a partial result
+      float factor[kLaneColumns] = {};
+      bool is_used[kLaneColumns] = {};
 #pragma unroll
       for (int i = 0; i < kLaneColumns; ++i) {
         const int row = first_row + c * kColumns + sum_column(i);
-        place[i] = -1;
-        factor[i] = 1;
-        whole[i] = true;
         if (row >= item.num_tokens * layer.group_size) continue;
+        is_used[i] = true;
         const Token token = step.tokens[item.first_token + row / layer.group_size];
-        const int head = group * layer.group_size + row % layer.group_size;
-        whole[i] = token.num_partials == 1;
-        if (whole[i]) {
-          const Finish last = finish(layer, head, state[c].maximum[i], state[c].denominator[i]);
-          place[i] = result_index(layer, token, head);
+        head[i] = group * layer.group_size + row % layer.group_size;
+        if (token.num_partials == 1) {
+          const Finish last = finish(layer, head[i], state[c].maximum[i], state[c].denominator[i]);
+          output[i] = token.output;
           factor[i] = last.factor;
-          if (step.lse) step.lse[place[i]] = last.lse;
+          if (token.lse) token.lse[head[i]] = last.lse;
         } else {
-          place[i] = int64_t{token.first_partial + item.piece} * layer.num_heads + head;
-          step.partial_state[place[i] * 2] = state[c].maximum[i];
-          step.partial_state[place[i] * 2 + 1] = state[c].denominator[i];
+          partial[i] = int64_t{token.first_partial + item.piece} * layer.num_heads + head[i];
+          step.partial_state[partial[i] * 2] = state[c].maximum[i];
+          step.partial_state[partial[i] * 2 + 1] = state[c].denominator[i];
         }
       }
-      for_each_result<T, kHead>(results[c], [&](int i, int dimension, const float* numbers,
-                                                auto count) {
-        constexpr int kCount = decltype(count)::value;
-        if (place[i] < 0) return;
-        if (whole[i]) {
-          store_output<T, kCount>(layer, step, place[i], dimension, factor[i], numbers);
-        } else {
-          store_numbers<Float32, kCount>(step.partial_sums, place[i] * kHead + dimension, numbers);
-        }
-      });
+      for_each_result<T, kHead>(
+          results[c], [&](int i, int dimension, const float* numbers, auto count) {
+            constexpr int kCount = decltype(count)::value;
+            if (!is_used[i]) return;
+            if (output[i]) {
+              store_output<T, kCount>(layer, output[i], head[i], dimension, factor[i], numbers);
+            } else {
+              store_numbers<Float32, kCount>(step.partial_sums, partial[i] * kHead + dimension,
+                                             numbers);
+            }
+          });
     }
     __syncthreads();
+    if (shared.is_unbounded) write_unbounded<T, E>(layer, step, item, group, shared.rows);
     finish_item<T>(layer, step, item, group, reinterpret_cast<int32_t*>(&shared));
   }
 };

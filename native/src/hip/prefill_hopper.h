@@ -27,8 +27,8 @@ struct HopperPrefill {
   static constexpr int kResults = kHead / 2;
   static constexpr int kValueColumns = kHead % 128 == 0 ? 128 : 64;
   /// Registers after the roles part: 65536 in all.
-  static constexpr int kProducerRegisters = 40;
-  static constexpr int kConsumerRegisters = 232;
+  static constexpr int kProducerRegisters = 32;
+  static constexpr int kConsumerRegisters = 240;
 
   struct Shared {
     char query[kPanels * kRows * kPanel];
@@ -39,6 +39,7 @@ struct HopperPrefill {
     uint64_t values_full[kStages], values_empty[kStages];
     uint64_t ragged;
     int32_t last;
+    int32_t is_unbounded;  ///< infinities or NaNs were made zero
   };
 
   /// The threads that multiply.
@@ -56,6 +57,7 @@ struct HopperPrefill {
 
   BH_INLINE void run() {
     if (threadIdx.x == 0) {
+      shared.is_unbounded = 0;
       for (int s = 0; s < kStages; ++s) {
         hopper::init_barrier(&shared.keys_full[s], 1);
         hopper::init_barrier(&shared.values_full[s], 1);
@@ -86,6 +88,9 @@ struct HopperPrefill {
     const int tiles_per_block = cache.block_size / kTile;
     const int32_t* blocks = step.blocks + item.blocks;
     const int end_tile = (item.end_key + kTile - 1) / kTile;
+    // Neither the first key nor the last that a token sees is before those of the token before it.
+    const int first_whole = shared.rows[item.num_tokens * layer.group_size - 1].first;
+    const int end_whole = shared.rows[0].end;
     uint32_t ragged_parity = 0;
     for (int n = 0; n < num_tiles(); ++n) {
       const int stage = n % kStages;
@@ -113,7 +118,7 @@ struct HopperPrefill {
         hopper::copy_bulk(shared.keys[stage] + to, from, kTileBytes, &shared.keys_full[stage]);
       }
       hopper::wait(&shared.values_empty[stage], parity);
-      const bool ragged = first_key < item.first_seen || first_key + kKeys > item.end_key;
+      const bool ragged = first_key < first_whole || first_key + kKeys > end_whole;
       uint64_t* full = ragged ? &shared.ragged : &shared.values_full[stage];
       if (lane_index() == 0) hopper::arrive_expecting(full, bytes);
       __syncwarp();
@@ -123,21 +128,36 @@ struct HopperPrefill {
       if (ragged) {
         hopper::wait(&shared.ragged, ragged_parity);
         ragged_parity ^= 1;
-        clear_unseen(first_key, shared.values[stage]);
+        clear_ragged(first_key, first_whole, end_whole, shared.values[stage]);
         if (lane_index() == 0) hopper::arrive(&shared.values_full[stage]);
       }
     }
   }
 
-  /// A weight of zero does not undo a NaN: values that no token sees become zero.
-  BH_INLINE void clear_unseen(int first_key, char* values) const {
+  /// Values that no row sees become zero, and of those that some rows see infinities and NaNs.
+  BH_INLINE void clear_ragged(int first_key, int first_whole, int end_whole, char* values) const {
+    bool found = false;
     for (int key = 0; key < kKeys; ++key) {
-      if (first_key + key >= item.first_seen && first_key + key < item.end_key) continue;
+      const int position = first_key + key;
+      if (position >= first_whole && position < end_whole) continue;
+      const bool is_seen = position >= item.first_seen && position < item.end_key;
       for (int i = lane_index(); i < kPanels * (kPanel / kChunk); i += kWave) {
-        *reinterpret_cast<Chunk*>(values + i / (kPanel / kChunk) * kPanelBytes + key * kPanel +
-                                  i % (kPanel / kChunk) * kChunk) = {};
+        auto& chunk = *reinterpret_cast<Chunk*>(values + i / (kPanel / kChunk) * kPanelBytes +
+                                                key * kPanel + i % (kPanel / kChunk) * kChunk);
+        Chunk kept = {};
+        if (is_seen) {
+          kept = chunk;
+#pragma unroll
+          for (uint32_t& word : kept.words) {
+            const uint32_t bits = unbounded_bits<T>(word);
+            found |= bits != 0;
+            word &= ~bits;
+          }
+        }
+        chunk = kept;
       }
     }
+    if (found) shared.is_unbounded = 1;
     hopper::fence_stores();
     __syncwarp();
   }
@@ -205,11 +225,9 @@ struct HopperPrefill {
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
         const int i = (base + a) * hopper::kGroupThreads + thread;
-        const int64_t row = shared.rows[consumer * 64 + i / kRowChunks].query;
+        const char* query = shared.rows[consumer * 64 + i / kRowChunks].query;
         loaded[a] = {};
-        if (row < 0) continue;
-        loaded[a] =
-            reinterpret_cast<const Chunk*>(static_cast<const T*>(step.query) + row)[i % kRowChunks];
+        if (query) loaded[a] = reinterpret_cast<const Chunk*>(query)[i % kRowChunks];
       }
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
@@ -343,11 +361,10 @@ struct HopperPrefill {
       const int pair = lane_index() % 4 * 2;
       if (token.num_partials == 1) {
         const Finish last = finish(layer, head, state.maximum[r], state.denominator[r]);
-        const int64_t result = result_index(layer, token, head);
-        if (step.lse && pair == 0) step.lse[result] = last.lse;
+        if (token.lse && pair == 0) token.lse[head] = last.lse;
 #pragma unroll
         for (int j = 0; j < kHead / 8; ++j) {
-          store_output<T, 2>(layer, step, result, 8 * j + pair, last.factor,
+          store_output<T, 2>(layer, token.output, head, 8 * j + pair, last.factor,
                              results + 4 * j + 2 * r);
         }
       } else {
@@ -362,6 +379,9 @@ struct HopperPrefill {
                                     results + 4 * j + 2 * r);
         }
       }
+    }
+    if (shared.is_unbounded) {
+      write_unbounded<T, T>(layer, step, item, group, shared.rows, Consumers{});
     }
     finish_item<T>(layer, step, item, group, &shared.last, Consumers{});
   }

@@ -12,15 +12,16 @@ struct alignas(16) QueryRow {
   int32_t first;  ///< keys of the item that it sees: first .. end - 1
   int32_t end;
   float slope;
-  int64_t query;  ///< index of its first element; -1 past the item's last row
-  int64_t unused;
+  const char* query;  ///< NULL past the item's last row
+  float unit;         ///< what products of the query with keys are multiples of; see to_float16
+  int32_t unused;
 };
 
 /// Describes the item's query rows. Every thread of a block calls this.
 BH_INLINE void describe_rows(const LayerArgs& layer, const StepArgs& step, const AttendItem& item,
                              int group, int count, QueryRow* rows) {
   for (int r = static_cast<int>(threadIdx.x); r < count; r += static_cast<int>(blockDim.x)) {
-    QueryRow row = {0, 0, 0, 0, -1, 0};
+    QueryRow row = {};
     if (r < item.num_tokens * layer.group_size) {
       const Token token = step.tokens[item.first_token + r / layer.group_size];
       const int head = group * layer.group_size + r % layer.group_size;
@@ -28,10 +29,46 @@ BH_INLINE void describe_rows(const LayerArgs& layer, const StepArgs& step, const
              token.first > item.first_seen ? token.first : item.first_seen,
              token.end < item.end_key ? token.end : item.end_key,
              layer.alibi_slopes ? layer.alibi_slopes[head] : 0,
-             (int64_t{token.query} * layer.num_heads + head) * layer.head_size,
+             token.query + int64_t{head} * layer.head_size * tensor_bytes(layer),
+             1,
              0};
     }
     rows[r] = row;
+  }
+}
+
+/// A weight of zero does not undo an infinite value or a NaN. Where not all rows of an item see a
+/// key kernels make such values zero, and call this once the results are written: it puts what the
+/// rows that see them get in their place. `cache` is of E.
+template <class T, class E, class Team = WholeBlock>
+BH_INLINE void write_unbounded(const LayerArgs& layer, const StepArgs& step, const AttendItem& item,
+                               int group, const QueryRow* rows, const Team& team = {}) {
+  const CacheView& cache = step.cache;
+  const int32_t* blocks = step.blocks + item.blocks;
+  team.synchronize();
+  for (int i = team.index(); i < item.num_tokens * layer.group_size * layer.head_size;
+       i += team.size()) {
+    const int dimension = i % layer.head_size;
+    const int r = i / layer.head_size;
+    float sum = 0;
+    for (int key = rows[r].first; key < rows[r].end; ++key) {
+      const char* values =
+          keys_of(cache, blocks[key / cache.block_size], group / layer.groups_per_kv_head) +
+          cache.half_bytes;
+      const float value = widen(*reinterpret_cast<const E*>(
+          values + half_offset(cache.row_bytes, cache.block_size, key % cache.block_size,
+                               dimension * int{sizeof(E)})));
+      if (!(fabsf(value) < infinity())) sum += value;
+    }
+    if (sum == 0) continue;
+    const Token token = step.tokens[item.first_token + r / layer.group_size];
+    const int head = group * layer.group_size + r % layer.group_size;
+    if (token.num_partials == 1) {
+      store_output<T, 1>(layer, token.output, head, dimension, 1, &sum);
+    } else {
+      const int64_t partial = int64_t{token.first_partial + item.piece} * layer.num_heads + head;
+      step.partial_sums[partial * layer.head_size + dimension] = sum;
+    }
   }
 }
 

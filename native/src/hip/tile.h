@@ -454,7 +454,22 @@ struct ValueTile {
     }
   }
 
-  /// Calls visit(i, rows) for every 16 dimensions of the result; see dimension().
+  /// Makes infinities and NaNs zero and tells whether this lane had some.
+  BH_INLINE bool drop_unbounded() {
+    uint32_t found = 0;
+#pragma unroll
+    for (int j = 0; j < kLaneKeys; ++j) {
+#pragma unroll
+      for (int w = 0; w < kWords; ++w) {
+        const uint32_t bits = unbounded_bits<E>(raw[j][w]);
+        found |= bits;
+        raw[j][w] &= ~bits;
+      }
+    }
+    return found != 0;
+  }
+
+  /// Calls visit(i, rows) for every 16 dimensions of the result; see for_each_result().
   template <class Visit>
   BH_INLINE void for_each(Visit&& visit) const {
     for_each_segment<kHead, kSegment>([&](auto begin, auto size) {
@@ -545,6 +560,40 @@ BH_INLINE void load_query(const T* row, Columns* columns) {
       }
     }
   });
+}
+
+/// Makes float16 of the bfloat16 columns of a query, whose part in each lane is `columns`:
+/// multiplied with the power of two that brings its largest number below 2^15, so that nothing of
+/// weight is lost. Returns the inverse of that power.
+template <int kCount>
+BH_INLINE float to_float16(Columns (&columns)[kCount]) {
+  uint32_t largest = 0;  // the bits of a magnitude, which are in its order
+#pragma unroll
+  for (const Columns& c : columns) {
+#pragma unroll
+    for (const uint32_t word : c.words) {
+      const uint32_t low = word & 0x7fffu, high = word >> 16 & 0x7fffu;
+      largest = low > largest ? low : largest;
+      largest = high > largest ? high : largest;
+    }
+  }
+#pragma unroll
+  for (int part = 1; part < kParts; part *= 2) {
+    const uint32_t other = shuffle_xor(largest, kParts == 4 && kRowLanes == 8 ? part : 16 * part);
+    largest = other > largest ? other : largest;
+  }
+  // An infinity or a NaN stays one; below 2^-100 there is nothing to gain.
+  const int exponent = static_cast<int>(largest >> 7);
+  const int shift = exponent == 255 || exponent < 27 ? 0 : 127 + 14 - exponent;
+  const float power = bits_to_float(static_cast<uint32_t>(127 + shift) << 23);
+#pragma unroll
+  for (Columns& c : columns) {
+#pragma unroll
+    for (uint32_t& word : c.words) {
+      word = pack<Float16>(widen_low<BFloat16>(word) * power, widen_high<BFloat16>(word) * power);
+    }
+  }
+  return bits_to_float(static_cast<uint32_t>(127 - shift) << 23);
 }
 
 }  // namespace broadhead::gpu

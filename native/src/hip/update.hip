@@ -54,11 +54,8 @@ BH_INLINE void rotate(const LayerArgs& layer, const T* head, int position, int d
 template <class T>
 class Tensor {
  public:
-  BH_INLINE Tensor(const LayerArgs& layer, const void* tensors, int64_t index, int heads,
-                   int position)
-      : layer_(layer),
-        tensor_(static_cast<const T*>(tensors) + index * heads * layer.head_size),
-        position_(position) {
+  BH_INLINE Tensor(const LayerArgs& layer, const char* tensor, int heads, int position)
+      : layer_(layer), tensor_(reinterpret_cast<const T*>(tensor)), position_(position) {
     if (layer.rotary_dim == 0) return;
     auto* shared = reinterpret_cast<T*>(shared_memory());
     __syncthreads();
@@ -136,8 +133,8 @@ struct Source {
   static constexpr int kElements = kChunk / int{sizeof(E)};
   T elements[kElements];
 
-  BH_INLINE void load(const void* tensors, int64_t element) {
-    const auto* from = reinterpret_cast<const char*>(static_cast<const T*>(tensors) + element);
+  BH_INLINE void load(const char* tensor, int element) {
+    const char* from = tensor + element * int{sizeof(T)};
     if constexpr (sizeof elements >= kChunk) {
 #pragma unroll
       for (int c = 0; c < int{sizeof elements} / kChunk; ++c) {
@@ -164,37 +161,39 @@ struct Source {
 };
 
 /// Without rotary embedding tokens are independent: a thread loads its chunk of some of them before
-/// it stores the first.
+/// it stores the first. Blocks of threads take runs of tokens, which mostly lie in one block of the
+/// cache: a thread's stores are to lines side by side.
 template <class T, class E>
 BH_INLINE void update_all(const LayerArgs& layer, const StepArgs& step) {
   constexpr int kAhead = 4;
   const int elements = layer.num_kv_heads * layer.head_size;
   const int blocks = static_cast<int>(gridDim.x);
-  const int count = step.num_update_tokens;
+  const int run = (step.num_update_tokens + blocks - 1) / blocks;
+  const int begin = static_cast<int>(blockIdx.x) * run;
+  const int end = begin + run < step.num_update_tokens ? begin + run : step.num_update_tokens;
   auto describe = [&](int first, UpdateToken* tokens) {
 #pragma unroll
     for (int a = 0; a < kAhead; ++a) {
-      const int i = first + a * blocks;
-      tokens[a] = step.update_tokens[i < count ? i : static_cast<int>(blockIdx.x)];
+      tokens[a] = step.update_tokens[first + a < end ? first + a : begin];
     }
   };
-  for (int e = static_cast<int>(threadIdx.x) * Place<E>::kElements;
-       e < elements && static_cast<int>(blockIdx.x) < count; e += kThreads * Place<E>::kElements) {
+  for (int e = static_cast<int>(threadIdx.x) * Place<E>::kElements; e < elements && begin < end;
+       e += kThreads * Place<E>::kElements) {
     const Place<E> place(step.cache, e);
     UpdateToken tokens[kAhead];
-    describe(static_cast<int>(blockIdx.x), tokens);
-    for (int first = static_cast<int>(blockIdx.x); first < count; first += kAhead * blocks) {
+    describe(begin, tokens);
+    for (int first = begin; first < end; first += kAhead) {
       Source<T, E> keys[kAhead], values[kAhead];
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
-        keys[a].load(step.source_key, int64_t{tokens[a].key} * elements + e);
-        values[a].load(step.source_value, int64_t{tokens[a].value} * elements + e);
+        keys[a].load(tokens[a].key, e);
+        values[a].load(tokens[a].value, e);
       }
       UpdateToken next[kAhead];
-      describe(first + kAhead * blocks, next);
+      describe(first + kAhead, next);
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
-        if (first + a * blocks < count) {
+        if (first + a < end) {
           place.store(tokens[a], false, keys[a].chunk(layer.k_scale));
           place.store(tokens[a], true, values[a].chunk(layer.v_scale));
         }
@@ -208,12 +207,12 @@ template <class T, class E>
 BH_INLINE void update_rotated(const LayerArgs& layer, const StepArgs& step,
                               const UpdateToken& token) {
   const int elements = layer.num_kv_heads * layer.head_size;
-  const Tensor<T> key(layer, step.source_key, token.key, layer.num_kv_heads, token.position);
+  const Tensor<T> key(layer, token.key, layer.num_kv_heads, token.position);
   constexpr int kElements = Place<E>::kElements;
   for (int e = static_cast<int>(threadIdx.x) * kElements; e < elements; e += kThreads * kElements) {
     const Place<E> place(step.cache, e);
     Source<T, E> value;
-    value.load(step.source_value, int64_t{token.value} * elements + e);
+    value.load(token.value, e);
     float numbers[kElements < kRun ? kRun : kElements];
     if constexpr (kElements < kRun) {
       // Half of a run: its first numbers are those of element e.
@@ -235,8 +234,8 @@ template <class T>
 BH_INLINE void prepare_query(const LayerArgs& layer, const StepArgs& step, int index) {
   const QueryToken& token = step.query_tokens[index];
   const int elements = layer.num_heads * layer.head_size;
-  const Tensor<T> query(layer, step.source_query, token.query, layer.num_heads, token.position);
-  T* to = static_cast<T*>(step.prepared_query) + int64_t{index} * elements;
+  const Tensor<T> query(layer, token.query, layer.num_heads, token.position);
+  T* to = reinterpret_cast<T*>(step.prepared_query) + int64_t{index} * elements;
   for (int e = static_cast<int>(threadIdx.x) * kRun; e < elements; e += kThreads * kRun) {
     float numbers[kRun];
     query.load(e, numbers);

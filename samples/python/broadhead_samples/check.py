@@ -66,6 +66,8 @@ class Reference:
         self.kv_cache = job.get("kv_cache") or {}
         self.layers = {layer["name"]: layer for layer in job["layers"]}
         self.caches = {}
+        self.progress = {}  # (layer, sequence) -> tokens, for managed block tables
+        self.ended = set()  # (layer, sequence) whose last row has come
         for name, layer in self.layers.items():
             target = layer.get("kv_sharing_target_layer_name")
             size = (self.kv_cache.get("block_size", 16), layer["num_kv_heads"], layer["head_size"])
@@ -86,6 +88,10 @@ class Reference:
         lists = {c: batch.column(c).to_pylist() for c in _INDEX_COLUMNS if c in names}
         lengths = batch.column("seq_len").to_pylist() if "seq_len" in names else [None] * rows
         ends = batch.column("end_of_sequence").to_pylist() if "end_of_sequence" in names else [False] * rows
+        parents = (
+            batch.column("parent_sequence_id").to_pylist() if "parent_sequence_id" in names else [None] * rows
+        )
+        before = dict(self.progress)
         results = []
         for r in range(rows):
             q, k, v = query[r], key[r], value[r]
@@ -100,10 +106,12 @@ class Reference:
                 self._append(layer, dtype, k, v, lists["slot_mapping"][r] or [])
                 k, v = self.caches[name].gather(lists["block_table"][r] or [], m)
             else:
-                k, v = self._managed(layer, dtype, ids[r], k, v)
+                if parents[r] is not None and (name, ids[r]) not in self.progress:
+                    self._fork(layer, ids[r], parents[r], before)
+                k, v = self._managed(layer, dtype, ids[r], len(q), k, v)
                 m = len(k)
                 if ends[r]:
-                    self.caches[name].sequences.pop(ids[r], None)
+                    self.ended.add((name, ids[r]))
             output, lse = attend(layer, q, k, v, m)
             results.append(ResultRow(ids[r], name if "layer" in names else "", output, lse, dtype, {}))
         return results
@@ -122,16 +130,37 @@ class Reference:
         if len(key) and not layer.get("kv_sharing_target_layer_name"):
             self.caches[layer["name"]].write(slots, *self._stored(layer, dtype, key, value))
 
-    def _managed(self, layer, dtype, sequence_id, key, value):
+    def _fork(self, layer, sequence_id, parent, before):
+        """Gives the child what its parent had before this batch in all layers that it had been to."""
+        kind = layer.get("attn_type", "decoder")
+        alike = [n for n, other in self.layers.items() if other.get("attn_type", "decoder") == kind]
+        length = min(before[n, parent] for n in alike if before.get((n, parent)))
+        key, value = self.caches[layer["name"]].sequences[parent]
+        if not layer.get("kv_sharing_target_layer_name"):
+            self.caches[layer["name"]].sequences[sequence_id] = (key[:length], value[:length])
+        self.progress[layer["name"], sequence_id] = length
+
+    def _managed(self, layer, dtype, sequence_id, num_queries, key, value):
         """Appends to the sequence's own key and value [m, num_kv_heads, head_size] and returns both."""
+        place = (layer["name"], sequence_id)
         sequences = self.caches[layer["name"]].sequences
+        shares = layer.get("kv_sharing_target_layer_name")
+        if place in self.ended:  # another sequence of the same id
+            self.ended.remove(place)
+            self.progress.pop(place, None)
+            if not shares:
+                sequences.pop(sequence_id, None)
         empty = np.zeros((0, layer["num_kv_heads"], layer["head_size"]))
         k, v = sequences.get(sequence_id, (empty, empty))
-        if len(key) and not layer.get("kv_sharing_target_layer_name"):
+        cross = layer.get("attn_type", "decoder") == "encoder_decoder"
+        new = max(num_queries, len(key)) if shares and not cross else len(key)
+        self.progress[place] = self.progress.get(place, 0) + new
+        if len(key) and not shares:
             new_k, new_v = self._stored(layer, dtype, key, value)
             k, v = np.concatenate([k, new_k]), np.concatenate([v, new_v])
             sequences[sequence_id] = (k, v)
-        return k, v
+        length = len(k) if cross else self.progress[place]
+        return k[:length], v[:length]
 
 
 def _tensors(batch, name, shape):

@@ -132,12 +132,21 @@ class StepBatchBuilder:
     =============== ======================================================================================
     query           [n_q, num_heads, head_size], floats or stored bits
     key, value      [n_k, num_kv_heads, head_size], or None: nothing to write
-    seq_len         int, tokens in the cache after this step's update
+    seq_len         int, tokens in the cache after this step's update; optional with managed block tables
     slot_mapping    [n_k] integers, block * block_size + offset, negative: skipped (external block tables)
     block_table     [>= ceil(seq_len / block_size)] integers (external block tables)
     position        [n_q] integers, [n_k] in a row without queries (layers with rope)
-    end_of_sequence bool (managed block tables)
     =============== ======================================================================================
+
+    Block tables are external with `slot_mapping` and `block_table`, and managed by the operator without. Then
+    these mean something too:
+
+    ================== ===================================================================================
+    end_of_sequence    bool, the sequence's last row in this layer
+    parent_sequence_id id of the sequence to fork from, in the first rows of the child; or None
+    token_ids          [n_k] integers: sequences whose ids begin alike share blocks
+    sequence_group     rows of one group go to one shard; default: each sequence by itself
+    ================== ===================================================================================
 
     Every other keyword argument of `add` becomes a column that passes through to the result.
     """
@@ -176,7 +185,7 @@ class StepBatchBuilder:
             arrays.append(array)
 
         ids = [row["sequence_id"] for row in self._rows]
-        id_type = pa.utf8() if ids and isinstance(ids[0], str) else pa.int64()
+        id_type = _id_type(ids)
         put(pa.field("sequence_id", id_type, nullable=False), pa.array(ids, id_type))
         if self.layer is not None:
             put(pa.field("layer", pa.utf8(), nullable=False), pa.array([self.layer] * len(ids), pa.utf8()))
@@ -184,7 +193,10 @@ class StepBatchBuilder:
             values = [row.get(name) for row in self._rows]
             if name == "sequence_id":
                 continue
-            if name in ("query", "key", "value"):
+            if name in ("parent_sequence_id", "sequence_group"):
+                array = pa.array(values, id_type if name == "parent_sequence_id" else _id_type(values))
+                put(pa.field(name, array.type), array)
+            elif name in ("query", "key", "value"):
                 shape = (num_heads if name == "query" else num_kv_heads, head_size)
                 if None in shape:
                     first = next((value for value in values if value is not None), None)
@@ -194,8 +206,9 @@ class StepBatchBuilder:
                 put(*tensor_list(values, shape, self.dtype, name))
             elif name == "seq_len":
                 put(pa.field(name, pa.int32(), nullable=False), pa.array(values, pa.int32()))
-            elif name in ("slot_mapping", "block_table", "position"):
-                put(*int_list(values, pa.int64() if name == "slot_mapping" else pa.int32(), name))
+            elif name in ("slot_mapping", "block_table", "position", "token_ids"):
+                wide = name in ("slot_mapping", "token_ids")
+                put(*int_list(values, pa.int64() if wide else pa.int32(), name))
             elif name == "end_of_sequence":
                 values = [bool(value) for value in values]
                 put(pa.field(name, pa.bool_(), nullable=False), pa.array(values))
@@ -203,6 +216,10 @@ class StepBatchBuilder:
                 array = pa.array(values)
                 put(pa.field(name, array.type), array)
         return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def _id_type(ids):
+    return pa.utf8() if any(isinstance(value, str) for value in ids) else pa.int64()
 
 
 def write_ipc(path, batches, kind="file", compression=None):
@@ -249,6 +266,36 @@ def demo_job(args, rng):
     return {"kv_cache": kv_cache, "layers": layers}
 
 
+class TokenSource:
+    """Token ids of the demo's sequences, whose prompts begin alike, and the keys and values they have."""
+
+    VOCABULARY = 50
+
+    def __init__(self, args, count, rng):
+        self.args, self.rng = args, rng
+        self.prefix = rng.integers(0, self.VOCABULARY, args.shared_prefix)
+        self.ids = [[] for _ in range(count)]
+        self.tables = {}
+
+    def fork(self, child, parent, length):
+        """The child begins with the parent's first `length` tokens."""
+        self.ids[child] = self.ids[parent][:length]
+
+    def extend(self, sequence, n):
+        """Adds `n` tokens: those of the common prefix first, then random ones."""
+        ids = self.ids[sequence]
+        for _ in range(n):
+            shared = len(ids) < len(self.prefix)
+            ids.append(int(self.prefix[len(ids)] if shared else self.rng.integers(0, self.VOCABULARY)))
+
+    def tensors(self, layer, sequence, start, n):
+        """Key and value [n, num_kv_heads, head_size] of tokens: a table's entries by id and layer."""
+        shape = (2, self.VOCABULARY, self.args.kv_heads, self.args.head_size)
+        if layer not in self.tables:
+            self.tables[layer] = self.rng.standard_normal(shape, np.float32)
+        return self.tables[layer][:, self.ids[sequence][start : start + n]]
+
+
 def demo_batches(args, job, rng):
     """Yields random step batches: prompts in chunks, then decode steps, mixed, one batch a step and layer.
 
@@ -257,22 +304,34 @@ def demo_batches(args, job, rng):
     kind, h, hkv, d = args.attn_type, args.heads, args.kv_heads, args.head_size
     external = kind in ("decoder", "encoder_decoder") and not args.managed
     blocks = BlockAllocator(args.num_blocks, args.block_size, seed=args.seed) if external else None
-    prompts = rng.integers(1, args.max_prompt + 1, args.sequences)
-    starts = rng.integers(0, max(1, args.steps // 2), args.sequences)
-    done = [0] * args.sequences
-    cross = [0] * args.sequences
-    names = [f"seq-{s}" if args.string_ids else 1000 + s for s in range(args.sequences)]
+    beams = args.beams if args.managed else 1
+    count = args.sequences * beams
+    prompts = np.tile(rng.integers(1, args.max_prompt + 1, args.sequences) + args.shared_prefix, beams)
+    starts = np.tile(rng.integers(0, max(1, args.steps // 2), args.sequences), beams)
+    done = [0] * count
+    cross = [0] * count
+    names = [f"seq-{s}" if args.string_ids else 1000 + s for s in range(count)]
+    tokens = TokenSource(args, count, rng) if args.managed and kind == "decoder" else None
     for step in range(args.steps):
         rows = []
-        for s in range(args.sequences):
+        forks = {}
+        for s in range(count):
             if step < starts[s]:
                 continue
+            parent = s % args.sequences
+            if s != parent and done[s] == 0:
+                if done[parent] <= prompts[parent] or parent in forks.values():
+                    continue
+                done[s], forks[s] = done[parent] - 1, parent  # what it had before this step
+                tokens.fork(s, parent, done[s])
             n = int(min(args.chunk, prompts[s] - done[s])) if done[s] < prompts[s] else 1
             n_k = n
             if kind == "encoder_decoder":
                 n_k = 0 if cross[s] else int(rng.integers(1, args.max_prompt + 1))
                 cross[s] += n_k
             slots = blocks.append(s, n_k) if external else None
+            if tokens:
+                tokens.extend(s, n)
             rows.append((s, n, n_k, done[s], slots))
             done[s] += n
         if not rows:
@@ -293,11 +352,20 @@ def demo_batches(args, job, rng):
                     columns["end_of_sequence"] = step == args.steps - 1
                 if "rope" in layer:
                     columns["position"] = np.arange(start, start + n)
+                key = rng.standard_normal((n_k, hkv, d), np.float32) if write else None
+                value = rng.standard_normal((n_k, hkv, d), np.float32) if write else None
+                if tokens:
+                    if beams > 1:
+                        columns["parent_sequence_id"] = names[forks[s]] if s in forks else None
+                        columns["sequence_group"] = s % args.sequences
+                    if args.shared_prefix and write:
+                        columns["token_ids"] = tokens.ids[s][start : start + n]
+                        key, value = tokens.tensors(layer["name"], s, start, n)
                 builder.add(
                     names[s],
                     query=rng.standard_normal((n, h, d), np.float32),
-                    key=rng.standard_normal((n_k, hkv, d), np.float32) if write else None,
-                    value=rng.standard_normal((n_k, hkv, d), np.float32) if write else None,
+                    key=key,
+                    value=value,
                     seq_len=length,
                     **columns,
                 )
@@ -361,6 +429,15 @@ def _parser():
     parser.add_argument("--format", choices=["file", "stream"], default="file")
     parser.add_argument("--compression", choices=["none", "lz4", "zstd"], default="none")
     parser.add_argument("--managed", action="store_true", help="leave block_table and slot_mapping out")
+    parser.add_argument(
+        "--beams", type=int, default=1, help="with --managed: each sequence is forked into so many"
+    )
+    parser.add_argument(
+        "--shared-prefix",
+        type=int,
+        default=0,
+        help="with --managed: prompts begin with so many common tokens, and token ids are sent",
+    )
     parser.add_argument("--string-ids", action="store_true", help="utf8 sequence ids instead of int64")
     layer = parser.add_argument_group("layer options (see the job file reference)")
     layer.add_argument(

@@ -23,6 +23,8 @@ FEATURES = [
     "--attn-type encoder_decoder --string-ids",
     "--format stream --compression zstd",
     "--managed --compression lz4",
+    "--managed --beams 2 --shared-prefix 20 --layers 3",
+    "--managed --share-kv --string-ids",
 ]
 
 

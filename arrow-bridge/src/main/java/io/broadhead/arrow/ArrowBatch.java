@@ -133,6 +133,36 @@ public final class ArrowBatch implements AutoCloseable {
     }
   }
 
+  /**
+   * The columns {@code columns} in that order, sharing their buffers; the caller closes what is
+   * returned.
+   */
+  public ArrowBatch select(int... columns) {
+    BatchSchema selected = schema.select(columns);
+    long[] selectedLengths = new long[selected.nodeCount()];
+    long[] selectedNulls = new long[selectedLengths.length];
+    ArrowBuf[] selectedBuffers = new ArrowBuf[selected.bufferCount()];
+    int node = 0;
+    int buffer = 0;
+    for (int column : columns) {
+      for (int i = schema.firstNode(column); i < schema.firstNode(column + 1); i++) {
+        selectedLengths[node] = lengths[i];
+        selectedNulls[node++] = nullCounts[i];
+      }
+      for (int i = schema.firstBuffer(column); i < schema.firstBuffer(column + 1); i++) {
+        selectedBuffers[buffer++] = retained(i);
+      }
+    }
+    return adopt(selected, rows, selectedLengths, selectedNulls, selectedBuffers, 0);
+  }
+
+  /** Buffer {@code index} with one more reference, which its taker releases. */
+  public ArrowBuf retained(int index) {
+    ArrowBuf buffer = liveBuffers()[index];
+    buffer.getReferenceManager().retain();
+    return buffer;
+  }
+
   /** The columns of {@code left} followed by those of {@code right}; both stay the caller's. */
   public static ArrowBatch join(BatchSchema joined, ArrowBatch left, ArrowBatch right) {
     if (left.rows != right.rows) {

@@ -80,7 +80,8 @@ public enum DType {
                         + label));
   }
 
-  static Optional<DType> find(String label) {
+  /** The type called {@code label}, if there is one. */
+  public static Optional<DType> find(String label) {
     return Arrays.stream(values()).filter(type -> type.label.equals(label)).findFirst();
   }
 

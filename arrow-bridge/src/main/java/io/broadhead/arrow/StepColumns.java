@@ -15,6 +15,9 @@ public final class StepColumns {
   public static final String BLOCK_TABLE = "block_table";
   public static final String POSITION = "position";
   public static final String END_OF_SEQUENCE = "end_of_sequence";
+  public static final String PARENT_SEQUENCE_ID = "parent_sequence_id";
+  public static final String TOKEN_IDS = "token_ids";
+  public static final String SEQUENCE_GROUP = "sequence_group";
 
   /** Result: attention output. */
   public static final String OUTPUT = "output";
@@ -34,7 +37,10 @@ public final class StepColumns {
           SLOT_MAPPING,
           BLOCK_TABLE,
           POSITION,
-          END_OF_SEQUENCE);
+          END_OF_SEQUENCE,
+          PARENT_SEQUENCE_ID,
+          TOKEN_IDS,
+          SEQUENCE_GROUP);
 
   private StepColumns() {}
 

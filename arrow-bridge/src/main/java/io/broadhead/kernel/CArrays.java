@@ -3,8 +3,6 @@ package io.broadhead.kernel;
 
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.BatchSchema;
-import java.util.ArrayList;
-import java.util.List;
 import org.apache.arrow.memory.ArrowBuf;
 import org.apache.arrow.memory.BufferAllocator;
 import org.apache.arrow.memory.util.MemoryUtil;
@@ -17,12 +15,13 @@ import org.apache.arrow.vector.types.pojo.Field;
  * frees all of it every time, with a JNI reference for each node.
  *
  * <p>The memory of the arrays stays with the batch, so the release callback only marks the
- * structures. Owned by a {@link StepBinding}.
+ * structures. Owned by a {@link StepPart}.
  */
 final class CArrays implements AutoCloseable {
   private static final int STRUCT = 80;
   private static final int LENGTH = 0;
   private static final int NULL_COUNT = 8;
+  private static final int OFFSET = 16;
   private static final int N_BUFFERS = 24;
   private static final int N_CHILDREN = 32;
   private static final int BUFFERS = 40;
@@ -36,36 +35,25 @@ final class CArrays implements AutoCloseable {
   private final long zeros;
   private final long root;
   private final long release;
-  private final int[] nodes;
-  private final int[] firstBuffers;
   private final int[] bufferCounts;
   private final boolean[] hasOffsets;
   private final long[] structs;
   private final long[] pointers;
 
   /**
-   * @param columns the columns of {@code schema} that become the children, in that order
+   * @param schema its columns become the children
    * @param release address of the callback for memory that the caller keeps
    */
-  CArrays(BufferAllocator allocator, BatchSchema schema, int[] columns, long release) {
+  CArrays(BufferAllocator allocator, BatchSchema schema, long release) {
     this.release = release;
-    List<Integer> selected = new ArrayList<>();
-    for (int column : columns) {
-      for (int node = schema.firstNode(column); node < schema.firstNode(column + 1); node++) {
-        selected.add(node);
-      }
-    }
-    int count = selected.size();
-    this.nodes = selected.stream().mapToInt(Integer::intValue).toArray();
-    this.firstBuffers = new int[count];
+    int count = schema.nodeCount();
     this.bufferCounts = new int[count];
     this.hasOffsets = new boolean[count];
     this.structs = new long[count];
     this.pointers = new long[count];
     int bufferPointers = 1;
     for (int i = 0; i < count; i++) {
-      firstBuffers[i] = schema.nodeBuffer(nodes[i]);
-      bufferCounts[i] = schema.nodeBufferCount(nodes[i]);
+      bufferCounts[i] = schema.nodeBufferCount(i);
       bufferPointers += bufferCounts[i];
     }
     long size = ZEROS + (long) STRUCT * (count + 1) + 8L * (bufferPointers + count);
@@ -80,12 +68,12 @@ final class CArrays implements AutoCloseable {
     MemoryUtil.putLong(root + N_BUFFERS, 1);
     MemoryUtil.putLong(root + BUFFERS, free);
     free += 8;
-    MemoryUtil.putLong(root + N_CHILDREN, columns.length);
+    MemoryUtil.putLong(root + N_CHILDREN, schema.columnCount());
     MemoryUtil.putLong(root + CHILDREN, free);
     long childPointer = free;
-    free += 8L * columns.length;
+    free += 8L * schema.columnCount();
     int next = 0;
-    for (int column : columns) {
+    for (int column = 0; column < schema.columnCount(); column++) {
       MemoryUtil.putLong(childPointer, structs[next]);
       childPointer += 8;
       Layout laidOut = layOut(schema.field(column), next, free);
@@ -125,37 +113,34 @@ final class CArrays implements AutoCloseable {
     return new Layout(next, free);
   }
 
-  /** Points the structures at {@code batch}, whose schema is the one they were laid out for. */
-  void point(ArrowBatch batch) {
-    begin(batch.numRows());
-    for (int i = 0; i < nodes.length; i++) {
-      long length = batch.nodeLength(nodes[i]);
-      long nullCount = batch.nullCount(nodes[i]);
-      header(i, length, nullCount);
-      long pointer = pointers[i];
-      int first = firstBuffers[i];
-      int count = bufferCounts[i];
-      if (count > 0) {
-        MemoryUtil.putLong(pointer, nullCount == 0 ? 0 : batch.bufferAddress(first));
-      }
-      for (int b = 1; b < count; b++) {
-        boolean emptyOffsets = length == 0 && b == 1 && hasOffsets[i];
-        MemoryUtil.putLong(pointer + 8L * b, emptyOffsets ? zeros : batch.bufferAddress(first + b));
-      }
-    }
-  }
-
-  /** Starts pointing the structures by hand: rows of the struct array, and its release. */
+  /** Starts pointing the structures: rows of the struct array, and its release. */
   void begin(long rows) {
     MemoryUtil.putLong(root + LENGTH, rows);
     MemoryUtil.putLong(root + RELEASE, release);
   }
 
-  /** Sets length, null count and release of node {@code i}. */
-  void header(int i, long length, long nullCount) {
+  /** Points node {@code i} at node {@code node} of {@code batch}, elements before its length. */
+  void point(int i, ArrowBatch batch, int node) {
+    long length = batch.nodeLength(node);
+    long nullCount = batch.nullCount(node);
+    header(i, length, nullCount, 0);
+    int first = batch.schema().nodeBuffer(node);
+    int count = bufferCounts[i];
+    if (count > 0) {
+      buffer(i, 0, nullCount == 0 ? 0 : batch.bufferAddress(first));
+    }
+    for (int b = 1; b < count; b++) {
+      boolean emptyOffsets = length == 0 && b == 1 && hasOffsets[i];
+      buffer(i, b, emptyOffsets ? zeros : batch.bufferAddress(first + b));
+    }
+  }
+
+  /** Sets length, null count, offset and release of node {@code i}. */
+  void header(int i, long length, long nullCount, long offset) {
     long struct = structs[i];
     MemoryUtil.putLong(struct + LENGTH, length);
     MemoryUtil.putLong(struct + NULL_COUNT, nullCount);
+    MemoryUtil.putLong(struct + OFFSET, offset);
     MemoryUtil.putLong(struct + RELEASE, release);
   }
 

@@ -22,7 +22,11 @@ public enum ErrorCode {
   /** Library and binding are of different versions: fail at load. */
   ABI_MISMATCH(9),
   /** A defect of the library: fail and report it. */
-  INTERNAL(10);
+  INTERNAL(10),
+  /** {@link KernelEngine#cancel} was called: end. */
+  CANCELLED(11),
+  /** What came before in a sequence is no longer cached: send it again, or refuse the row. */
+  SEQUENCE_LOST(12);
 
   private final int status;
 

@@ -8,9 +8,11 @@ import io.broadhead.nativelib.bh_backend_info;
 import io.broadhead.nativelib.bh_engine;
 import io.broadhead.nativelib.bh_engine_info;
 import io.broadhead.nativelib.bh_engine_options;
+import io.broadhead.nativelib.bh_error;
 import io.broadhead.nativelib.global.broadhead;
 import java.util.ArrayList;
 import java.util.List;
+import org.apache.arrow.memory.ArrowBuf;
 import org.bytedeco.javacpp.BytePointer;
 
 /**
@@ -112,6 +114,80 @@ public final class KernelEngine extends NativeHandle {
         drop();
       }
     };
+  }
+
+  /**
+   * Reads blocks of a cache of this engine once, whole and several at a time: as fast as a decode
+   * step over these blocks can be at best.
+   *
+   * @return nanoseconds
+   * @throws KernelException if the backend does not measure it, or a block is out of range
+   */
+  public long probeRead(KernelCache cache, int[] blocks) {
+    cache.enter();
+    try {
+      return probe(
+          (nanoseconds, error) ->
+              broadhead.bh_probe_read(
+                  handle, cache.handle(), blocks, blocks.length, nanoseconds, error));
+    } finally {
+      cache.exit();
+    }
+  }
+
+  /**
+   * Does {@code flops} float32 operations on registers, a fused multiply-add counting as two: as
+   * fast as a prefill step can be at best.
+   *
+   * @return nanoseconds
+   * @throws KernelException if the backend does not measure it
+   */
+  public long probeCompute(long flops) {
+    return probe(
+        (nanoseconds, error) -> broadhead.bh_probe_compute(handle, flops, nanoseconds, error));
+  }
+
+  /**
+   * Copies the bytes of {@code source} to {@code target}, which is as long: as fast as a cache
+   * update can be at best.
+   *
+   * @return nanoseconds
+   * @throws KernelException if the backend does not measure it
+   */
+  public long probeCopy(ArrowBuf source, ArrowBuf target) {
+    if (target.capacity() < source.capacity()) {
+      throw new IllegalArgumentException(
+          "target: expected a buffer of " + source.capacity() + " bytes, got " + target.capacity());
+    }
+    Address from = new Address(source.memoryAddress());
+    Address to = new Address(target.memoryAddress());
+    return probe(
+        (nanoseconds, error) ->
+            broadhead.bh_probe_copy(handle, from, to, source.capacity(), nanoseconds, error));
+  }
+
+  private interface Probe {
+    int run(long[] nanoseconds, bh_error error);
+  }
+
+  private long probe(Probe probe) {
+    long[] nanoseconds = new long[1];
+    enter();
+    try {
+      NativeErrors.check(error -> probe.run(nanoseconds, error));
+    } finally {
+      exit();
+    }
+    return nanoseconds[0];
+  }
+
+  /**
+   * Makes steps that are running on this engine, and all later ones, end with {@link
+   * ErrorCode#CANCELLED} as soon as they notice; its caches are good for nothing any more. May be
+   * called by any thread; does nothing on a closed engine.
+   */
+  public void cancel() {
+    tryUse(() -> broadhead.bh_engine_cancel(handle));
   }
 
   bh_engine handle() {

@@ -61,11 +61,26 @@ abstract class NativeHandle implements AutoCloseable {
     drop();
   }
 
+  /** Runs {@code call} beside other users of the handle, unless it was closed. */
+  final void tryUse(Runnable call) {
+    if (tryAcquire()) {
+      try {
+        call.run();
+      } finally {
+        drop();
+      }
+    }
+  }
+
   /** Keeps the native object until {@link #drop()}. */
   final void acquire() {
-    if (closed.get() || references.getAndUpdate(n -> n > 0 ? n + 1 : n) <= 0) {
+    if (!tryAcquire()) {
       throw new IllegalStateException(what + " was closed");
     }
+  }
+
+  private boolean tryAcquire() {
+    return !closed.get() && references.getAndUpdate(n -> n > 0 ? n + 1 : n) > 0;
   }
 
   final void drop() {

@@ -3,13 +3,12 @@ package io.broadhead.kernel;
 
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.BatchSchema;
-import io.broadhead.arrow.StepColumns;
 import io.broadhead.nativelib.bh_binding;
 import io.broadhead.nativelib.bh_error;
+import io.broadhead.nativelib.bh_step_part;
 import io.broadhead.nativelib.bh_step_stats;
 import io.broadhead.nativelib.global.broadhead;
 import java.lang.ref.Reference;
-import java.util.ArrayList;
 import java.util.List;
 import java.util.Optional;
 import org.apache.arrow.c.ArrowSchema;
@@ -20,16 +19,16 @@ import org.apache.arrow.memory.util.MemoryUtil;
 /**
  * A layer and the schema of its step batches, checked once; runs the steps.
  *
- * <p>A step is one native call. The batch's buffers go over as addresses in structures that were
- * laid out at construction, and the kernels write into buffers that Java allocated: no tensor byte
- * is copied in Java. Columns that pass through share the batch's buffers.
+ * <p>A step is one native call. The buffers of its batches go over as addresses in structures that
+ * were laid out at construction, and the kernels write into buffers that Java allocated: no tensor
+ * byte is copied in Java. Columns that pass through share the batch's buffers.
  *
  * <p>Its owner closes it. Used by one thread at a time, and no other binding of its layer or cache
  * may be used at the same time.
  */
 public final class StepBinding extends NativeHandle {
-  private static final int OUTPUT_NODE = 0;
-  private static final int LSE_NODE = 3;
+  /** Bytes of a {@code bh_step_part}. */
+  private static final int PART_BYTES = 16;
 
   private final bh_binding handle = new bh_binding();
   private final KernelLayer layer;
@@ -37,12 +36,22 @@ public final class StepBinding extends NativeHandle {
   private final BufferAllocator allocator;
   private final ResultColumns results;
 
-  private CArrays batchArrays;
-  private CArrays resultArrays;
+  private StepPart ownPart;
+  private ScratchMemory partStructs;
+  private bh_step_part parts;
   private bh_step_stats stats;
   private bh_error error;
   private long statsAddress;
   private StepStats lastStats;
+
+  /**
+   * Binds {@code layer} to batches of {@code schema} whose columns are all the producer's.
+   *
+   * @throws KernelException {@link ErrorCode#SCHEMA_MISMATCH} naming the column
+   */
+  public StepBinding(KernelLayer layer, BatchSchema schema, BufferAllocator allocator) {
+    this(layer, StepSchema.asSent(schema), allocator);
+  }
 
   /**
    * Binds {@code layer} to batches of {@code schema}. Structures and results are allocated from
@@ -50,22 +59,16 @@ public final class StepBinding extends NativeHandle {
    *
    * @throws KernelException {@link ErrorCode#SCHEMA_MISMATCH} naming the column
    */
-  public StepBinding(KernelLayer layer, BatchSchema schema, BufferAllocator allocator) {
+  public StepBinding(KernelLayer layer, StepSchema schema, BufferAllocator allocator) {
     super("binding of " + layer, layer);
     this.layer = layer;
-    this.schema = schema;
+    this.schema = schema.batches();
     this.allocator = allocator;
     try {
-      this.results = new ResultColumns(layer.config(), schema, allocator);
-      int[] exported = exportedColumns(schema);
-      bind(schema.select(exported));
-      this.batchArrays = new CArrays(allocator, schema, exported, broadhead.bh_borrowed_release());
-      this.resultArrays =
-          new CArrays(
-              allocator,
-              results.produced(),
-              results.returnLse() ? new int[] {0, 1} : new int[] {0},
-              broadhead.bh_borrowed_release());
+      this.results = new ResultColumns(layer.config(), schema.batches(), allocator);
+      bind(schema.columns());
+      this.ownPart = new StepPart(schema, results, allocator);
+      this.partStructs = new ScratchMemory(allocator);
       this.stats = new bh_step_stats();
       this.statsAddress = stats.address();
       this.error = new bh_error();
@@ -76,19 +79,9 @@ public final class StepBinding extends NativeHandle {
     }
   }
 
-  private static int[] exportedColumns(BatchSchema schema) {
-    List<Integer> columns = new ArrayList<>();
-    for (int i = 0; i < schema.columnCount(); i++) {
-      if (StepColumns.STEP.contains(schema.field(i).getName())) {
-        columns.add(i);
-      }
-    }
-    return columns.stream().mapToInt(Integer::intValue).toArray();
-  }
-
-  private void bind(BatchSchema exported) {
+  private void bind(BatchSchema columns) {
     try (ArrowSchema structure = ArrowSchema.allocateNew(allocator)) {
-      Data.exportSchema(allocator, exported.arrow(), null, structure);
+      Data.exportSchema(allocator, columns.arrow(), null, structure);
       long address = structure.memoryAddress();
       NativeErrors.check(
           failure -> broadhead.bh_binding_create(layer.handle(), address, handle, failure));
@@ -118,47 +111,40 @@ public final class StepBinding extends NativeHandle {
    * @throws KernelException if a row or the step is refused; then nothing was written
    */
   public ArrowBatch step(ArrowBatch batch) {
-    requireSchema(batch);
-    begin();
-    try {
-      return runStep(batch);
-    } finally {
-      end();
-      Reference.reachabilityFence(batch);
-    }
-  }
-
-  private ArrowBatch runStep(ArrowBatch batch) {
-    try (ResultColumns.Draft draft = results.draft(batch)) {
-      batchArrays.point(batch);
-      resultArrays.begin(draft.rows);
-      pointResult(
-          OUTPUT_NODE,
-          draft,
-          results.tensorElements(),
-          draft.offsetsAddress(),
-          draft.valuesAddress());
-      if (results.returnLse()) {
-        pointResult(
-            LSE_NODE, draft, results.numHeads(), draft.lseOffsetsAddress(), draft.lsesAddress());
-      }
-      int status =
-          broadhead.bh_step(handle, batchArrays.address(), resultArrays.address(), stats, error);
-      if (status != broadhead.BH_OK) {
-        throw NativeErrors.toException(status, error);
-      }
-      lastStats = readStats();
+    try (ResultDraft draft = results.draft(batch)) {
+      ownPart.pointAtRows(batch, 0, batch.numRows(), draft);
+      run(List.of(ownPart));
       return draft.finish(lastStats.bytesStaged());
     }
   }
 
-  private void pointResult(
-      int node, ResultColumns.Draft draft, int elements, long offsets, long values) {
-    resultArrays.header(node, draft.rows, 0);
-    resultArrays.buffer(node, 1, offsets);
-    resultArrays.header(node + 1, draft.tokens, 0);
-    resultArrays.header(node + 2, draft.tokens * elements, 0);
-    resultArrays.buffer(node + 2, 1, values);
+  /**
+   * Runs one step over all of {@code steps}, which were pointed at batches of this binding's
+   * columns. All keys and values are written before any row attends.
+   *
+   * @throws KernelException if a row or the step is refused, with the row counted over all parts;
+   *     then nothing was written
+   */
+  public void run(List<StepPart> steps) {
+    begin();
+    try {
+      long structs = partStructs.atLeast((long) PART_BYTES * steps.size(), 0);
+      if (parts == null || parts.address() != structs) {
+        parts = new bh_step_part(new Address(structs));
+      }
+      for (int i = 0; i < steps.size(); i++) {
+        MemoryUtil.putLong(structs + (long) PART_BYTES * i, steps.get(i).columnsAddress());
+        MemoryUtil.putLong(structs + (long) PART_BYTES * i + 8, steps.get(i).resultAddress());
+      }
+      int status = broadhead.bh_step_parts(handle, parts, steps.size(), stats, error);
+      if (status != broadhead.BH_OK) {
+        throw NativeErrors.toException(status, error);
+      }
+      lastStats = readStats();
+    } finally {
+      end();
+      steps.forEach(step -> Reference.reachabilityFence(step.batch()));
+    }
   }
 
   /**
@@ -168,11 +154,17 @@ public final class StepBinding extends NativeHandle {
    * @throws KernelException if something other than a row is wrong
    */
   public Optional<RowError> firstBadRow(ArrowBatch batch, long from) {
-    requireSchema(batch);
+    try (ResultDraft draft = results.draft(batch)) {
+      ownPart.pointAtRows(batch, 0, batch.numRows(), draft);
+      return firstBadRow(ownPart, from);
+    }
+  }
+
+  /** As above, for rows that {@code part} was pointed at; they are counted within the part. */
+  public Optional<RowError> firstBadRow(StepPart part, long from) {
     begin();
     try {
-      batchArrays.point(batch);
-      int status = broadhead.bh_check_rows(handle, batchArrays.address(), from, error);
+      int status = broadhead.bh_check_rows(handle, part.columnsAddress(), from, error);
       if (status == broadhead.BH_OK) {
         return Optional.empty();
       }
@@ -183,7 +175,7 @@ public final class StepBinding extends NativeHandle {
       return Optional.of(new RowError(failure.row(), failure.code(), failure.getMessage()));
     } finally {
       end();
-      Reference.reachabilityFence(batch);
+      Reference.reachabilityFence(part.batch());
     }
   }
 
@@ -204,16 +196,9 @@ public final class StepBinding extends NativeHandle {
         MemoryUtil.getLong(at + 48),
         MemoryUtil.getLong(at + 56),
         MemoryUtil.getLong(at + 64),
-        MemoryUtil.getLong(at + 72));
-  }
-
-  private void requireSchema(ArrowBatch batch) {
-    if (!batch.schema().equals(schema)) {
-      throw new KernelException(
-          ErrorCode.SCHEMA_MISMATCH,
-          -1,
-          "batch: expected schema " + schema + ", got " + batch.schema());
-    }
+        MemoryUtil.getLong(at + 72),
+        MemoryUtil.getLong(at + 80),
+        MemoryUtil.getLong(at + 88));
   }
 
   private void begin() {
@@ -247,7 +232,7 @@ public final class StepBinding extends NativeHandle {
     if (!handle.isNull()) {
       broadhead.bh_binding_destroy(handle);
     }
-    closeAll(batchArrays, resultArrays, stats, error);
+    closeAll(ownPart, partStructs, stats, error);
   }
 
   private static void closeAll(AutoCloseable... resources) {

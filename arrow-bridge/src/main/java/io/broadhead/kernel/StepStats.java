@@ -3,7 +3,7 @@ package io.broadhead.kernel;
 
 /**
  * What a step did. Addresses are those that the kernels read and wrote: equal to the addresses of
- * the batch's buffers unless bytes were staged.
+ * the batch's buffers unless bytes were staged or transferred.
  *
  * @param queryTokens queries attended
  * @param writtenTokens tokens whose key and value went to the cache
@@ -12,6 +12,10 @@ package io.broadhead.kernel;
  * @param queryAddress first query element, 0 without queries
  * @param keysSeen keys that query tokens see, summed over the tokens
  * @param keysRead keys that were read from memory for them
+ * @param kernelNanoseconds time in the kernels, without import, checks and planning; 0 where a
+ *     backend does not measure it
+ * @param bytesTransferred bytes of results that kernels wrote to memory of a GPU and that were
+ *     transferred whole
  */
 public record StepStats(
     long queryTokens,
@@ -23,4 +27,10 @@ public record StepStats(
     long valueAddress,
     long outputAddress,
     long keysSeen,
-    long keysRead) {}
+    long keysRead,
+    long kernelNanoseconds,
+    long bytesTransferred) {
+
+  /** A step that computed nothing. */
+  public static final StepStats NONE = new StepStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+}

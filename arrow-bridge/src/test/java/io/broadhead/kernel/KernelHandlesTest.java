@@ -44,6 +44,26 @@ class KernelHandlesTest {
   }
 
   @Test
+  void probesMeasureAndCheckTheirArguments(BufferAllocator allocator) {
+    try (KernelEngine engine = engine();
+        KernelCache cache = new KernelCache(engine, CACHE);
+        ArrowBuf source = allocator.buffer(4096);
+        ArrowBuf target = allocator.buffer(4096);
+        ArrowBuf small = allocator.buffer(64)) {
+      source.setOne(0, 4096);
+      assertThat(engine.probeRead(cache, new int[] {7, 0, 3})).isPositive();
+      assertThat(engine.probeCompute(1_000_000)).isPositive();
+      assertThat(engine.probeCopy(source, target)).isPositive();
+      assertThat(target.getByte(4095)).isEqualTo((byte) 0xff);
+      assertThatThrownBy(() -> engine.probeRead(cache, new int[] {8}))
+          .isInstanceOf(KernelException.class)
+          .hasMessageContaining("block is 8");
+      assertThatThrownBy(() -> engine.probeCopy(source, small))
+          .hasMessage("target: expected a buffer of 4096 bytes, got 64");
+    }
+  }
+
+  @Test
   void unknownBackendIsRefused() {
     assertThatThrownBy(() -> KernelEngine.open(new EngineConfig("abacus", 1, 0)))
         .isInstanceOfSatisfying(
@@ -191,7 +211,8 @@ class KernelHandlesTest {
     assertThat(ErrorCode.of(broadhead.BH_INVALID_ROW)).isEqualTo(ErrorCode.INVALID_ROW);
     assertThat(ErrorCode.of(broadhead.BH_INTERNAL)).isEqualTo(ErrorCode.INTERNAL);
     assertThat(ErrorCode.of(12345)).isEqualTo(ErrorCode.INTERNAL);
-    assertThat(ErrorCode.values()).hasSize(broadhead.BH_INTERNAL);
+    assertThat(ErrorCode.of(broadhead.BH_CANCELLED)).isEqualTo(ErrorCode.CANCELLED);
+    assertThat(ErrorCode.values()).hasSize(broadhead.BH_SEQUENCE_LOST);
     assertThat(DType.FLOAT32.code()).isEqualTo(broadhead.BH_FLOAT32);
     assertThat(DType.FLOAT16.code()).isEqualTo(broadhead.BH_FLOAT16);
     assertThat(DType.BFLOAT16.code()).isEqualTo(broadhead.BH_BFLOAT16);

@@ -84,6 +84,7 @@ class StepBindingTest {
       StepStats stats = binding.lastStats();
       assertThat(stats.queryTokens()).isEqualTo(3);
       assertThat(stats.writtenTokens()).isEqualTo(3);
+      assertThat(stats.kernelNanoseconds()).isPositive();
     }
   }
 

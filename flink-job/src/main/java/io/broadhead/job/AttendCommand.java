@@ -16,6 +16,7 @@ import java.nio.file.Path;
 import java.util.List;
 import org.apache.arrow.memory.BufferAllocator;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
 
 /**
@@ -77,6 +78,8 @@ final class AttendCommand extends EngineCommand {
               + " --refused. Default: ${DEFAULT-VALUE}.")
   BadRows onBadRow;
 
+  @Mixin BlockPoolOptions pool;
+
   @Option(
       names = "--refused",
       paramLabel = "FILE",
@@ -99,14 +102,17 @@ final class AttendCommand extends EngineCommand {
 
   @Override
   int executeOnEngine() throws Exception {
-    requireKnownBackend();
+    requireKnownBackend(backend);
     Failure.requireReadable(job, "--job");
     Failure.requireReadable(input, "--input");
     Job loaded = JobFile.load(job);
     long start = System.nanoTime();
     try (BufferAllocator allocator = Allocators.root();
         PagedAttention attention =
-            PagedAttention.open(loaded, new AttentionConfig(backend, threads, device), allocator);
+            PagedAttention.open(
+                loaded,
+                new AttentionConfig(backend, threads, device, pool.outOfBlocks),
+                allocator);
         ResultFiles results =
             ResultFiles.create(
                 output,
@@ -185,7 +191,7 @@ final class AttendCommand extends EngineCommand {
   }
 
   private Progress progress(BufferAllocator allocator) {
-    boolean shown = !quiet && Progress.onTerminal();
+    boolean shown = !quiet && StatusLine.onTerminal();
     return new Progress(
         err(), shown, shown ? InputSize.batches(input, allocator) : InputSize.UNKNOWN);
   }

@@ -1,10 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.job;
 
-import io.broadhead.kernel.BackendInfo;
-import io.broadhead.kernel.KernelEngine;
-import java.util.ArrayList;
-import java.util.List;
 import picocli.CommandLine.Option;
 
 /** The options of the commands that open a backend. */
@@ -42,13 +38,5 @@ abstract class EngineCommand extends ReportingCommand {
     requireOption(threads >= 0, "--threads", "0 or more", threads);
     requireOption(device >= -1, "--device", "0 or more, or -1", device);
     return executeOnEngine();
-  }
-
-  /** Refuses a backend name that this build does not know. */
-  final void requireKnownBackend() {
-    List<String> names = new ArrayList<>(List.of("auto"));
-    KernelEngine.backends().stream().map(BackendInfo::name).forEach(names::add);
-    requireOption(
-        names.contains(backend), "--backend", "one of " + String.join(", ", names), backend);
   }
 }

@@ -112,7 +112,7 @@ final class FlinkRun {
   // ---- on a cluster of its own ---------------------------------------------------------------
 
   private int executeHere() throws Exception {
-    options.requireKnownBackend();
+    options.requireKnownBackend(options.backend);
     Path input = localPath("--input", options.input);
     Path output = localPath("--output", options.output);
     Failure.requireReadable(input, "--input");
@@ -218,7 +218,7 @@ final class FlinkRun {
   }
 
   private Progress progress(Path input) {
-    boolean shown = !options.quiet && Progress.onTerminal();
+    boolean shown = !options.quiet && StatusLine.onTerminal();
     if (!shown || options.watch) {
       return new Progress(options.err(), shown, InputSize.UNKNOWN);
     }
@@ -297,6 +297,7 @@ final class FlinkRun {
     }
     configuration.set(PagedAttentionOptions.BACKEND, options.backend);
     configuration.set(PagedAttentionOptions.DEVICE, options.device);
+    configuration.set(PagedAttentionOptions.OUT_OF_BLOCKS, options.pool.outOfBlocks);
     configuration.set(
         PagedAttentionOptions.ON_BAD_ROW,
         options.onBadRow == BadRows.FAIL ? OnBadRow.FAIL : OnBadRow.SIDE_OUTPUT);
@@ -354,7 +355,9 @@ final class FlinkRun {
     try (BufferAllocator allocator = Allocators.root();
         PagedAttention attention =
             PagedAttention.open(
-                job, new AttentionConfig(options.backend, 1, options.device), allocator);
+                job,
+                new AttentionConfig(options.backend, 1, options.device, options.pool.outOfBlocks),
+                allocator);
         StepInput steps = StepInput.open(input, allocator)) {
       Problems problems = new Problems(attention);
       for (ArrowBatch batch = steps.next(); batch != null; batch = steps.next()) {

@@ -9,9 +9,9 @@ import picocli.CommandLine.Command;
 import picocli.CommandLine.IVersionProvider;
 
 /**
- * The command line: {@code attend}, {@code run}, {@code merge}, {@code inspect}, {@code compare}
- * and {@code doctor}. Exit codes: 0 everything was done, 1 the work failed, 2 the command line is
- * wrong.
+ * The command line: {@code attend}, {@code run}, {@code merge}, {@code inspect}, {@code compare},
+ * {@code bench} and {@code doctor}. Exit codes: 0 everything was done, 1 the work failed, 2 the
+ * command line is wrong.
  *
  * <p>It is also the main class of the cluster's job jar. Inside a Flink client or job manager it
  * never ends the JVM: it returns, or throws what went wrong.
@@ -28,6 +28,7 @@ import picocli.CommandLine.IVersionProvider;
       MergeCommand.class,
       InspectCommand.class,
       CompareCommand.class,
+      BenchCommand.class,
       DoctorCommand.class,
     },
     exitCodeListHeading = "%nExit codes:%n",

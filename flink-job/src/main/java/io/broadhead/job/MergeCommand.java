@@ -75,7 +75,7 @@ final class MergeCommand extends EngineCommand {
 
   @Override
   int executeOnEngine() throws Exception {
-    requireKnownBackend();
+    requireKnownBackend(backend);
     for (Path part : parts) {
       Failure.requireReadable(part, "PART");
       if (Files.exists(output) && Files.isSameFile(part, output)) {

@@ -30,7 +30,7 @@ final class Problems {
       return;
     }
     try {
-      for (RefusedRow row : attention.check(batch)) {
+      for (RefusedRow row : attention.rehearse(batch)) {
         found.add(origin + ", " + row);
       }
     } catch (InvalidBatchException | KernelException e) {

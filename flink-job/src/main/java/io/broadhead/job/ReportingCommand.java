@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.job;
 
+import io.broadhead.kernel.BackendInfo;
+import io.broadhead.kernel.KernelEngine;
 import java.io.PrintWriter;
+import java.util.ArrayList;
+import java.util.List;
 import java.util.concurrent.Callable;
 import picocli.CommandLine;
 import picocli.CommandLine.Model.CommandSpec;
@@ -28,7 +32,7 @@ abstract class ReportingCommand implements Callable<Integer> {
     } catch (ParameterException e) {
       throw e;
     } catch (Exception | OutOfMemoryError | LinkageError e) {
-      err().println("broadhead " + spec.name() + ": " + Failure.describe(e));
+      err().println(spec.qualifiedName() + ": " + Failure.describe(e));
       if (verbose) {
         e.printStackTrace(err());
       } else if (Failure.isUnexpected(e)) {
@@ -50,6 +54,14 @@ abstract class ReportingCommand implements Callable<Integer> {
     if (!holds) {
       throw usage(option + ": expected " + expected + ", got " + got);
     }
+  }
+
+  /** Refuses a backend name that this build does not know. */
+  final void requireKnownBackend(String backend) {
+    List<String> names = new ArrayList<>(List.of("auto"));
+    KernelEngine.backends().stream().map(BackendInfo::name).forEach(names::add);
+    requireOption(
+        names.contains(backend), "--backend", "one of " + String.join(", ", names), backend);
   }
 
   final ParameterException usage(String message) {

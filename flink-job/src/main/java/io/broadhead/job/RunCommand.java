@@ -9,6 +9,7 @@ import java.time.Duration;
 import java.util.LinkedHashMap;
 import java.util.Map;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
 
 /** {@code broadhead run}: the Flink job, on an embedded cluster or on the one it is given. */
@@ -104,6 +105,8 @@ final class RunCommand extends EngineCommand {
           "fail: a row that is wrong ends the job; side-output: it is left out and written to"
               + " --refused. Default: ${DEFAULT-VALUE}.")
   BadRows onBadRow;
+
+  @Mixin BlockPoolOptions pool;
 
   @Option(
       names = "--refused",

@@ -5,15 +5,23 @@ import java.io.Serializable;
 import java.util.Objects;
 
 /**
- * Where attention runs. Immutable.
+ * Where and how attention runs. Immutable.
  *
  * @param backend {@code auto}, or a backend's name
  * @param threads CPU threads of one step, the calling one included; 0: one per core
  * @param device device index for GPU backends; the CPU ignores it
+ * @param outOfBlocks what happens when the pool of managed block tables is full
  */
-public record AttentionConfig(String backend, int threads, int device) implements Serializable {
+public record AttentionConfig(String backend, int threads, int device, OutOfBlocks outOfBlocks)
+    implements Serializable {
   public AttentionConfig {
     Objects.requireNonNull(backend, "backend");
+    Objects.requireNonNull(outOfBlocks, "outOfBlocks");
+  }
+
+  /** As above; sequences are swapped when the pool is full. */
+  public AttentionConfig(String backend, int threads, int device) {
+    this(backend, threads, device, OutOfBlocks.SWAP);
   }
 
   /** The best backend that works here, with one thread per core. */

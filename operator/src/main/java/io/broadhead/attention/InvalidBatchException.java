@@ -20,7 +20,8 @@ public final class InvalidBatchException extends RuntimeException {
     this.row = row;
   }
 
-  InvalidBatchException(RefusedRow refused, Throwable cause) {
+  /** For a row that is not left out. */
+  public InvalidBatchException(RefusedRow refused, Throwable cause) {
     this(refused.code(), refused.row(), refused.toString(), cause);
   }
 

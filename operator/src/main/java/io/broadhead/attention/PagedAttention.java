@@ -2,44 +2,40 @@
 package io.broadhead.attention;
 
 import io.broadhead.arrow.ArrowBatch;
-import io.broadhead.arrow.BatchRows;
 import io.broadhead.arrow.BatchSchema;
 import io.broadhead.arrow.DType;
 import io.broadhead.arrow.StepColumns;
 import io.broadhead.arrow.TensorField;
-import io.broadhead.kernel.AttentionType;
-import io.broadhead.kernel.CacheConfig;
+import io.broadhead.attention.cache.CacheHeader;
+import io.broadhead.attention.cache.CacheShape;
+import io.broadhead.attention.cache.CacheStores;
+import io.broadhead.attention.cache.ExternalBlocks;
+import io.broadhead.attention.cache.KvCacheManager;
+import io.broadhead.attention.cache.RowRefusedException;
 import io.broadhead.kernel.EngineConfig;
 import io.broadhead.kernel.EngineInfo;
 import io.broadhead.kernel.ErrorCode;
 import io.broadhead.kernel.KernelCache;
 import io.broadhead.kernel.KernelEngine;
 import io.broadhead.kernel.KernelException;
-import io.broadhead.kernel.KernelLayer;
 import io.broadhead.kernel.LayerConfig;
 import io.broadhead.kernel.ResultColumns;
 import io.broadhead.kernel.ResultMerger;
-import io.broadhead.kernel.RopeConfig;
-import io.broadhead.kernel.RowError;
-import io.broadhead.kernel.StepBinding;
 import io.broadhead.kernel.StepStats;
 import java.util.ArrayList;
-import java.util.HashMap;
-import java.util.Iterator;
-import java.util.LinkedHashMap;
+import java.util.Comparator;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.function.Consumer;
 import java.util.function.Function;
-import java.util.stream.Collectors;
 import org.apache.arrow.memory.BufferAllocator;
 
 /**
  * Paged attention over step batches: the layers of a {@link Job}, their KV caches and the opened
  * backend. Usable by itself; the Flink operator is a shell around it.
  *
- * <p><b>Threads.</b> One thread at a time; it need not always be the same.
+ * <p><b>Threads.</b> One thread at a time, {@link #cancel} apart; it need not always be the same.
  *
  * <p><b>Ownership.</b> The caller owns the batches that it passes and the results that it gets, and
  * closes both. A result shares buffers with its batch, which therefore may be closed first. Results
@@ -47,68 +43,75 @@ import org.apache.arrow.memory.BufferAllocator;
  * and backend.
  *
  * <p><b>Caches.</b> A layer's cache is reserved at its first batch, and with {@code kv_cache_dtype:
- * auto} takes that batch's element type.
+ * auto} takes that batch's element type. Batches with {@code block_table} and {@code slot_mapping}
+ * say themselves where their tokens are; for those without, the blocks of each sequence are kept
+ * here. One job does the one or the other.
  */
 public final class PagedAttention implements AutoCloseable {
-  /** Schemas whose bindings are kept; a stream has one for each layer shape, or few. */
-  private static final int MAX_SCHEMAS = 64;
-
-  /** Element types that queries, keys and values may have. */
-  private static final List<DType> ELEMENT_TYPES =
-      List.of(DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16);
+  /** The shard of batches that nobody divides. */
+  private static final int ONLY_SHARD = 0;
 
   private final Job job;
-  private final Map<String, LayerSpec> layersByName;
   private final BufferAllocator allocator;
   private final KernelEngine engine;
-  private final Map<String, KernelCache> caches = new HashMap<>();
-  private final Map<RopeSpec, RopeConfig> ropes = new HashMap<>();
-  private final Map<LayerKey, KernelLayer> layers = new HashMap<>();
-  private final Map<BatchSchema, Bound> schemas = new LinkedHashMap<>(16, 0.75f, true);
-  private StepStats lastStep;
-  private long lastRowBytesCopied;
-  private long cacheBytes;
+  private final LayerSet layers;
+  private final BoundSchemas schemas;
+  private final CacheLayers cacheLayers;
+  private final PoolMemory memory;
+  private final CacheStores stores;
+  private final OutOfBlocks outOfBlocks;
+  private final StepRunner runner;
+  private final StepQueue direct;
 
-  private record LayerKey(String name, DType dtype) {}
+  /** Whether block tables are managed, once a batch said so. */
+  private Boolean managed;
 
-  /** The bindings of one schema. */
-  private static final class Bound implements AutoCloseable {
-    final StepBatchSchema schema;
-    final Map<String, StepBinding> bindings = new HashMap<>();
+  private KvCacheManager manager;
+  private ExternalBlocks external;
+  private long lastBytesCopied;
 
-    Bound(BatchSchema schema) {
-      this.schema = new StepBatchSchema(schema);
-    }
-
-    @Override
-    public void close() {
-      bindings.values().forEach(StepBinding::close);
-      bindings.clear();
-    }
-  }
-
-  private PagedAttention(Job job, KernelEngine engine, BufferAllocator allocator) {
+  private PagedAttention(
+      Job job,
+      AttentionConfig config,
+      KernelEngine engine,
+      BufferAllocator allocator,
+      CacheStores stores) {
     this.job = job;
-    this.layersByName =
-        job.layers().stream().collect(Collectors.toMap(LayerSpec::name, Function.identity()));
     this.engine = engine;
     this.allocator = allocator;
+    this.layers = new LayerSet(job, engine);
+    this.stores = stores;
+    this.outOfBlocks = config.outOfBlocks();
+    this.cacheLayers = CacheLayers.of(job);
+    this.schemas = new BoundSchemas(layers, cacheLayers.roles(), allocator);
+    this.memory = new PoolMemory(layers, cacheLayers.owners(), allocator);
+    this.runner = new StepRunner(outOfBlocks);
+    this.direct = new StepQueue(this, runner, 0);
   }
 
   /**
-   * Opens a backend for {@code job}.
+   * Opens a backend for {@code job}. Sequences that are swapped out go to the Java heap, and
+   * nothing is saved.
    *
    * @param allocator results are allocated from it; stays the caller's
    * @throws KernelException with the reason if the backend cannot be used, or cannot run a layer
    */
   public static PagedAttention open(Job job, AttentionConfig config, BufferAllocator allocator) {
+    return open(job, config, allocator, CacheStores.onHeap());
+  }
+
+  /**
+   * As above.
+   *
+   * @param stores where sequences go that are swapped out, and all of them with {@link #save}
+   */
+  public static PagedAttention open(
+      Job job, AttentionConfig config, BufferAllocator allocator, CacheStores stores) {
     KernelEngine engine =
         KernelEngine.open(new EngineConfig(config.backend(), config.threads(), config.device()));
     try {
-      PagedAttention attention = new PagedAttention(job, engine, allocator);
-      for (LayerSpec layer : job.layers()) {
-        attention.requireSupport(layer);
-      }
+      PagedAttention attention = new PagedAttention(job, config, engine, allocator, stores);
+      job.layers().forEach(attention.layers::requireSupport);
       return attention;
     } catch (RuntimeException e) {
       engine.close();
@@ -116,51 +119,22 @@ public final class PagedAttention implements AutoCloseable {
     }
   }
 
-  /** Fails if no element type that a batch may have will do. */
-  private void requireSupport(LayerSpec layer) {
-    KernelException reason = null;
-    for (DType dtype : ELEMENT_TYPES) {
-      DType cacheDtype =
-          layer.attnType().cached() ? layer.kvCacheDtype().dtype().orElse(dtype) : null;
-      Optional<KernelException> unsupported =
-          KernelLayer.unsupported(
-              engine, config(layer, dtype), cacheDtype, job.kvCache().blockSize());
-      if (unsupported.isEmpty()) {
-        return;
-      }
-      reason = unsupported.get();
-    }
-    throw new KernelException(
-        reason.code(),
-        -1,
-        "layer '"
-            + layer.name()
-            + "' on backend "
-            + engine.info().backend()
-            + ": "
-            + reason.getMessage());
-  }
+  // ---- steps ---------------------------------------------------------------------------------
 
   /**
    * One attention step: appends the batch's keys and values to the cache of its layer, attends, and
-   * returns the result batch, row for row. On any error the cache is as it was before.
+   * returns the result batch, row for row. On any error the cache is as it was before, unless the
+   * pool of managed block tables is too small for the batch, so that it takes several steps.
    *
    * @throws InvalidBatchException if the batch or one of its rows is wrong
    * @throws KernelException if memory or the device fails
    */
   public ArrowBatch step(ArrowBatch batch) {
-    Bound bound = bound(batch);
-    requireSequenceIds(batch, bound.schema);
-    LayerSpec layer = layerOf(batch, bound.schema);
-    try {
-      StepBinding binding = binding(bound, layer, batch.schema());
-      ArrowBatch result = binding.step(batch);
-      lastStep = binding.lastStats();
-      lastRowBytesCopied = 0;
-      return result;
-    } catch (KernelException e) {
-      throw named(e, layer, batch, bound.schema);
-    }
+    return step(
+        batch,
+        row -> {
+          throw new InvalidBatchException(row, null);
+        });
   }
 
   /**
@@ -168,24 +142,302 @@ public final class PagedAttention implements AutoCloseable {
    * out; the result has the others in their order, and may have none.
    */
   public ArrowBatch step(ArrowBatch batch, Consumer<RefusedRow> refused) {
+    Outcome outcome = new Outcome(refused);
+    long staged = 0;
     try {
-      return step(batch);
-    } catch (InvalidBatchException e) {
-      if (e.code() != ErrorCode.INVALID_ROW) {
-        throw e;
+      direct.add(batch, ONLY_SHARD, outcome);
+      while (!direct.isEmpty()) {
+        staged += direct.step().stats().bytesStaged();
       }
-      List<RefusedRow> bad = check(batch);
-      if (bad.isEmpty()) {
-        throw e;
+    } finally {
+      direct.close();
+    }
+    schemas.trim();
+    lastBytesCopied = outcome.result.bytesCopied() + staged;
+    return outcome.result;
+  }
+
+  /** What becomes of the batch of one call. */
+  private static final class Outcome implements StepHandler {
+    private final Consumer<RefusedRow> refused;
+    private ArrowBatch result;
+
+    Outcome(Consumer<RefusedRow> refused) {
+      this.refused = refused;
+    }
+
+    @Override
+    public void refused(RefusedRow row) {
+      refused.accept(row);
+    }
+
+    @Override
+    public void done(ArrowBatch computed) {
+      result = computed;
+    }
+  }
+
+  /**
+   * A queue that joins batches to steps of up to {@code maxTokens} new tokens, and divides rows
+   * that have more; 0: each batch is a step by itself. The caller closes it before this.
+   */
+  public StepQueue queue(int maxTokens) {
+    return new StepQueue(this, runner, maxTokens);
+  }
+
+  /**
+   * Finds every row that a step would refuse, in row order; computes nothing.
+   *
+   * @throws InvalidBatchException if the schema is wrong
+   */
+  public List<RefusedRow> check(ArrowBatch batch) {
+    return refusedOf(
+        batch,
+        pending -> {
+          while (!pending.isDone() && !runner.check(StepSelector.all(pending))) {
+            continue;
+          }
+        });
+  }
+
+  /**
+   * As {@link #check}, and then counts the rows that are right as computed: so a series of batches
+   * can be checked whose managed block tables depend on one another.
+   */
+  public List<RefusedRow> rehearse(ArrowBatch batch) {
+    return refusedOf(
+        batch,
+        pending -> {
+          while (!pending.isDone()) {
+            runner.rehearse(StepSelector.all(pending));
+          }
+        });
+  }
+
+  private List<RefusedRow> refusedOf(ArrowBatch batch, Consumer<PendingBatch> rehearsal) {
+    List<RefusedRow> refused = new ArrayList<>();
+    try (PendingBatch pending = pend(batch, ONLY_SHARD, new Outcome(refused::add))) {
+      rehearsal.accept(pending);
+    }
+    schemas.trim();
+    refused.sort(Comparator.comparingLong(RefusedRow::row));
+    return refused;
+  }
+
+  // ---- admission -----------------------------------------------------------------------------
+
+  /**
+   * Takes a batch on: finds its layer, and refuses rows that are of no sequence or another layer.
+   */
+  PendingBatch pend(ArrowBatch batch, int shard, StepHandler handler) {
+    StepBatchSchema schema = schemas.of(batch.schema());
+    LayerSpec layer = layerOf(batch, schema);
+    PendingBatch pending;
+    try {
+      BoundLayer bound = schemas.of(batch.schema(), layer);
+      requireOneMode(bound);
+      pending = new PendingBatch(batch, bound, shard, handler);
+    } catch (KernelException e) {
+      throw StepRunner.named(e, layer);
+    }
+    boolean admitted = false;
+    try {
+      if (schema.firstNullSequence(batch, 0) >= 0
+          || schema.hasLayer() && batch.numRows() > 0 && !isOfOneLayer(batch, schema)) {
+        refuseMisplaced(pending, layer);
       }
-      try (ArrowBatch rest = BatchRows.take(batch, without(bad, batch.numRows()), allocator)) {
-        ArrowBatch result = step(rest);
-        lastRowBytesCopied = rest.bytesCopied();
-        bad.forEach(refused);
-        return result;
+      admitted = true;
+      return pending;
+    } finally {
+      if (!admitted) {
+        pending.close();
       }
     }
   }
+
+  /** The layer of the first row that names one of the job, or the one that the queries fit. */
+  private LayerSpec layerOf(ArrowBatch batch, StepBatchSchema schema) {
+    if (!schema.hasLayer()) {
+      return onlyLayer();
+    }
+    for (int row = 0; row < batch.numRows(); row++) {
+      Optional<LayerSpec> layer = layers.find(schema.layer(batch, row));
+      if (layer.isPresent()) {
+        return layer.get();
+      }
+    }
+    return layerByQuery(batch.schema());
+  }
+
+  private boolean isOfOneLayer(ArrowBatch batch, StepBatchSchema schema) {
+    return layers.find(schema.layer(batch, 0)).isPresent() && schema.firstOtherLayer(batch) < 0;
+  }
+
+  private void refuseMisplaced(PendingBatch pending, LayerSpec layer) {
+    StepBatchSchema schema = pending.layer().batchSchema();
+    ArrowBatch batch = pending.batch();
+    for (int row = 0; row < batch.numRows(); row++) {
+      String name = schema.hasLayer() ? schema.layer(batch, row) : layer.name();
+      if (schema.firstNullSequence(batch, row) == row) {
+        String message = StepBatchSchema.NULL_SEQUENCE;
+        pending.refuse(row, schema.hasLayer() ? name : "", ErrorCode.INVALID_ROW, message);
+      } else if (!name.equals(layer.name())) {
+        String message = misplacedMessage(layers.find(name), layer, name);
+        pending.refuse(row, name, ErrorCode.INVALID_ROW, message);
+      }
+    }
+  }
+
+  private String misplacedMessage(Optional<LayerSpec> rowLayer, LayerSpec layer, String got) {
+    String quoted = got.isEmpty() ? "null" : "'" + got + "'";
+    if (rowLayer.isEmpty()) {
+      return "column layer: expected " + layers.names() + ", got " + quoted;
+    }
+    return "column layer: expected the same layer in every row, '"
+        + layer.name()
+        + "', got "
+        + quoted;
+  }
+
+  private LayerSpec onlyLayer() {
+    if (job.layers().size() != 1) {
+      throw new InvalidBatchException(
+          ErrorCode.SCHEMA_MISMATCH,
+          -1,
+          "column layer: expected it, because the job has "
+              + job.layers().size()
+              + " layers, got no such column",
+          null);
+    }
+    return job.layers().get(0);
+  }
+
+  /** A batch without rows names no layer: its result has the shape of the first that fits. */
+  private LayerSpec layerByQuery(BatchSchema schema) {
+    int query = schema.index(StepColumns.QUERY);
+    Optional<TensorField> tensors =
+        query < 0 ? Optional.empty() : TensorField.of(schema.field(query));
+    return job.layers().stream()
+        .filter(l -> tensors.stream().anyMatch(t -> t.elements() == l.numHeads() * l.headSize()))
+        .findFirst()
+        .orElse(job.layers().get(0));
+  }
+
+  /** Blocks that a producer hands out and those that are handed out here would be the same. */
+  private void requireOneMode(BoundLayer bound) {
+    if (!bound.spec().attnType().cached()) {
+      return;
+    }
+    if (managed == null) {
+      begin(bound.isManaged());
+    }
+    if (managed != bound.isManaged()) {
+      throw new KernelException(
+          ErrorCode.SCHEMA_MISMATCH,
+          -1,
+          managed
+              ? "columns block_table and slot_mapping: expected neither, as in the batches before,"
+                  + " whose block tables are managed"
+              : "columns block_table and slot_mapping: expected them, as in the batches before, got"
+                  + " neither");
+    }
+  }
+
+  private void begin(boolean isManaged) {
+    CacheShape shape = cacheLayers.shape(job.kvCache());
+    if (isManaged) {
+      manager = new KvCacheManager(shape, memory, stores, outOfBlocks == OutOfBlocks.SWAP);
+      runner.manage(manager);
+    } else if (stores.savesContents()) {
+      external = new ExternalBlocks(shape, memory, stores.parts(), stores.records());
+      runner.observe(external);
+    } else if (stores.savesAnything()) {
+      throw new KernelException(
+          ErrorCode.SCHEMA_MISMATCH,
+          -1,
+          "columns block_table and slot_mapping: expected neither, because only metadata is saved,"
+              + " and nobody but the producer knows the sequences of these tables; save all or"
+              + " nothing");
+    }
+    managed = isManaged;
+  }
+
+  /** Whether a row of {@code pending} would fork a sequence. */
+  boolean forks(PendingBatch pending) {
+    BoundLayer layer = pending.layer();
+    if (!layer.isManaged() || !pending.rows().mayFork()) {
+      return false;
+    }
+    for (int row = pending.nextOpen(0); row >= 0; row = pending.nextOpen(row + 1)) {
+      try {
+        int tokens = pending.rows().tokens(row);
+        if (manager.forks(pending.shard(), pending.rows().request(row, 0, tokens, layer.role()))) {
+          return true;
+        }
+      } catch (RowRefusedException e) {
+        // Refused for it when its turn comes.
+        continue;
+      }
+    }
+    return false;
+  }
+
+  // ---- saving --------------------------------------------------------------------------------
+
+  /** What {@link #save} saves a cache of; empty before the first batch of a layer with a cache. */
+  public Optional<CacheHeader> header(int shards) {
+    return Optional.ofNullable(managed).map(isManaged -> header(isManaged, shards));
+  }
+
+  private CacheHeader header(boolean isManaged, int shards) {
+    return cacheLayers.header(isManaged, stores.savesContents(), shards, job.kvCache(), layers);
+  }
+
+  /** Saves what changed in the caches since the last time. No batch may be pending. */
+  public void save() {
+    if (manager != null) {
+      manager.save();
+    }
+    if (external != null) {
+      external.save();
+    }
+  }
+
+  /**
+   * Restores a shard, before the first batch. Sequences whose keys and values were not saved are
+   * lost: their rows are refused until they come again.
+   *
+   * @param header what was saved
+   * @param shards that sequences are divided into now
+   * @param sequences records of sequences
+   * @param blocks records of blocks
+   * @throws IllegalStateException naming the key in which the job differs from the one that was
+   *     saved
+   */
+  public void restore(
+      CacheHeader header,
+      int shards,
+      int shard,
+      Iterable<Map.Entry<String, byte[]>> sequences,
+      Iterable<Map.Entry<Long, byte[]>> blocks) {
+    header.requireFits(header(header.managed(), shards));
+    for (CacheHeader.Layer layer : header.layers()) {
+      if (!layer.dtype().isEmpty()) {
+        layers.reserve(layers.find(layer.name()).orElseThrow(), layer.dtype());
+      }
+    }
+    if (managed == null) {
+      begin(header.managed());
+    }
+    if (manager != null) {
+      manager.restore(shard, sequences, blocks);
+    }
+    if (external != null) {
+      blocks.forEach(block -> external.restore(shard, block.getKey(), block.getValue()));
+    }
+  }
+
+  // ---- beside steps --------------------------------------------------------------------------
 
   /**
    * A profile run: the result that {@code batch} would have if no query saw a key, zeros and -inf
@@ -202,7 +454,7 @@ public final class PagedAttention implements AutoCloseable {
         query < 0 ? Optional.empty() : TensorField.of(batch.schema().field(query));
     boolean fits =
         tensors
-            .filter(t -> ELEMENT_TYPES.contains(t.dtype()))
+            .filter(t -> LayerSet.ELEMENT_TYPES.contains(t.dtype()))
             .filter(t -> t.elements() == layer.numHeads() * layer.headSize())
             .filter(t -> !t.canonical() || t.shape().get(0) == layer.numHeads())
             .isPresent();
@@ -221,11 +473,10 @@ public final class PagedAttention implements AutoCloseable {
           null);
     }
     try {
-      return new ResultColumns(config(layer, tensors.get().dtype()), batch.schema(), allocator)
-          .zeros(batch);
+      LayerConfig config = layers.config(layer, tensors.get().dtype());
+      return new ResultColumns(config, batch.schema(), allocator).zeros(batch);
     } catch (KernelException e) {
-      throw new InvalidBatchException(
-          e.code(), e.row(), "layer '" + layer.name() + "': " + e.getMessage(), e);
+      throw StepRunner.named(e, layer);
     }
   }
 
@@ -237,7 +488,8 @@ public final class PagedAttention implements AutoCloseable {
       return layerByQuery(batch.schema());
     }
     String name = StepBatchSchema.layerOf(batch);
-    return layer(name)
+    return layers
+        .find(name)
         .orElseThrow(
             () ->
                 new InvalidBatchException(
@@ -314,7 +566,7 @@ public final class PagedAttention implements AutoCloseable {
             ? null
             : TensorField.ofTensor(contents.schema().field(key))
                 .map(TensorField::dtype)
-                .filter(ELEMENT_TYPES::contains)
+                .filter(LayerSet.ELEMENT_TYPES::contains)
                 .orElse(null);
     withCache(
         layer,
@@ -331,23 +583,24 @@ public final class PagedAttention implements AutoCloseable {
    * @param dtype what a cache with kv_cache_dtype auto becomes if there is none yet, or null
    */
   private <T> T withCache(String name, DType dtype, Function<KernelCache, T> use) {
-    LayerSpec layer = layer(name).orElseThrow(() -> badArgument(name, "expected " + layerNames()));
+    LayerSpec layer =
+        layers.find(name).orElseThrow(() -> badArgument(name, "expected " + layers.names()));
     if (!layer.attnType().cached()) {
       throw badArgument(
           name, "expected a layer with a KV cache, got one of type " + layer.attnType().label());
     }
-    LayerSpec owner = job.cacheOwner(layer);
-    KernelCache cache = caches.get(owner.name());
     try {
+      KernelCache cache = layers.cache(layer).orElse(null);
       if (cache == null) {
-        Optional<DType> stored = owner.kvCacheDtype().dtype().or(() -> Optional.ofNullable(dtype));
+        Optional<DType> stored =
+            job.cacheOwner(layer).kvCacheDtype().dtype().or(() -> Optional.ofNullable(dtype));
         if (stored.isEmpty()) {
           throw badArgument(
               name,
               "its cache does not exist before the layer's first batch, which settles kv_cache_dtype"
                   + " auto; set kv_cache_dtype to reserve it at once");
         }
-        cache = cache(owner, stored.get());
+        cache = layers.cache(layer, stored.get());
       }
       return use.apply(cache);
     } catch (KernelException e) {
@@ -361,314 +614,6 @@ public final class PagedAttention implements AutoCloseable {
 
   private static KernelException badArgument(String layer, String message) {
     return new KernelException(ErrorCode.INVALID_ARGUMENT, -1, "layer '" + layer + "': " + message);
-  }
-
-  private String layerNames() {
-    return job.layers().stream().map(LayerSpec::name).collect(Collectors.joining("', '", "'", "'"));
-  }
-
-  private static int[] without(List<RefusedRow> bad, int rows) {
-    int[] good = new int[rows - bad.size()];
-    Iterator<RefusedRow> next = bad.iterator();
-    long skip = next.next().row();
-    for (int row = 0, kept = 0; row < rows; row++) {
-      if (row == skip) {
-        skip = next.hasNext() ? next.next().row() : -1;
-      } else {
-        good[kept++] = row;
-      }
-    }
-    return good;
-  }
-
-  /**
-   * Finds every row that a step would refuse, in row order; computes nothing.
-   *
-   * @throws InvalidBatchException if the schema is wrong
-   */
-  public List<RefusedRow> check(ArrowBatch batch) {
-    Bound bound = bound(batch);
-    List<RefusedRow> refused = new ArrayList<>();
-    Optional<LayerSpec> layer = Optional.empty();
-    boolean[] misplaced = new boolean[batch.numRows()];
-    long nullSequence = bound.schema.firstNullSequence(batch, 0);
-    for (int row = 0; row < batch.numRows(); row++) {
-      Optional<LayerSpec> rowLayer =
-          bound.schema.hasLayer()
-              ? layer(bound.schema.layer(batch, row))
-              : Optional.of(onlyLayer());
-      if (layer.isEmpty()) {
-        layer = rowLayer;
-      }
-      String message = null;
-      String got = bound.schema.hasLayer() ? bound.schema.layer(batch, row) : "";
-      if (row == nullSequence) {
-        message = StepBatchSchema.NULL_SEQUENCE;
-        nullSequence = bound.schema.firstNullSequence(batch, row + 1);
-      } else if (rowLayer.isEmpty() || rowLayer.get() != layer.get()) {
-        message = misplacedMessage(rowLayer, layer.orElse(null), got);
-      }
-      if (message != null) {
-        misplaced[row] = true;
-        refused.add(refuse(batch, bound.schema, row, got, message));
-      }
-    }
-    layer.ifPresent(spec -> addBadRows(batch, bound, spec, misplaced, refused));
-    refused.sort((a, b) -> Long.compare(a.row(), b.row()));
-    return refused;
-  }
-
-  private void addBadRows(
-      ArrowBatch batch,
-      Bound bound,
-      LayerSpec layer,
-      boolean[] misplaced,
-      List<RefusedRow> refused) {
-    try {
-      StepBinding binding = binding(bound, layer, batch.schema());
-      Optional<RowError> bad = binding.firstBadRow(batch, 0);
-      while (bad.isPresent()) {
-        RowError error = bad.get();
-        if (!misplaced[(int) error.row()]) {
-          refused.add(
-              new RefusedRow(
-                  error.code(),
-                  layer.name(),
-                  bound.schema.sequenceId(batch, error.row()),
-                  error.row(),
-                  error.message()));
-        }
-        long next = error.row() + 1;
-        bad = next < batch.numRows() ? binding.firstBadRow(batch, next) : Optional.empty();
-      }
-    } catch (KernelException e) {
-      throw named(e, layer, batch, bound.schema);
-    }
-  }
-
-  private static RefusedRow refuse(
-      ArrowBatch batch, StepBatchSchema schema, long row, String layer, String message) {
-    return new RefusedRow(
-        ErrorCode.INVALID_ROW, layer, schema.sequenceId(batch, row), row, message);
-  }
-
-  private String misplacedMessage(Optional<LayerSpec> rowLayer, LayerSpec layer, String got) {
-    String quoted = got.isEmpty() ? "null" : "'" + got + "'";
-    if (rowLayer.isEmpty()) {
-      return "column layer: expected " + layerNames() + ", got " + quoted;
-    }
-    return "column layer: expected the same layer in every row, '"
-        + layer.name()
-        + "', got "
-        + quoted;
-  }
-
-  private static void requireSequenceIds(ArrowBatch batch, StepBatchSchema schema) {
-    long row = schema.firstNullSequence(batch, 0);
-    if (row >= 0) {
-      String layer = schema.hasLayer() ? schema.layer(batch, row) : "";
-      throw new InvalidBatchException(
-          refuse(batch, schema, row, layer, StepBatchSchema.NULL_SEQUENCE), null);
-    }
-  }
-
-  /** The layer of a batch whose rows all say the same, or the error of the first that does not. */
-  private LayerSpec layerOf(ArrowBatch batch, StepBatchSchema schema) {
-    if (!schema.hasLayer()) {
-      return onlyLayer();
-    }
-    if (batch.numRows() == 0) {
-      return layerByQuery(batch.schema());
-    }
-    String name = schema.layer(batch, 0);
-    Optional<LayerSpec> layer = layer(name);
-    long other = layer.isEmpty() ? 0 : schema.firstOtherLayer(batch);
-    if (other < 0) {
-      return layer.get();
-    }
-    String got = schema.layer(batch, other);
-    throw new InvalidBatchException(
-        refuse(batch, schema, other, got, misplacedMessage(layer(got), layer.orElse(null), got)),
-        null);
-  }
-
-  private Optional<LayerSpec> layer(String name) {
-    return Optional.ofNullable(layersByName.get(name));
-  }
-
-  private LayerSpec onlyLayer() {
-    if (job.layers().size() != 1) {
-      throw new InvalidBatchException(
-          ErrorCode.SCHEMA_MISMATCH,
-          -1,
-          "column layer: expected it, because the job has "
-              + job.layers().size()
-              + " layers, got no such column",
-          null);
-    }
-    return job.layers().get(0);
-  }
-
-  /** A batch without rows names no layer: its result has the shape of the first that fits. */
-  private LayerSpec layerByQuery(BatchSchema schema) {
-    int query = schema.index(StepColumns.QUERY);
-    Optional<TensorField> tensors =
-        query < 0 ? Optional.empty() : TensorField.of(schema.field(query));
-    return job.layers().stream()
-        .filter(l -> tensors.stream().anyMatch(t -> t.elements() == l.numHeads() * l.headSize()))
-        .findFirst()
-        .orElse(job.layers().get(0));
-  }
-
-  private Bound bound(ArrowBatch batch) {
-    Bound bound = schemas.get(batch.schema());
-    if (bound == null) {
-      bound = new Bound(batch.schema());
-      schemas.put(batch.schema(), bound);
-      if (schemas.size() > MAX_SCHEMAS) {
-        Iterator<Bound> eldest = schemas.values().iterator();
-        eldest.next().close();
-        eldest.remove();
-      }
-    }
-    return bound;
-  }
-
-  private StepBinding binding(Bound bound, LayerSpec layer, BatchSchema schema) {
-    StepBinding binding = bound.bindings.get(layer.name());
-    if (binding == null) {
-      binding = new StepBinding(kernelLayer(layer, bound.schema.dtype()), schema, allocator);
-      bound.bindings.put(layer.name(), binding);
-    }
-    return binding;
-  }
-
-  private KernelLayer kernelLayer(LayerSpec layer, DType dtype) {
-    LayerKey key = new LayerKey(layer.name(), dtype);
-    KernelLayer opened = layers.get(key);
-    if (opened == null) {
-      KernelCache cache = layer.attnType().cached() ? cache(layer, dtype) : null;
-      opened = new KernelLayer(engine, config(layer, dtype), cache);
-      layers.put(key, opened);
-    }
-    return opened;
-  }
-
-  private KernelCache cache(LayerSpec layer, DType dtype) {
-    LayerSpec owner = job.cacheOwner(layer);
-    DType stored = owner.kvCacheDtype().dtype().orElse(dtype);
-    KernelCache cache = caches.get(owner.name());
-    if (cache == null) {
-      cache = reserve(owner, stored);
-      caches.put(owner.name(), cache);
-      cacheBytes += cache.bytes();
-    }
-    if (cache.config().dtype() != stored) {
-      throw new KernelException(
-          ErrorCode.SCHEMA_MISMATCH,
-          -1,
-          "column query: expected "
-              + cache.config().dtype().label()
-              + ", which the cache has had since its first batch, got "
-              + dtype.label()
-              + "; to mix both, set kv_cache_dtype of layer '"
-              + owner.name()
-              + "'");
-    }
-    return cache;
-  }
-
-  private KernelCache reserve(LayerSpec owner, DType stored) {
-    KvCacheSpec kv = job.kvCache();
-    try {
-      return new KernelCache(
-          engine,
-          new CacheConfig(
-              kv.numBlocks(), kv.blockSize(), owner.numKvHeads(), owner.headSize(), stored));
-    } catch (KernelException e) {
-      if (e.code() != ErrorCode.OUT_OF_MEMORY) {
-        throw e;
-      }
-      throw new KernelException(
-          e.code(),
-          -1,
-          "the KV cache of layer '"
-              + owner.name()
-              + "' needs "
-              + kv.bytes(owner, stored)
-              + " bytes ("
-              + kv.numBlocks()
-              + " blocks of "
-              + kv.blockSize()
-              + " tokens, "
-              + stored.label()
-              + ") beside the "
-              + cacheBytes
-              + " bytes of the caches before it; lower kv_cache.num_blocks or choose a smaller"
-              + " kv_cache_dtype ("
-              + e.getMessage()
-              + ")");
-    }
-  }
-
-  private LayerConfig config(LayerSpec layer, DType dtype) {
-    LayerConfig.Builder config =
-        LayerConfig.builder(layer.name(), layer.numHeads(), layer.numKvHeads(), layer.headSize())
-            .attentionType(attentionType(layer.attnType()))
-            .dtype(dtype)
-            .scale(layer.scale())
-            .slidingWindow(layer.slidingWindow())
-            .logitsSoftCap(layer.logitsSoftCap())
-            .kScale(layer.kScale())
-            .vScale(layer.vScale())
-            .outputScale(layer.outputScale())
-            .returnLse(layer.returnLse())
-            .readOnlyCache(layer.kvSharingTargetLayerName() != null);
-    if (!layer.alibiSlopes().isEmpty()) {
-      config.alibiSlopes(floats(layer.alibiSlopes()));
-    }
-    if (!layer.sinks().isEmpty()) {
-      config.sinks(floats(layer.sinks()));
-    }
-    if (layer.rope() != null) {
-      config.rope(ropes.computeIfAbsent(layer.rope(), PagedAttention::ropeConfig));
-    }
-    return config.build();
-  }
-
-  private static RopeConfig ropeConfig(RopeSpec rope) {
-    return new RopeConfig(rope.rotaryDim(), rope.maxPosition(), rope.isNeox(), rope.cosSin());
-  }
-
-  private static AttentionType attentionType(AttnType type) {
-    return switch (type) {
-      case DECODER -> AttentionType.DECODER;
-      case ENCODER -> AttentionType.ENCODER;
-      case ENCODER_ONLY -> AttentionType.ENCODER_ONLY;
-      case ENCODER_DECODER -> AttentionType.ENCODER_DECODER;
-    };
-  }
-
-  private static float[] floats(List<Float> values) {
-    float[] floats = new float[values.size()];
-    for (int i = 0; i < floats.length; i++) {
-      floats[i] = values.get(i);
-    }
-    return floats;
-  }
-
-  /** Names the layer and, where a row is to blame, its sequence. */
-  private static RuntimeException named(
-      KernelException e, LayerSpec layer, ArrowBatch batch, StepBatchSchema schema) {
-    if (e.code() == ErrorCode.INVALID_ROW) {
-      String sequence = schema.sequenceId(batch, e.row());
-      return new InvalidBatchException(
-          new RefusedRow(e.code(), layer.name(), sequence, e.row(), e.getMessage()), e);
-    }
-    String message = "layer '" + layer.name() + "': " + e.getMessage();
-    return e.code() == ErrorCode.SCHEMA_MISMATCH
-        ? new InvalidBatchException(e.code(), e.row(), message, e)
-        : new KernelException(e.code(), e.row(), message);
   }
 
   public Job job() {
@@ -704,34 +649,45 @@ public final class PagedAttention implements AutoCloseable {
         + planned;
   }
 
-  /** What the last successful step did, or null before the first. */
+  /** What the last native step did, or null before the first. */
   public StepStats lastStep() {
-    return lastStep;
+    return runner.lastStep();
   }
 
   /**
-   * Payload bytes that the last successful step copied, beyond those that were copied to make its
-   * batch: rows that were gathered because others were left out, and what was staged for kernels.
+   * Payload bytes that the last {@link #step(ArrowBatch)} copied, beyond those that were copied to
+   * make its batch: results that were moved together because rows were left out, and what was
+   * staged.
    */
   public long lastBytesCopied() {
-    return lastStep == null ? 0 : lastRowBytesCopied + lastStep.bytesStaged();
+    return lastBytesCopied;
   }
 
   /** Bytes of the KV caches that exist by now. */
   public long cacheBytes() {
-    return cacheBytes;
+    return layers.cacheBytes();
+  }
+
+  /** Managed block tables; empty before the first batch that needs them. */
+  public Optional<KvCacheManager> blockTables() {
+    return Optional.ofNullable(manager);
+  }
+
+  /**
+   * Ends the step that is being computed, and all later ones, with {@link ErrorCode#CANCELLED}; to
+   * be followed by {@link #close}. May be called by any thread.
+   */
+  public void cancel() {
+    engine.cancel();
   }
 
   /** Frees caches and backend; idempotent. Results stay valid. */
   @Override
   public void close() {
-    schemas.values().forEach(Bound::close);
-    schemas.clear();
-    layers.values().forEach(KernelLayer::close);
-    layers.clear();
-    caches.values().forEach(KernelCache::close);
-    caches.clear();
-    cacheBytes = 0;
+    direct.close();
+    schemas.close();
+    memory.close();
+    layers.close();
     engine.close();
   }
 }

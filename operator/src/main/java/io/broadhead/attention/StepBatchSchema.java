@@ -8,15 +8,17 @@ import io.broadhead.arrow.DType;
 import io.broadhead.arrow.StepColumns;
 import io.broadhead.arrow.TensorField;
 import io.broadhead.kernel.ErrorCode;
+import java.util.List;
+import java.util.function.Predicate;
 import org.apache.arrow.memory.ArrowBuf;
 import org.apache.arrow.memory.util.ByteFunctionHelpers;
 import org.apache.arrow.vector.types.pojo.ArrowType;
 import org.apache.arrow.vector.types.pojo.Field;
 
 /**
- * What choosing the layer of a batch needs to know of its schema, worked out once: where the layer
- * and sequence columns are, and the element type. The native side checks everything else when the
- * schema is bound.
+ * What choosing the layer of a batch and planning its rows need to know of its schema, worked out
+ * once: where the columns are that Java reads, and the element type. The native side checks
+ * everything else when the schema is bound.
  */
 final class StepBatchSchema {
   /** Stands for rows whose layer is null. */
@@ -81,9 +83,68 @@ final class StepBatchSchema {
         null);
   }
 
+  BatchSchema schema() {
+    return schema;
+  }
+
+  /** Whether the operator keeps the block tables: the batch brings neither tables nor slots. */
+  boolean isManaged() {
+    return !schema.contains(StepColumns.BLOCK_TABLE) && !schema.contains(StepColumns.SLOT_MAPPING);
+  }
+
+  /**
+   * Checks the columns that only managed block tables have.
+   *
+   * @throws InvalidBatchException naming the layer and the column
+   */
+  void requireManagedColumns(LayerSpec layer) {
+    ArrowType int32 = new ArrowType.Int(32, true);
+    ArrowType int64 = new ArrowType.Int(64, true);
+    ArrowType idType = idsAreText ? new ArrowType.Utf8() : int64;
+    require(layer, StepColumns.SEQ_LEN, "int32", type -> type.getType().equals(int32));
+    require(
+        layer,
+        StepColumns.END_OF_SEQUENCE,
+        "bool",
+        type -> type.getType() instanceof ArrowType.Bool);
+    require(
+        layer,
+        StepColumns.PARENT_SEQUENCE_ID,
+        (idsAreText ? "utf8" : "int64") + ", as sequence_id",
+        type -> type.getType().equals(idType));
+    if (layer.attnType() == AttnType.ENCODER_DECODER) {
+      require(
+          layer,
+          StepColumns.TOKEN_IDS,
+          "no such column for a layer of type encoder_decoder, whose keys depend on the tokens"
+              + " behind them too",
+          type -> false);
+    }
+    require(
+        layer,
+        StepColumns.TOKEN_IDS,
+        "list<int32> or list<int64>",
+        type ->
+            type.getType() instanceof ArrowType.List
+                && List.of(int32, int64).contains(type.getChildren().get(0).getType()));
+  }
+
+  private void require(LayerSpec layer, String column, String expected, Predicate<Field> holds) {
+    int index = schema.index(column);
+    if (index >= 0 && !holds.test(schema.field(index))) {
+      InvalidBatchException e = mismatch(column, expected, schema.field(index));
+      throw new InvalidBatchException(
+          e.code(), e.row(), "layer '" + layer.name() + "': " + e.getMessage(), null);
+    }
+  }
+
   /** Element type of query, key and value. */
   DType dtype() {
     return dtype;
+  }
+
+  boolean idsAreText() {
+    return idsAreText;
   }
 
   boolean hasLayer() {

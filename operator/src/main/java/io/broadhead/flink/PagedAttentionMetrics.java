@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.flink;
 
+import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.attention.PagedAttention;
+import io.broadhead.attention.StepQueue;
+import io.broadhead.attention.StepReport;
+import io.broadhead.attention.cache.CacheCounters;
+import io.broadhead.attention.cache.KvCacheManager;
 import io.broadhead.kernel.ErrorCode;
 import io.broadhead.kernel.StepStats;
 import java.util.EnumMap;
 import java.util.List;
 import java.util.Map;
+import java.util.function.ToLongFunction;
 import org.apache.flink.metrics.Counter;
 import org.apache.flink.metrics.Gauge;
 import org.apache.flink.metrics.Histogram;
@@ -25,10 +31,22 @@ public final class PagedAttentionMetrics {
   public static final String QUERY_TOKENS = "queryTokens";
   public static final String WRITTEN_TOKENS = "writtenTokens";
   public static final String STEP_TIME_MICROS = "stepTimeMicros";
+  public static final String STEP_ROWS = "stepRows";
+  public static final String STEP_TOKENS = "stepTokens";
+  public static final String WAITING_TOKENS = "waitingTokens";
   public static final String BYTES_IN_PLACE = "bytesInPlace";
   public static final String BYTES_COPIED = "bytesCopied";
+  public static final String BYTES_TRANSFERRED = "bytesTransferred";
   public static final String REFUSED_ROWS = "refusedRows";
   public static final String CACHE_BYTES = "cacheBytes";
+  public static final String CACHE_USAGE = "cacheUsage";
+  public static final String SEQUENCES_IN_CACHE = "sequencesInCache";
+  public static final String HIT_TOKENS = "hitTokens";
+  public static final String BLOCKS_COPIED = "blocksCopied";
+  public static final String BLOCKS_EVICTED = "blocksEvicted";
+  public static final String BLOCKS_SWAPPED_OUT = "blocksSwappedOut";
+  public static final String BLOCKS_SWAPPED_IN = "blocksSwappedIn";
+  public static final String SAVED_BYTES = "savedBytes";
 
   /** Scope of {@link #REFUSED_ROWS}: one counter for each error code that occurs. */
   public static final String CODE_GROUP = "code";
@@ -43,7 +61,7 @@ public final class PagedAttentionMetrics {
   /** Every metric. */
   public static final List<Description> ALL =
       List.of(
-          new Description(STEPS, "counter", "step batches computed"),
+          new Description(STEPS, "counter", "steps computed: native calls"),
           new Description(SEQUENCES, "counter", "rows computed: one is one sequence in one step"),
           new Description(QUERY_TOKENS, "counter", "query tokens attended"),
           new Description(
@@ -51,23 +69,60 @@ public final class PagedAttentionMetrics {
           new Description(
               STEP_TIME_MICROS,
               "histogram",
-              "microseconds of a step: checks, cache update and attention, without what follows"
-                  + " downstream; over the last 512 steps"),
+              "microseconds of a step: checks, block tables, cache update, attention and what"
+                  + " follows in the chain; over the last 512 steps"),
+          new Description(STEP_ROWS, "histogram", "rows of a step; over the last 512 steps"),
+          new Description(
+              STEP_TOKENS, "histogram", "query tokens of a step; over the last 512 steps"),
+          new Description(
+              WAITING_TOKENS,
+              "gauge",
+              "new tokens that wait to be joined to a step, or for their turn"),
           new Description(
               BYTES_IN_PLACE, "counter", "tensor bytes that kernels used where Arrow has them"),
           new Description(
               BYTES_COPIED,
               "counter",
               "payload bytes copied on the way to the kernels: decompression, network edges, row"
-                  + " splits, rows gathered where others were refused, and staging; 0 for"
+                  + " splits, results moved together where rows were refused, and staging; 0 for"
                   + " uncompressed, memory-mapped, chained input"),
+          new Description(
+              BYTES_TRANSFERRED,
+              "counter",
+              "bytes of results that a GPU's kernels wrote to its own memory and that were"
+                  + " transferred whole; 0 on CPUs"),
           new Description(
               CODE_GROUP + ".<error code>." + REFUSED_ROWS,
               "counter",
               "rows refused, by error code; a counter exists from the first such row on"),
-          new Description(CACHE_BYTES, "gauge", "bytes of the KV caches reserved by now"));
+          new Description(CACHE_BYTES, "gauge", "bytes of the KV caches reserved by now"),
+          new Description(
+              CACHE_USAGE,
+              "gauge",
+              "part of the pool's blocks that sequences use, 0 to 1; managed block tables"),
+          new Description(
+              SEQUENCES_IN_CACHE,
+              "gauge",
+              "sequences that have begun and not ended, swapped ones included; managed block tables"),
+          new Description(
+              HIT_TOKENS,
+              "gauge",
+              "new tokens so far that were not written because a shared block had them already"),
+          new Description(
+              BLOCKS_COPIED, "gauge", "blocks so far that a fork copied before it wrote to them"),
+          new Description(
+              BLOCKS_EVICTED,
+              "gauge",
+              "blocks of ended sequences so far that were kept for others and made room"),
+          new Description(
+              BLOCKS_SWAPPED_OUT, "gauge", "blocks of living sequences so far that made room"),
+          new Description(BLOCKS_SWAPPED_IN, "gauge", "blocks so far that were brought back"),
+          new Description(
+              SAVED_BYTES,
+              "gauge",
+              "bytes of keys and values so far that went from the pool to state"));
 
-  private static final int STEP_TIME_WINDOW = 512;
+  private static final int WINDOW = 512;
 
   private final MetricGroup group;
   private final Counter steps;
@@ -76,10 +131,13 @@ public final class PagedAttentionMetrics {
   private final Counter writtenTokens;
   private final Counter bytesInPlace;
   private final Counter bytesCopied;
+  private final Counter bytesTransferred;
   private final Histogram stepTimeMicros;
+  private final Histogram stepRows;
+  private final Histogram stepTokens;
   private final Map<ErrorCode, Counter> refusedRows = new EnumMap<>(ErrorCode.class);
 
-  PagedAttentionMetrics(MetricGroup operatorGroup, PagedAttention attention) {
+  PagedAttentionMetrics(MetricGroup operatorGroup, PagedAttention attention, StepQueue queue) {
     group = operatorGroup.addGroup(GROUP);
     steps = group.counter(STEPS);
     sequences = group.counter(SEQUENCES);
@@ -87,19 +145,68 @@ public final class PagedAttentionMetrics {
     writtenTokens = group.counter(WRITTEN_TOKENS);
     bytesInPlace = group.counter(BYTES_IN_PLACE);
     bytesCopied = group.counter(BYTES_COPIED);
-    stepTimeMicros =
-        group.histogram(STEP_TIME_MICROS, new DescriptiveStatisticsHistogram(STEP_TIME_WINDOW));
+    bytesTransferred = group.counter(BYTES_TRANSFERRED);
+    stepTimeMicros = histogram(STEP_TIME_MICROS);
+    stepRows = histogram(STEP_ROWS);
+    stepTokens = histogram(STEP_TOKENS);
+    group.gauge(WAITING_TOKENS, (Gauge<Long>) queue::tokens);
     group.gauge(CACHE_BYTES, (Gauge<Long>) attention::cacheBytes);
+    group.gauge(CACHE_USAGE, (Gauge<Double>) () -> usage(attention));
+    gauge(SEQUENCES_IN_CACHE, attention, KvCacheManager::sequences);
+    counter(HIT_TOKENS, attention, CacheCounters::tokensHit);
+    counter(BLOCKS_COPIED, attention, CacheCounters::blocksCopied);
+    counter(BLOCKS_EVICTED, attention, CacheCounters::blocksEvicted);
+    counter(BLOCKS_SWAPPED_OUT, attention, CacheCounters::blocksSwappedOut);
+    counter(BLOCKS_SWAPPED_IN, attention, CacheCounters::blocksSwappedIn);
+    counter(SAVED_BYTES, attention, CacheCounters::bytesSaved);
   }
 
-  void step(long rows, StepStats stats, long copied, long nanos) {
+  private Histogram histogram(String name) {
+    return group.histogram(name, new DescriptiveStatisticsHistogram(WINDOW));
+  }
+
+  private void gauge(String name, PagedAttention attention, ToLongFunction<KvCacheManager> value) {
+    group.gauge(
+        name, (Gauge<Long>) () -> attention.blockTables().map(value::applyAsLong).orElse(0L));
+  }
+
+  private void counter(String name, PagedAttention attention, ToLongFunction<CacheCounters> value) {
+    gauge(name, attention, tables -> value.applyAsLong(tables.counters()));
+  }
+
+  private static double usage(PagedAttention attention) {
+    return attention
+        .blockTables()
+        .map(tables -> 1 - (double) tables.free() / tables.capacity())
+        .orElse(0.0);
+  }
+
+  /** A step was computed, or tried. */
+  void step(StepReport report, long nanos) {
+    if (report.rows() == 0) {
+      return;
+    }
+    StepStats stats = report.stats();
     steps.inc();
-    sequences.inc(rows);
     queryTokens.inc(stats.queryTokens());
     writtenTokens.inc(stats.writtenTokens());
     bytesInPlace.inc(stats.bytesInPlace());
-    bytesCopied.inc(copied);
+    bytesCopied.inc(stats.bytesStaged());
+    bytesTransferred.inc(stats.bytesTransferred());
     stepTimeMicros.update(nanos / 1000);
+    stepRows.update(report.rows());
+    stepTokens.update(stats.queryTokens());
+  }
+
+  /** Payload bytes were copied before a batch came here. */
+  void copied(long bytes) {
+    bytesCopied.inc(bytes);
+  }
+
+  /** A batch was computed. */
+  void done(ArrowBatch result) {
+    sequences.inc(result.numRows());
+    bytesCopied.inc(result.bytesCopied());
   }
 
   void refused(ErrorCode code) {

@@ -2,40 +2,49 @@
 package io.broadhead.flink;
 
 import io.broadhead.arrow.ArrowBatch;
-import io.broadhead.attention.AttentionConfig;
 import io.broadhead.attention.Job;
 import io.broadhead.attention.PagedAttention;
 import io.broadhead.attention.RefusedRow;
+import io.broadhead.attention.StepQueue;
+import io.broadhead.kernel.ErrorCode;
+import io.broadhead.kernel.KernelException;
+import java.io.Closeable;
 import org.apache.arrow.memory.BufferAllocator;
 import org.apache.flink.annotation.VisibleForTesting;
 import org.apache.flink.api.common.typeinfo.TypeInformation;
+import org.apache.flink.runtime.execution.CancelTaskException;
 import org.apache.flink.streaming.api.operators.AbstractStreamOperator;
+import org.apache.flink.streaming.api.operators.BoundedOneInput;
 import org.apache.flink.streaming.api.operators.OneInputStreamOperator;
 import org.apache.flink.streaming.api.operators.StreamOperatorParameters;
+import org.apache.flink.streaming.api.watermark.Watermark;
 import org.apache.flink.streaming.runtime.streamrecord.StreamRecord;
+import org.apache.flink.streaming.runtime.watermarkstatus.WatermarkStatus;
 import org.apache.flink.util.IOUtils;
 import org.apache.flink.util.OutputTag;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /**
- * Runs {@link PagedAttention} on a stream of step batches: one result batch for each, in order.
- * Rows that are refused leave by {@link #REFUSED_ROWS} if {@code broadhead.on-bad-row} says so.
+ * Runs {@link PagedAttention} on a stream of step batches: one result batch for each. Rows that are
+ * refused leave by {@link #REFUSED_ROWS} if the options say so.
  *
- * <p><b>Threads.</b> The task's thread calls; a step is done when {@link #processElement} returns,
- * so there is nothing to drain before watermarks, barriers and the end of input.
+ * <p><b>Threads.</b> The task's thread calls. Where batches are joined, some wait for others, and a
+ * timer ends their waiting; what waits is computed before watermarks, idleness, barriers and the
+ * end of input are passed on. A task that is cancelled ends the step that is being computed.
+ *
+ * <p><b>Order.</b> Results of one sequence and layer come in the order of its rows. With {@code
+ * broadhead.batch.max-tokens}, results of different sequences may overtake each other.
  *
  * <p><b>Ownership.</b> A batch that came over the network is closed here; any other belongs to the
  * operator upstream. A result is closed after {@code collect()} has returned.
  *
  * <p><b>Life.</b> The backend is opened in {@link #open} and closed with all caches in {@link
- * #close}, which survives an {@code open} that failed half-way. Caches are not part of checkpoints:
- * after a failure a job starts from empty caches, so its input is to be replayed from a point where
- * the sequences begin. If {@link PagedAttentionStream} declared the caches as managed memory, it is
- * reserved while the operator is open.
+ * #close}, which survives an {@code open} that failed half-way. If {@link PagedAttentionStream}
+ * declared the caches as managed memory, it is reserved while the operator is open.
  */
 public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBatch>
-    implements OneInputStreamOperator<ArrowBatch, ArrowBatch> {
+    implements OneInputStreamOperator<ArrowBatch, ArrowBatch>, BoundedOneInput {
   private static final long serialVersionUID = 1;
 
   /** Rows that were left out of their batch, with code and reason. */
@@ -45,23 +54,21 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
   private static final Logger LOGGER = LoggerFactory.getLogger(PagedAttentionOperator.class);
 
   private final Job job;
-  private final AttentionConfig config;
-  private final OnBadRow onBadRow;
+  private final OperatorSettings settings;
 
   private transient ManagedMemory managedMemory;
   private transient BufferAllocator allocator;
   private transient PagedAttention attention;
-  private transient PagedAttentionMetrics counters;
+  private transient StepQueue queue;
+  private transient StepPump pump;
+  private transient Closeable canceller;
+  private transient ResultEmitter emitter;
 
   PagedAttentionOperator(
-      StreamOperatorParameters<ArrowBatch> parameters,
-      Job job,
-      AttentionConfig config,
-      OnBadRow onBadRow) {
+      StreamOperatorParameters<ArrowBatch> parameters, Job job, OperatorSettings settings) {
     super(parameters);
     this.job = job;
-    this.config = config;
-    this.onBadRow = onBadRow;
+    this.settings = settings;
   }
 
   @Override
@@ -69,8 +76,13 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
     super.open();
     managedMemory = ManagedMemory.reserve(this, job.cacheBytes().orElse(0));
     allocator = FlinkAllocator.child(getOperatorName());
-    attention = PagedAttention.open(job, config, allocator);
-    counters = new PagedAttentionMetrics(getMetricGroup(), attention);
+    attention = PagedAttention.open(job, settings.attention(), allocator);
+    canceller = attention::cancel;
+    getContainingTask().getCancelables().registerCloseable(canceller);
+    queue = attention.queue(settings.batchMaxTokens());
+    PagedAttentionMetrics metrics = new PagedAttentionMetrics(getMetricGroup(), attention, queue);
+    emitter = new ResultEmitter(output, settings, metrics);
+    pump = new StepPump(queue, settings, getProcessingTimeService(), metrics);
     LOGGER.info(
         "{} {}: {}, {}",
         getOperatorName(),
@@ -80,12 +92,12 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
   }
 
   @Override
-  public void processElement(StreamRecord<ArrowBatch> element) {
+  public void processElement(StreamRecord<ArrowBatch> element) throws Exception {
     ArrowBatch batch = element.getValue();
-    try (ArrowBatch result = step(batch, element)) {
-      if (result.numRows() > 0 || batch.numRows() == 0) {
-        output.collect(element.replace(result));
-      }
+    try {
+      pump.add(batch, shard(), emitter.handlerOf(element));
+    } catch (KernelException e) {
+      throw unlessCancelled(e);
     } finally {
       if (batch.isReceived()) {
         batch.close();
@@ -93,32 +105,52 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
     }
   }
 
-  private ArrowBatch step(ArrowBatch batch, StreamRecord<ArrowBatch> element) {
-    long start = System.nanoTime();
-    ArrowBatch result =
-        onBadRow == OnBadRow.FAIL
-            ? attention.step(batch)
-            : attention.step(batch, row -> refuse(row, element));
-    counters.step(
-        result.numRows(),
-        attention.lastStep(),
-        batch.bytesCopied() + attention.lastBytesCopied(),
-        System.nanoTime() - start);
-    return result;
+  /** The key of the element, which is the shard of all rows of its batch. */
+  private int shard() {
+    return getKeyedStateBackend() == null ? 0 : (Integer) getCurrentKey();
   }
 
-  private void refuse(RefusedRow row, StreamRecord<ArrowBatch> element) {
-    counters.refused(row.code());
-    StreamRecord<RefusedRow> record = new StreamRecord<>(row);
-    if (element.hasTimestamp()) {
-      record.setTimestamp(element.getTimestamp());
+  /** A step that was cancelled is no failure of the job. */
+  private static RuntimeException unlessCancelled(KernelException e) {
+    return e.code() == ErrorCode.CANCELLED ? new CancelTaskException(e) : e;
+  }
+
+  private void drain() throws Exception {
+    try {
+      pump.drain();
+    } catch (KernelException e) {
+      throw unlessCancelled(e);
     }
-    output.collect(REFUSED_ROWS, record);
+  }
+
+  @Override
+  public void processWatermark(Watermark mark) throws Exception {
+    drain();
+    super.processWatermark(mark);
+  }
+
+  @Override
+  public void processWatermarkStatus(WatermarkStatus status) throws Exception {
+    drain();
+    super.processWatermarkStatus(status);
+  }
+
+  @Override
+  public void prepareSnapshotPreBarrier(long checkpointId) throws Exception {
+    drain();
+  }
+
+  @Override
+  public void endInput() throws Exception {
+    drain();
   }
 
   @Override
   public void close() throws Exception {
-    IOUtils.closeAll(attention, this::closeAllocator, managedMemory, super::close);
+    if (canceller != null) {
+      getContainingTask().getCancelables().unregisterCloseable(canceller);
+    }
+    IOUtils.closeAll(pump, queue, attention, this::closeAllocator, managedMemory, super::close);
   }
 
   @VisibleForTesting

@@ -2,11 +2,12 @@
 package io.broadhead.flink;
 
 import io.broadhead.arrow.ArrowBatch;
-import io.broadhead.attention.AttentionConfig;
 import io.broadhead.attention.Job;
 import org.apache.flink.configuration.ReadableConfig;
 import org.apache.flink.streaming.api.operators.AbstractStreamOperatorFactory;
 import org.apache.flink.streaming.api.operators.OneInputStreamOperatorFactory;
+import org.apache.flink.streaming.api.operators.OperatorAttributes;
+import org.apache.flink.streaming.api.operators.OperatorAttributesBuilder;
 import org.apache.flink.streaming.api.operators.StreamOperator;
 import org.apache.flink.streaming.api.operators.StreamOperatorParameters;
 
@@ -19,8 +20,7 @@ public final class PagedAttentionOperatorFactory extends AbstractStreamOperatorF
   private static final long serialVersionUID = 1;
 
   private final Job job;
-  private final AttentionConfig config;
-  private final OnBadRow onBadRow;
+  private final OperatorSettings settings;
 
   /**
    * @param options {@link PagedAttentionOptions}
@@ -28,16 +28,21 @@ public final class PagedAttentionOperatorFactory extends AbstractStreamOperatorF
    */
   public PagedAttentionOperatorFactory(Job job, ReadableConfig options) {
     this.job = job;
-    this.config = PagedAttentionOptions.attentionConfig(options);
-    this.onBadRow = options.get(PagedAttentionOptions.ON_BAD_ROW);
+    this.settings = OperatorSettings.of(options);
   }
 
   @Override
   public <T extends StreamOperator<ArrowBatch>> T createStreamOperator(
       StreamOperatorParameters<ArrowBatch> parameters) {
     @SuppressWarnings("unchecked")
-    T operator = (T) new PagedAttentionOperator(parameters, job, config, onBadRow);
+    T operator = (T) new PagedAttentionOperator(parameters, job, settings);
     return operator;
+  }
+
+  /** Input need not be sorted by key where it is bounded: the order of steps is what counts. */
+  @Override
+  public OperatorAttributes getOperatorAttributes() {
+    return new OperatorAttributesBuilder().setInternalSorterSupported(true).build();
   }
 
   @Override

@@ -2,6 +2,8 @@
 package io.broadhead.flink;
 
 import io.broadhead.attention.AttentionConfig;
+import io.broadhead.attention.OutOfBlocks;
+import java.time.Duration;
 import org.apache.flink.configuration.ConfigOption;
 import org.apache.flink.configuration.ConfigOptions;
 import org.apache.flink.configuration.ReadableConfig;
@@ -37,21 +39,54 @@ public final class PagedAttentionOptions {
           .withDescription(
               "What happens to a row with a value out of range, such as a slot beyond the pool.");
 
+  public static final ConfigOption<OutOfBlocks> OUT_OF_BLOCKS =
+      ConfigOptions.key("broadhead.out-of-blocks")
+          .enumType(OutOfBlocks.class)
+          .defaultValue(OutOfBlocks.SWAP)
+          .withDescription(
+              "What happens to a row of managed block tables for which the pool has no blocks. swap:"
+                  + " sequences that were not used for the longest time make room and come back on"
+                  + " demand. reject: the row goes to the side output, and its sequence is given up"
+                  + " until it comes again from its first token. fail: the job fails. A row that is"
+                  + " too long for the whole pool is rejected in either of the first two cases.");
+
+  public static final ConfigOption<Integer> BATCH_MAX_TOKENS =
+      ConfigOptions.key("broadhead.batch.max-tokens")
+          .intType()
+          .defaultValue(0)
+          .withDescription(
+              "New tokens of a step. Batches of one layer that are smaller are joined, without"
+                  + " copying them; prompts that are longer are computed in pieces, so that others"
+                  + " need not wait for them. 0: each batch is a step by itself.");
+
+  public static final ConfigOption<Duration> BATCH_MAX_DELAY =
+      ConfigOptions.key("broadhead.batch.max-delay")
+          .durationType()
+          .defaultValue(Duration.ZERO)
+          .withDescription(
+              "How long a batch waits for others to join it, if there are fewer tokens than a step"
+                  + " may have. 0: not at all.");
+
   public static final ConfigOption<Integer> SHARDS =
       ConfigOptions.key("broadhead.shards")
           .intType()
           .noDefaultValue()
           .withDescription(
-              "Shards that sequences are divided into by a hash of sequence_id; the parallelism of"
-                  + " the operator if not set. More shards make smaller batches and let the job be"
-                  + " rescaled up to as many subtasks. With 1 the rows of a batch stay together.");
+              "Shards that sequences are divided into by a hash of sequence_group if there is that"
+                  + " column, else of sequence_id; the parallelism of the operator if not set. More"
+                  + " shards make smaller batches and let the job be rescaled up to as many"
+                  + " subtasks. With 1 the rows of a batch stay together. Sequences share blocks"
+                  + " within a shard only.");
 
   private PagedAttentionOptions() {}
 
   /** Reads and checks what {@link io.broadhead.attention.PagedAttention#open} needs. */
   static AttentionConfig attentionConfig(ReadableConfig config) {
     return new AttentionConfig(
-        config.get(BACKEND), atLeast(THREADS, config, 0), atLeast(DEVICE, config, 0));
+        config.get(BACKEND),
+        atLeast(THREADS, config, 0),
+        atLeast(DEVICE, config, 0),
+        config.get(OUT_OF_BLOCKS));
   }
 
   static int atLeast(ConfigOption<Integer> option, ReadableConfig config, int least) {

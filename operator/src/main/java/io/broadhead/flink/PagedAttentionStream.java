@@ -8,6 +8,8 @@ import org.apache.flink.configuration.ReadableConfig;
 import org.apache.flink.core.memory.ManagedMemoryUseCase;
 import org.apache.flink.runtime.state.KeyGroupRangeAssignment;
 import org.apache.flink.streaming.api.datastream.DataStream;
+import org.apache.flink.streaming.api.datastream.DataStreamUtils;
+import org.apache.flink.streaming.api.datastream.KeyedStream;
 import org.apache.flink.streaming.api.datastream.SingleOutputStreamOperator;
 
 /** Puts paged attention into a Flink job graph. */
@@ -58,10 +60,18 @@ public final class PagedAttentionStream {
               + ", got "
               + shards);
     }
+    int configured = steps.getExecutionEnvironment().getMaxParallelism();
+    int maxParallelism =
+        configured > 0
+            ? configured
+            : Math.max(
+                KeyGroupRangeAssignment.computeDefaultMaxParallelism(parallelism),
+                Integer.highestOneBit(2 * shards - 1));
     SingleOutputStreamOperator<ArrowBatch> results =
-        shards == 1
-            ? steps.transform(name, ArrowBatchTypeInfo.INSTANCE, factory).setParallelism(1)
-            : attendByShard(steps, factory, shards, parallelism, name);
+        byShard(steps, shards, maxParallelism, name)
+            .transform(name, ArrowBatchTypeInfo.INSTANCE, factory)
+            .setParallelism(shards == 1 ? 1 : parallelism)
+            .setMaxParallelism(maxParallelism);
     results.uid(name);
     // Unknown with kv_cache_dtype auto, which the first batch settles: then nothing is declared.
     long cacheMebibytes = (job.cacheBytes().orElse(0) + (1 << 20) - 1) >> 20;
@@ -74,28 +84,21 @@ public final class PagedAttentionStream {
     return results;
   }
 
-  private static SingleOutputStreamOperator<ArrowBatch> attendByShard(
-      DataStream<ArrowBatch> steps,
-      PagedAttentionOperatorFactory factory,
-      int shards,
-      int parallelism,
-      String name) {
-    String splitter = name.equals(OPERATOR) ? SPLITTER : name + "-" + SPLITTER;
-    int configured = steps.getExecutionEnvironment().getMaxParallelism();
-    int maxParallelism =
-        configured > 0
-            ? configured
-            : Math.max(
-                KeyGroupRangeAssignment.computeDefaultMaxParallelism(parallelism),
-                Integer.highestOneBit(2 * shards - 1));
-    return steps
-        .flatMap(new ShardSplitter(shards), ArrowBatchTypeInfo.INSTANCE)
-        .name(splitter)
-        .uid(splitter)
-        .setParallelism(steps.getParallelism())
-        .keyBy(new ShardKey(shards, maxParallelism), Types.INT)
-        .transform(name, ArrowBatchTypeInfo.INSTANCE, factory)
-        .setParallelism(parallelism)
-        .setMaxParallelism(maxParallelism);
+  private static KeyedStream<ArrowBatch, Integer> byShard(
+      DataStream<ArrowBatch> steps, int shards, int maxParallelism, String name) {
+    ShardKey key = new ShardKey(shards, maxParallelism);
+    if (shards > 1) {
+      String splitter = name.equals(OPERATOR) ? SPLITTER : name + "-" + SPLITTER;
+      return steps
+          .flatMap(new ShardSplitter(shards), ArrowBatchTypeInfo.INSTANCE)
+          .name(splitter)
+          .uid(splitter)
+          .setParallelism(steps.getParallelism())
+          .keyBy(key, Types.INT);
+    }
+    // One subtask has all keys, so that nothing has to be sent anywhere.
+    return steps.getParallelism() == 1
+        ? DataStreamUtils.reinterpretAsKeyedStream(steps, key, Types.INT)
+        : steps.keyBy(key, Types.INT);
   }
 }

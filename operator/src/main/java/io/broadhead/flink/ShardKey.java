@@ -14,10 +14,11 @@ import org.apache.flink.runtime.state.KeyGroupRangeAssignment;
 /**
  * The Flink key of a batch whose rows are all of one shard, as {@link ShardSplitter} makes them.
  *
- * <p>A sequence's shard is a hash of its id modulo the number of shards. Flink hashes keys once
- * more to find their key group, which would put several of a few shards onto one subtask; each
- * shard's key is therefore chosen so that the shards' key groups are evenly spaced: with as many
- * shards as subtasks, or a multiple, every subtask has the same number.
+ * <p>A sequence's shard is a hash of its id modulo the number of shards, or of its group where the
+ * producer says which sequences belong together. Flink hashes keys once more to find their key
+ * group, which would put several of a few shards onto one subtask; each shard's key is therefore
+ * chosen so that the shards' key groups are evenly spaced: with as many shards as subtasks, or a
+ * multiple, every subtask has the same number.
  */
 public final class ShardKey implements KeySelector<ArrowBatch, Integer> {
   private static final long serialVersionUID = 1;
@@ -66,9 +67,17 @@ public final class ShardKey implements KeySelector<ArrowBatch, Integer> {
   }
 
   private static int shardOf(ArrowBatch batch, int row, int shards) {
-    int column = batch.schema().index(StepColumns.SEQUENCE_ID);
+    boolean grouped =
+        batch.schema().contains(StepColumns.SEQUENCE_GROUP)
+            && !batch.column(StepColumns.SEQUENCE_GROUP).isNull(row);
+    return shardOf(
+        batch, grouped ? StepColumns.SEQUENCE_GROUP : StepColumns.SEQUENCE_ID, row, shards);
+  }
+
+  private static int shardOf(ArrowBatch batch, String name, int row, int shards) {
+    int column = batch.schema().index(name);
     Field field = column < 0 ? null : batch.schema().field(column);
-    ArrowColumn ids = column < 0 ? null : batch.column(StepColumns.SEQUENCE_ID);
+    ArrowColumn ids = column < 0 ? null : batch.column(name);
     if (ids != null && ids.isNull(row)) {
       return 0;
     }
@@ -80,7 +89,7 @@ public final class ShardKey implements KeySelector<ArrowBatch, Integer> {
     }
     throw new IllegalArgumentException(
         "column "
-            + StepColumns.SEQUENCE_ID
+            + name
             + ": expected int64 or utf8, got "
             + (field == null ? "no such column" : field));
   }

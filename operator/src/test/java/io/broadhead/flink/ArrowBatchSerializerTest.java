@@ -10,13 +10,12 @@ import io.broadhead.arrow.DType;
 import io.broadhead.attention.Job;
 import io.broadhead.attention.JobFile;
 import io.broadhead.attention.LayerSpec;
+import io.broadhead.attention.testing.GoldenFiles;
 import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.attention.testing.Scenario;
 import io.broadhead.attention.testing.StepBatches;
 import io.broadhead.attention.testing.StepRow;
 import java.io.IOException;
-import java.nio.file.Files;
-import java.nio.file.Path;
 import java.util.List;
 import org.apache.flink.api.common.serialization.SerializerConfigImpl;
 import org.apache.flink.api.common.typeinfo.TypeInformation;
@@ -30,13 +29,11 @@ import org.junit.jupiter.api.extension.RegisterExtension;
 
 /**
  * The bytes of batches on edges and of the serializer in savepoints. The golden files hold what
- * version 1 wrote; {@code -Dbroadhead.golden.update=true} writes them anew, which is right only
- * together with a new version and a new pair of files.
+ * version 1 wrote.
  */
 class ArrowBatchSerializerTest {
-  private static final Path GOLDEN = Path.of("src/test/resources/golden");
-  private static final Path SNAPSHOT_V1 = GOLDEN.resolve("arrow-batch-serializer-v1.snapshot");
-  private static final Path BATCH_V1 = GOLDEN.resolve("arrow-batch-v1.bin");
+  private static final String SNAPSHOT_V1 = "arrow-batch-serializer-v1.snapshot";
+  private static final String BATCH_V1 = "arrow-batch-v1.bin";
 
   @RegisterExtension private final NoLeaks noLeaks = new NoLeaks();
 
@@ -137,17 +134,13 @@ class ArrowBatchSerializerTest {
 
   @Test
   void versionOneIsStillRead() throws Exception {
-    if (Boolean.getBoolean("broadhead.golden.update")) {
-      writeGoldenFiles();
-    }
     TypeSerializerSnapshot<ArrowBatch> old =
         TypeSerializerSnapshot.readVersionedSnapshot(
-            new DataInputDeserializer(Files.readAllBytes(SNAPSHOT_V1)),
-            getClass().getClassLoader());
+            new DataInputDeserializer(snapshotV1()), getClass().getClassLoader());
     TypeSerializerSnapshot<ArrowBatch> current = new ArrowBatchSerializer().snapshotConfiguration();
 
     assertThat(current.resolveSchemaCompatibility(old).isCompatibleAsIs()).isTrue();
-    byte[] bytes = Files.readAllBytes(BATCH_V1);
+    byte[] bytes = batchV1();
     try (ArrowBatch batch = old.restoreSerializer().deserialize(new DataInputDeserializer(bytes))) {
       assertIsBatch(batch);
     }
@@ -158,9 +151,9 @@ class ArrowBatchSerializerTest {
     assertThat(ArrowBatchSerializerSnapshot.VERSION).isEqualTo(1);
     assertThat(ArrowBatchCodec.VERSION).isEqualTo(1);
     try (ArrowBatch batch = batch()) {
-      assertThat(serialize(batch)).isEqualTo(Files.readAllBytes(BATCH_V1));
+      assertThat(serialize(batch)).isEqualTo(batchV1());
     }
-    assertThat(snapshotBytes()).isEqualTo(Files.readAllBytes(SNAPSHOT_V1));
+    assertThat(snapshotBytes()).isEqualTo(snapshotV1());
   }
 
   @Test
@@ -189,11 +182,13 @@ class ArrowBatchSerializerTest {
     return out.getCopyOfBuffer();
   }
 
-  private void writeGoldenFiles() throws IOException {
-    Files.createDirectories(GOLDEN);
-    Files.write(SNAPSHOT_V1, snapshotBytes());
+  private byte[] snapshotV1() throws IOException {
+    return GoldenFiles.read(SNAPSHOT_V1, snapshotBytes());
+  }
+
+  private byte[] batchV1() throws IOException {
     try (ArrowBatch batch = batch()) {
-      Files.write(BATCH_V1, serialize(batch));
+      return GoldenFiles.read(BATCH_V1, serialize(batch));
     }
   }
 }

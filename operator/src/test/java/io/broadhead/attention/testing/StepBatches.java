@@ -46,19 +46,51 @@ public final class StepBatches {
    */
   public static ArrowBatch of(
       BufferAllocator allocator, LayerSpec layer, DType dtype, List<StepRow> rows) {
-    return new StepBatches(allocator, dtype).build(layer, rows);
+    StepBatches batch = new StepBatches(allocator, dtype);
+    batch.common(layer, rows);
+    if (layer.attnType().cached()) {
+      batch.seqLens(rows);
+      batch.longs(StepColumns.SLOT_MAPPING, rows, StepRow::slots);
+      batch.ints(StepColumns.BLOCK_TABLE, rows, StepRow::blocks);
+    }
+    return batch.build(rows.size());
   }
 
-  private ArrowBatch build(LayerSpec layer, List<StepRow> rows) {
-    if (rows.isEmpty() || !(rows.get(0).sequenceId() instanceof Long)) {
-      text(StepColumns.SEQUENCE_ID, rows, r -> (String) r.sequenceId());
-    } else {
-      column(StepColumns.SEQUENCE_ID, new ArrowType.Int(64, true), rows.size());
-      ArrowBuf ids = add(8L * rows.size());
-      for (int i = 0; i < rows.size(); i++) {
-        ids.setLong(8L * i, (Long) rows.get(i).sequenceId());
-      }
+  /**
+   * The same without block tables.
+   *
+   * @param seqLens whether there is a column {@code seq_len}
+   */
+  public static ArrowBatch managed(
+      BufferAllocator allocator,
+      LayerSpec layer,
+      DType dtype,
+      boolean seqLens,
+      List<ManagedRow> managedRows) {
+    List<StepRow> rows = managedRows.stream().map(ManagedRow::row).toList();
+    StepBatches batch = new StepBatches(allocator, dtype);
+    batch.common(layer, rows);
+    if (seqLens) {
+      batch.seqLens(rows);
     }
+    if (managedRows.stream().anyMatch(row -> row.parent() != null)) {
+      batch.ids(
+          StepColumns.PARENT_SEQUENCE_ID, managedRows.stream().map(ManagedRow::parent).toList());
+    }
+    if (managedRows.stream().anyMatch(row -> row.tokenIds() != null)) {
+      batch.longs(
+          StepColumns.TOKEN_IDS,
+          managedRows,
+          row -> row.tokenIds() == null ? new long[0] : row.tokenIds());
+    }
+    if (managedRows.stream().anyMatch(ManagedRow::ends)) {
+      batch.bools(StepColumns.END_OF_SEQUENCE, managedRows.stream().map(ManagedRow::ends).toList());
+    }
+    return batch.build(rows.size());
+  }
+
+  private void common(LayerSpec layer, List<StepRow> rows) {
+    ids(StepColumns.SEQUENCE_ID, rows.stream().map(StepRow::sequenceId).toList());
     if (rows.isEmpty() || rows.get(0).layer() != null) {
       text(StepColumns.LAYER, rows, StepRow::layer);
     }
@@ -66,21 +98,52 @@ public final class StepBatches {
     tensors(StepColumns.QUERY, layer.numHeads(), layer.headSize(), rows, StepRow::query);
     tensors(StepColumns.KEY, layer.numKvHeads(), layer.headSize(), rows, StepRow::key);
     tensors(StepColumns.VALUE, layer.numKvHeads(), layer.headSize(), rows, StepRow::value);
-    if (layer.attnType().cached()) {
-      column(StepColumns.SEQ_LEN, new ArrowType.Int(32, true), rows.size());
-      ArrowBuf lens = add(4L * rows.size());
-      for (int i = 0; i < rows.size(); i++) {
-        lens.setInt(4L * i, rows.get(i).seqLen());
-      }
-      longs(StepColumns.SLOT_MAPPING, rows);
-      ints(StepColumns.BLOCK_TABLE, rows, StepRow::blocks);
-    }
     if (layer.rope() != null) {
       ints(StepColumns.POSITION, rows, StepRow::positions);
     }
+  }
+
+  private void seqLens(List<StepRow> rows) {
+    column(StepColumns.SEQ_LEN, new ArrowType.Int(32, true), rows.size());
+    ArrowBuf lens = add(4L * rows.size());
+    for (int i = 0; i < rows.size(); i++) {
+      lens.setInt(4L * i, rows.get(i).seqLen());
+    }
+  }
+
+  /** A column of Longs, or of Strings. */
+  private void ids(String name, List<Object> values) {
+    if (values.stream().noneMatch(Long.class::isInstance)) {
+      text(name, values, value -> (String) value);
+      return;
+    }
+    column(name, new ArrowType.Int(64, true), values.size());
+    for (int i = 0; i < values.size(); i++) {
+      if (values.get(i) == null) {
+        setNull(values.size(), i);
+      }
+    }
+    ArrowBuf ids = add(8L * values.size());
+    for (int i = 0; i < values.size(); i++) {
+      ids.setLong(8L * i, values.get(i) == null ? 0 : (Long) values.get(i));
+    }
+  }
+
+  private void bools(String name, List<Boolean> values) {
+    column(name, new ArrowType.Bool(), values.size());
+    ArrowBuf bits = add((values.size() + 7) / 8);
+    bits.setZero(0, bits.capacity());
+    for (int i = 0; i < values.size(); i++) {
+      if (values.get(i)) {
+        bits.setByte(i / 8, bits.getByte(i / 8) | 1 << i % 8);
+      }
+    }
+  }
+
+  private ArrowBatch build(int rows) {
     return ArrowBatch.adopt(
         BatchSchema.of(new Schema(fields)),
-        rows.size(),
+        rows,
         lengths.stream().mapToLong(Long::longValue).toArray(),
         IntStream.range(0, lengths.size())
             .mapToLong(node -> nullCounts.getOrDefault(node, 0L))
@@ -102,10 +165,10 @@ public final class StepBatches {
     add(0);
   }
 
-  private void text(String name, List<StepRow> rows, Function<StepRow, String> text) {
+  private <R> void text(String name, List<R> rows, Function<R, String> text) {
     column(name, new ArrowType.Utf8(), rows.size());
     List<byte[]> values = new ArrayList<>();
-    for (StepRow row : rows) {
+    for (R row : rows) {
       String value = text.apply(row);
       if (value == null) {
         setNull(rows.size(), values.size());
@@ -172,20 +235,20 @@ public final class StepBatches {
     }
   }
 
-  private void longs(String name, List<StepRow> rows) {
+  private <R> void longs(String name, List<R> rows, Function<R, long[]> values) {
     column(
         name,
         new ArrowType.List(),
         rows.size(),
         new Field("item", FieldType.notNullable(new ArrowType.Int(64, true)), null));
-    long count = offsets(rows.size(), i -> rows.get(i).slots().length);
+    long count = offsets(rows.size(), i -> values.apply(rows.get(i)).length);
     lengths.add(count);
     add(0);
     ArrowBuf data = add(8 * count);
     long at = 0;
-    for (StepRow row : rows) {
-      for (long slot : row.slots()) {
-        data.setLong(8 * at++, slot);
+    for (R row : rows) {
+      for (long value : values.apply(row)) {
+        data.setLong(8 * at++, value);
       }
     }
   }
@@ -210,28 +273,7 @@ public final class StepBatches {
 
   /** The columns {@code names} of {@code batch}, sharing its buffers; the caller closes both. */
   public static ArrowBatch select(ArrowBatch batch, String... names) {
-    int[] columns = Arrays.stream(names).mapToInt(batch.schema()::index).toArray();
-    List<Long> lengths = new ArrayList<>();
-    List<Long> nullCounts = new ArrayList<>();
-    List<ArrowBuf> buffers = new ArrayList<>();
-    for (int column : columns) {
-      BatchSchema schema = batch.schema();
-      for (int i = schema.firstNode(column); i < schema.firstNode(column + 1); i++) {
-        lengths.add(batch.nodeLength(i));
-        nullCounts.add(batch.nullCount(i));
-      }
-      for (int i = schema.firstBuffer(column); i < schema.firstBuffer(column + 1); i++) {
-        buffers.add(batch.buffer(i));
-        batch.buffer(i).getReferenceManager().retain();
-      }
-    }
-    return ArrowBatch.adopt(
-        batch.schema().select(columns),
-        batch.numRows(),
-        lengths.stream().mapToLong(Long::longValue).toArray(),
-        nullCounts.stream().mapToLong(Long::longValue).toArray(),
-        buffers.toArray(new ArrowBuf[0]),
-        0);
+    return batch.select(Arrays.stream(names).mapToInt(batch.schema()::index).toArray());
   }
 
   /** A column of lists of tensors as [row][token][elements]. */

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.job;
+
+import picocli.CommandLine.Command;
+
+/** {@code broadhead bench}: how fast attention is here, beside the limits and other libraries. */
+@Command(
+    name = "bench",
+    mixinStandardHelpOptions = true,
+    synopsisSubcommandLabel = "MODE",
+    description = {
+      "Measure attention on random data: shuffled block tables over a cache larger than those of the"
+          + " processor. Limits of the machine and other libraries are measured in turns with it, so"
+          + " that all see the same speed of the machine; what counts is the ratio of neighbours.",
+      "Each mode has its own --help."
+    },
+    subcommands = {
+      BenchDecodeCommand.class,
+      BenchPrefillCommand.class,
+      BenchMixedCommand.class,
+      BenchUpdateCommand.class,
+      BenchStepCommand.class,
+      BenchReportCommand.class,
+    },
+    footerHeading = "%nExamples:%n",
+    footer = {
+      "  broadhead bench decode --model llama-3-8b --batch 8 --context 4096",
+      "  broadhead bench prefill --csv prefill.csv --plot prefill.svg",
+      "  broadhead bench report decode.csv prefill.csv --output report/",
+    })
+final class BenchCommand {}

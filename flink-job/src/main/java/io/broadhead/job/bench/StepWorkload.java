@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.job.bench;
+
+import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.attention.AttentionConfig;
+import io.broadhead.attention.Job;
+import io.broadhead.attention.KvCacheDtype;
+import io.broadhead.attention.KvCacheSpec;
+import io.broadhead.attention.LayerSpec;
+import io.broadhead.attention.PagedAttention;
+import java.util.List;
+import java.util.stream.IntStream;
+import org.apache.arrow.memory.BufferAllocator;
+
+/**
+ * Whole steps through {@link PagedAttention}, and what of them is spent in the kernels. The same
+ * step again and again: here the way to the kernels counts, not the memory behind them.
+ *
+ * <p>Its owner closes it; used by one thread.
+ */
+final class StepWorkload implements AutoCloseable {
+  private static final long SEED = 3;
+
+  private final PagedAttention attention;
+  private final ArrowBatch batch;
+
+  StepWorkload(StepShape shape, AttentionConfig config, BufferAllocator allocator) {
+    Heads heads = shape.heads();
+    LayerSpec layer =
+        LayerSpec.builder(heads.name(), heads.numHeads(), heads.headSize())
+            .numKvHeads(heads.numKvHeads())
+            .build();
+    Job job =
+        new Job(
+            new KvCacheSpec(shape.blockSize(), shape.blocks(), KvCacheDtype.AUTO), List.of(layer));
+    NormalValues values = new NormalValues(shape.dtype(), SEED);
+    int[] blocks = IntStream.range(0, Math.toIntExact(shape.blocks())).toArray();
+    attention = PagedAttention.open(job, config, allocator);
+    try (ArrowBatch contents = RandomStepBatch.build(contents(shape), blocks, values, allocator)) {
+      attention.step(contents).close();
+      batch = RandomStepBatch.build(shape, blocks, values, allocator);
+    } catch (RuntimeException | Error e) {
+      attention.close();
+      throw e;
+    }
+  }
+
+  /** A step that only writes all keys and values of {@code shape}. */
+  private static StepShape contents(StepShape shape) {
+    List<Rows> all =
+        shape.rows().stream()
+            .map(rows -> new Rows(rows.count(), rows.context(), rows.context()))
+            .toList();
+    return shape.withRows(all).withoutQueries();
+  }
+
+  Contender steps() {
+    return Contender.timed(KernelWorkload.OURS, Contender.Kind.OURS, this::step);
+  }
+
+  private void step() {
+    attention.step(batch).close();
+  }
+
+  /** The time in the kernels, and the time of the rest of the step. */
+  List<Contender> parts() {
+    Contender kernels = new Contender("kernels", Contender.Kind.PART, this::kernelNanos);
+    Contender rest =
+        new Contender(
+            "overhead",
+            Contender.Kind.PART,
+            () -> {
+              long start = System.nanoTime();
+              long inKernels = kernelNanos();
+              return System.nanoTime() - start - inKernels;
+            });
+    return List.of(kernels, rest);
+  }
+
+  private long kernelNanos() {
+    step();
+    return attention.lastStep().kernelNanoseconds();
+  }
+
+  @Override
+  public void close() {
+    batch.close();
+    attention.close();
+  }
+}

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.job.bench;
+
+import io.broadhead.arrow.DType;
+import java.util.List;
+import java.util.function.UnaryOperator;
+
+/**
+ * Our own steps of another cell, to be timed beside those of a cell: what a change of it costs or
+ * gains, whatever the speed of the machine at the time.
+ *
+ * @param name as it was asked for, and as tables call it
+ */
+public record Variant(String name, UnaryOperator<Cell> change) {
+  /**
+   * Reads {@code threads=1}, {@code dtype=float16} (of all tensors and the cache) or {@code
+   * rows=8x1@4096}.
+   *
+   * @throws IllegalArgumentException naming what is accepted
+   */
+  public static Variant parse(String text) {
+    String value = text.substring(text.indexOf('=') + 1);
+    return new Variant(
+        text,
+        switch (text.substring(0, text.length() - value.length())) {
+          case "threads=" -> threads(Integer.parseInt(value));
+          case "dtype=" -> dtype(DType.parse(value));
+          case "rows=" -> rows(Rows.parse(value));
+          default ->
+              throw new IllegalArgumentException(
+                  "expected threads=N, dtype=TYPE or rows=COUNTxTOKENS@CONTEXT, got " + text);
+        });
+  }
+
+  private static UnaryOperator<Cell> threads(int threads) {
+    if (threads < 1) {
+      throw new IllegalArgumentException("threads: expected 1 or more, got " + threads);
+    }
+    return cell -> new Cell(cell.mode(), cell.shape(), threads);
+  }
+
+  private static UnaryOperator<Cell> dtype(DType dtype) {
+    return cell -> {
+      StepShape shape = cell.shape();
+      return new Cell(
+          cell.mode(),
+          new StepShape(
+              shape.heads(),
+              dtype,
+              dtype,
+              shape.blockSize(),
+              shape.rows(),
+              shape.attends(),
+              shape.rope()),
+          cell.threads());
+    };
+  }
+
+  private static UnaryOperator<Cell> rows(List<Rows> rows) {
+    return cell -> new Cell(cell.mode(), cell.shape().withRows(rows), cell.threads());
+  }
+}

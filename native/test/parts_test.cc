@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+// Steps of several batches, and steps that are cancelled.
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "harness.h"
+#include "random.h"
+#include "summary.h"
+
+namespace broadhead::test {
+namespace {
+
+constexpr int kBlockSize = 16;
+
+/// Sequences that grow, each in blocks of its own.
+class Sequences {
+ public:
+  explicit Sequences(const LayerConfig& layer) : layer_(layer) {}
+
+  /// The next tokens of a sequence.
+  StepRow next(size_t sequence, int tokens) {
+    int32_t& length = lengths_[sequence];
+    StepRow row;
+    row.query = random_tensors(random_, layer_, tokens, layer_.num_heads);
+    row.key = random_tensors(random_, layer_, tokens, layer_.num_kv_heads);
+    row.value = random_tensors(random_, layer_, tokens, layer_.num_kv_heads);
+    for (int i = 0; i < kBlocksEach; ++i) {
+      row.blocks.push_back(static_cast<int32_t>(sequence) * kBlocksEach + kBlocksEach - 1 - i);
+    }
+    for (int32_t p = length; p < length + tokens; ++p) {
+      row.slots.push_back(int64_t{row.blocks[static_cast<size_t>(p / kBlockSize)]} * kBlockSize +
+                          p % kBlockSize);
+    }
+    row.seq_len = length += tokens;
+    return row;
+  }
+
+  static constexpr int kBlocksEach = 5;
+  static constexpr int kCount = 4;
+
+ private:
+  LayerConfig layer_;
+  Random random_{"sequences"};
+  int32_t lengths_[kCount] = {};
+};
+
+bh_cache_options pool_of(int dtype) {
+  bh_cache_options pool{};
+  pool.num_blocks = Sequences::kBlocksEach * Sequences::kCount;
+  pool.block_size = kBlockSize;
+  pool.dtype = dtype;
+  return pool;
+}
+
+struct Outcome {
+  int32_t status;
+  bh_error error;
+  bh_step_stats stats;
+  std::vector<std::unique_ptr<StepResult>> results;
+};
+
+Outcome run_parts(bh_layer* layer, const LayerConfig& config, const std::vector<StepBatch>& parts) {
+  const Binding binding = make_binding(layer, step_schema(config, parts.front()));
+  Outcome outcome{};
+  std::vector<ArrowArray> arrays;
+  for (const StepBatch& part : parts) {
+    arrays.push_back(export_array(step_array(config, part)));
+    outcome.results.push_back(std::make_unique<StepResult>(config, part));
+  }
+  std::vector<bh_step_part> given;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    given.push_back({&arrays[i], outcome.results[i]->array()});
+  }
+  outcome.status = bh_step_parts(binding.get(), given.data(), static_cast<int64_t>(given.size()),
+                                 &outcome.stats, &outcome.error);
+  for (const ArrowArray& array : arrays) EXPECT_EQ(array.release, nullptr);
+  return outcome;
+}
+
+class Parts : public TargetTest {};
+
+TEST_P(Parts, AreOneStepWithResultsOfTheirOwn) {
+  for (const int attn_type : {BH_DECODER, BH_ENCODER}) {
+    for (const int threads : {1, 3}) {
+      LayerConfig config;
+      config.attn_type = attn_type;
+      config.dtype = BH_FLOAT16;
+      bh_cache_options pool = pool_of(BH_FLOAT16);
+      if (!config.uses_cache()) pool.num_blocks = 0;
+      Session session(GetParam(), threads, config, pool);
+      BH_SKIP_IF_UNUSABLE(session, GetParam());
+      Sequences sequences(config);
+      // A prompt, decode rows, no row at all, and the next token of a sequence of an earlier part.
+      const std::vector<StepBatch> parts = {{{sequences.next(0, 37), sequences.next(1, 1)}},
+                                            {},
+                                            {{sequences.next(2, 1)}},
+                                            {{sequences.next(3, 5), sequences.next(0, 1)}}};
+      const Outcome outcome = run_parts(session.layer(), config, parts);
+      ASSERT_EQ(outcome.status, BH_OK) << outcome.error.message;
+
+      double worst = 0;
+      if (session.mirror()) {
+        for (const StepBatch& part : parts) update_reference(config, part, *session.mirror());
+        compare_cache(config, session.cache(), *session.mirror());
+      }
+      for (size_t i = 0; i < parts.size(); ++i) {
+        const Expected expected = attend_reference(config, parts[i], session.mirror());
+        worst = std::max(worst, compare_result(config, *outcome.results[i], expected));
+        EXPECT_TRUE(outcome.results[i]->guards_intact());
+        EXPECT_TRUE(outcome.results[i]->has_offsets_of(parts[i]));
+      }
+      EXPECT_LE(worst, 1);
+      EXPECT_EQ(outcome.stats.query_tokens, 37 + 1 + 1 + 5 + 1);
+      record("parts", GetParam(), worst);
+    }
+  }
+}
+
+TEST_P(Parts, AreCheckedBeforeAnythingIsWritten) {
+  LayerConfig config;
+  Session session(GetParam(), 1, config, pool_of(BH_FLOAT32));
+  BH_SKIP_IF_UNUSABLE(session, GetParam());
+  Sequences sequences(config);
+  std::vector<StepBatch> parts = {{{sequences.next(0, 3), sequences.next(1, 1)}},
+                                  {{sequences.next(2, 1), sequences.next(3, 2)}}};
+  parts[1].rows[1].slots[1] = 100000;
+  const Outcome outcome = run_parts(session.layer(), config, parts);
+  EXPECT_EQ(outcome.status, BH_INVALID_ROW);
+  EXPECT_EQ(outcome.error.row, 3) << "rows of all parts count";
+  EXPECT_NE(std::string(outcome.error.message).find("column slot_mapping, row 1"),
+            std::string::npos)
+      << outcome.error.message;
+  for (const auto& result : outcome.results) EXPECT_TRUE(result->untouched());
+  compare_cache(config, session.cache(), *session.mirror());
+}
+
+TEST_P(Parts, AreReleasedHoweverTheCallEnds) {
+  LayerConfig config;
+  Session session(GetParam(), 1, config, pool_of(BH_FLOAT32));
+  BH_SKIP_IF_UNUSABLE(session, GetParam());
+  Sequences sequences(config);
+  const StepBatch batch = {{sequences.next(0, 1)}};
+  const Binding binding = make_binding(session.layer(), step_schema(config, batch));
+  StepResult result(config, batch);
+  const int64_t before = live_c_data();
+  auto call = [&](bh_binding* bound, bool with_result, int64_t count) {
+    ArrowArray array = export_array(step_array(config, batch));
+    const bh_step_part part{&array, with_result ? result.array() : nullptr};
+    bh_error error{};
+    const int32_t status = bh_step_parts(bound, &part, count, nullptr, &error);
+    if (count != 1) array.release(&array);
+    return status;
+  };
+  EXPECT_EQ(call(nullptr, true, 1), BH_INVALID_ARGUMENT);
+  EXPECT_EQ(call(binding.get(), false, 1), BH_INVALID_ARGUMENT);
+  EXPECT_EQ(call(binding.get(), true, -1), BH_INVALID_ARGUMENT);
+  EXPECT_EQ(call(binding.get(), true, 0), BH_OK) << "no parts, nothing to do";
+  EXPECT_EQ(bh_step_parts(binding.get(), nullptr, 1, nullptr, nullptr), BH_INVALID_ARGUMENT);
+  EXPECT_TRUE(result.untouched());
+  EXPECT_EQ(call(binding.get(), true, 1), BH_OK);
+  EXPECT_EQ(live_c_data(), before);
+}
+
+class Cancelled : public TargetTest {};
+
+TEST_P(Cancelled, StepsEndWithTheirStatus) {
+  LayerConfig config;
+  for (const int threads : {1, 2}) {
+    Session session(GetParam(), threads, config, pool_of(BH_FLOAT32));
+    BH_SKIP_IF_UNUSABLE(session, GetParam());
+    Sequences sequences(config);
+    const StepBatch batch = {{sequences.next(0, 60), sequences.next(1, 70)}};
+    std::thread canceller([&] { bh_engine_cancel(session.engine()); });
+    int32_t status = BH_OK;
+    bh_error error{};
+    while (status == BH_OK) {
+      StepResult result(config, batch);
+      status = run_step(session.layer(), config, batch, result, error);
+    }
+    canceller.join();
+    EXPECT_EQ(status, BH_CANCELLED) << error.message;
+    EXPECT_EQ(error.row, -1);
+  }
+  bh_engine_cancel(nullptr);
+}
+
+TEST_P(Cancelled, NoOtherEngine) {
+  LayerConfig config;
+  Session cancelled(GetParam(), 2, config, pool_of(BH_FLOAT32));
+  BH_SKIP_IF_UNUSABLE(cancelled, GetParam());
+  Session other(GetParam(), 2, config, pool_of(BH_FLOAT32));
+  bh_engine_cancel(cancelled.engine());
+  Sequences sequences(config);
+  other.step({{sequences.next(0, 60)}});
+  EXPECT_LE(other.worst(), 1);
+}
+
+BH_ON_EVERY_TARGET(Parts);
+BH_ON_EVERY_TARGET(Cancelled);
+
+}  // namespace
+}  // namespace broadhead::test

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.attention;
+
+import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.kernel.ErrorCode;
+import io.broadhead.kernel.ResultDraft;
+import java.util.BitSet;
+
+/**
+ * A step batch on its way: which of its rows are still to be computed, and the draft of its result.
+ * Keeps the batch until it is closed. Used by one thread.
+ */
+final class PendingBatch implements AutoCloseable {
+  private final ArrowBatch batch;
+  private final BoundLayer layer;
+  private final int shard;
+  private final StepHandler handler;
+  private final StepRows rows;
+  private final ResultDraft draft;
+  private final BitSet open = new BitSet();
+  private int[] tokensDone;
+  private long tokensLeft;
+
+  PendingBatch(ArrowBatch batch, BoundLayer layer, int shard, StepHandler handler) {
+    this.layer = layer;
+    this.shard = shard;
+    this.handler = handler;
+    this.rows = new StepRows(batch, layer.batchSchema());
+    this.draft = layer.results().draft(batch);
+    this.batch = batch.retain();
+    open.set(0, batch.numRows());
+    for (int row = 0; row < batch.numRows(); row++) {
+      tokensLeft += rows.tokens(row);
+    }
+  }
+
+  ArrowBatch batch() {
+    return batch;
+  }
+
+  BoundLayer layer() {
+    return layer;
+  }
+
+  int shard() {
+    return shard;
+  }
+
+  StepRows rows() {
+    return rows;
+  }
+
+  ResultDraft draft() {
+    return draft;
+  }
+
+  /** The first row at or after {@code from} that is still to be computed, or -1. */
+  int nextOpen(int from) {
+    return open.nextSetBit(from);
+  }
+
+  boolean isDone() {
+    return open.isEmpty();
+  }
+
+  /** New tokens of a row that were computed already. */
+  int tokensDone(int row) {
+    return tokensDone == null ? 0 : tokensDone[row];
+  }
+
+  /** New tokens that are still to be computed. */
+  long tokensLeft() {
+    return tokensLeft;
+  }
+
+  void computed(RowRun run) {
+    if (run.isWhole()) {
+      for (int row = run.row(); row < run.row() + run.count(); row++) {
+        close(row);
+      }
+      return;
+    }
+    if (tokensDone == null) {
+      tokensDone = new int[batch.numRows()];
+    }
+    if (run.to() == rows.tokens(run.row())) {
+      close(run.row());
+    } else {
+      tokensLeft -= run.to() - run.from();
+      tokensDone[run.row()] = run.to();
+    }
+  }
+
+  private void close(int row) {
+    open.clear(row);
+    tokensLeft -= rows.tokens(row) - tokensDone(row);
+  }
+
+  /** Leaves a row out of the result. */
+  void refuse(int row, ErrorCode code, String message) {
+    refuse(row, layer.spec().name(), code, message);
+  }
+
+  /** As above, for a row that says it is of another layer. */
+  void refuse(int row, String layerName, ErrorCode code, String message) {
+    handler.refused(
+        new RefusedRow(code, layerName, layer.batchSchema().sequenceId(batch, row), row, message));
+    close(row);
+    draft.refuse(row);
+  }
+
+  /** Hands the result over. */
+  void finish() {
+    handler.done(draft.finish(0));
+  }
+
+  @Override
+  public void close() {
+    draft.close();
+    batch.close();
+  }
+}

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.attention;
+
+import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.arrow.ArrowColumn;
+import io.broadhead.arrow.StepColumns;
+import io.broadhead.attention.cache.LayerRole;
+import io.broadhead.attention.cache.RowRefusedException;
+import io.broadhead.attention.cache.RowRequest;
+import java.util.function.IntToLongFunction;
+import java.util.function.LongConsumer;
+
+/**
+ * Reads what planning needs of the rows of one batch; tensors are left alone. Owns nothing: valid
+ * while the batch is.
+ */
+final class StepRows {
+  private final boolean idsAreText;
+  private final ArrowColumn ids;
+  private final ArrowColumn query;
+  private final ArrowColumn key;
+  private final ArrowColumn seqLens;
+  private final ArrowColumn slots;
+  private final ArrowColumn parents;
+  private final ArrowColumn tokenIds;
+  private final ArrowColumn ends;
+
+  StepRows(ArrowBatch batch, StepBatchSchema schema) {
+    this.idsAreText = schema.idsAreText();
+    this.ids = batch.column(StepColumns.SEQUENCE_ID);
+    this.query = column(batch, StepColumns.QUERY);
+    this.key = column(batch, StepColumns.KEY);
+    this.seqLens = column(batch, StepColumns.SEQ_LEN);
+    this.slots = column(batch, StepColumns.SLOT_MAPPING);
+    this.parents = column(batch, StepColumns.PARENT_SEQUENCE_ID);
+    this.tokenIds = column(batch, StepColumns.TOKEN_IDS);
+    this.ends = column(batch, StepColumns.END_OF_SEQUENCE);
+  }
+
+  private static ArrowColumn column(ArrowBatch batch, String name) {
+    return batch.schema().contains(name) ? batch.column(name) : null;
+  }
+
+  /** The sequence's id, a Long or a String. */
+  Object sequence(int row) {
+    return id(ids, row);
+  }
+
+  private Object id(ArrowColumn column, int row) {
+    return idsAreText ? column.getString(row) : (Object) column.getLong(row);
+  }
+
+  private static int size(ArrowColumn lists, int row) {
+    return lists == null ? 0 : (int) lists.listSize(row);
+  }
+
+  /** New tokens of a row. */
+  int tokens(int row) {
+    return Math.max(size(query, row), size(key, row));
+  }
+
+  /** Whether the row can be computed in runs of tokens: every query has its key, or none has. */
+  boolean hasRunsOfTokens(int row) {
+    int keys = size(key, row);
+    return keys == 0 || keys == size(query, row);
+  }
+
+  /** What {@code seq_len} says of a row; null counts as 0. */
+  int seqLen(int row) {
+    return seqLens == null || seqLens.isNull(row) ? 0 : seqLens.getInt(row);
+  }
+
+  /** Visits the slots of the new tokens of {@code run}, where the producer gives them. */
+  void forEachSlot(RowRun run, LongConsumer visit) {
+    for (int row = run.row(); slots != null && row < run.row() + run.count(); row++) {
+      long first = slots.offset(row);
+      long count = slots.listSize(row);
+      long from = run.isWhole() ? 0 : Math.min(run.from(), count);
+      long to = run.isWhole() ? count : Math.min(run.to(), count);
+      for (long i = from; i < to; i++) {
+        visit.accept(slots.child().getLong(first + i));
+      }
+    }
+  }
+
+  /** Whether rows of this batch may fork sequences. */
+  boolean mayFork() {
+    return parents != null && parents.nullCount() < parents.length();
+  }
+
+  /** What a row, or its new tokens {@code from} to {@code to} - 1, asks of the cache. */
+  RowRequest request(int row, int from, int to, LayerRole layer) throws RowRefusedException {
+    int tokens = tokens(row);
+    boolean whole = to - from == tokens;
+    int queries = whole ? size(query, row) : to - from;
+    int keys = whole || size(key, row) == 0 ? size(key, row) : to - from;
+    return new RowRequest(
+        sequence(row),
+        parents == null || parents.isNull(row) ? null : id(parents, row),
+        layer,
+        queries,
+        keys,
+        seqLens == null ? RowRequest.UNKNOWN : requiredSeqLen(row) - (tokens - to),
+        idsOfTokens(row, from),
+        ends != null && to == tokens && !ends.isNull(row) && ends.getBoolean(row));
+  }
+
+  private int requiredSeqLen(int row) throws RowRefusedException {
+    if (seqLens.isNull(row)) {
+      throw RowRefusedException.badRow("column seq_len: null, expected an int32");
+    }
+    if (seqLens.getInt(row) < 0) {
+      throw RowRefusedException.badRow(
+          "column seq_len: %d, expected 0 or more", seqLens.getInt(row));
+    }
+    return seqLens.getInt(row);
+  }
+
+  private IntToLongFunction idsOfTokens(int row, int from) throws RowRefusedException {
+    if (tokenIds == null || tokenIds.isNull(row)) {
+      return null;
+    }
+    int keys = size(key, row);
+    if (tokenIds.listSize(row) != keys) {
+      throw RowRefusedException.badRow(
+          "column token_ids: %d entries, expected %d (one for each key)",
+          tokenIds.listSize(row), keys);
+    }
+    ArrowColumn values = tokenIds.child();
+    long first = tokenIds.offset(row) + from;
+    return i -> values.getLong(first + i);
+  }
+}

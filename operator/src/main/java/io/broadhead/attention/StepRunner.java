@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.attention;
+
+import io.broadhead.attention.cache.ExternalBlocks;
+import io.broadhead.attention.cache.KvCacheManager;
+import io.broadhead.attention.cache.RowRefusedException;
+import io.broadhead.attention.cache.RowRequest;
+import io.broadhead.attention.cache.StepFullException;
+import io.broadhead.kernel.ErrorCode;
+import io.broadhead.kernel.KernelException;
+import io.broadhead.kernel.RowError;
+import io.broadhead.kernel.StepBinding;
+import io.broadhead.kernel.StepPart;
+import io.broadhead.kernel.StepStats;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Optional;
+
+/**
+ * Plans runs of rows as one step and computes it. What cannot be in this step is left open; what
+ * cannot be computed at all is refused. Used by one thread at a time.
+ */
+final class StepRunner {
+  private final OutOfBlocks outOfBlocks;
+  private final List<Placed> step = new ArrayList<>();
+
+  private final List<StepPart> parts = new ArrayList<>();
+  private StepReport lastReport;
+  private KvCacheManager manager;
+  private ExternalBlocks external;
+
+  /** A part of the step that is being planned, and what it was taken from. */
+  private record Placed(StepPart part, RowRun run) {}
+
+  private enum Place {
+    /** In the step. */
+    PLACED,
+    /** Left out of its batch. */
+    REFUSED,
+    /** To be placed in a later step. */
+    LATER
+  }
+
+  /** Does something with the parts of a planned step. */
+  private interface Use {
+    void run(StepBinding binding, List<StepPart> parts);
+  }
+
+  StepRunner(OutOfBlocks outOfBlocks) {
+    this.outOfBlocks = outOfBlocks;
+  }
+
+  /** What the last step did, or null before the first. */
+  StepStats lastStep() {
+    return lastReport == null ? null : lastReport.stats();
+  }
+
+  /** Tells {@code blocks} what steps with external block tables write. */
+  void observe(ExternalBlocks blocks) {
+    external = blocks;
+  }
+
+  /** Uses {@code blockTables} from the next step on. */
+  void manage(KvCacheManager blockTables) {
+    manager = blockTables;
+  }
+
+  /**
+   * Computes {@code runs}, which are of batches whose layers join, or as many of them as fit.
+   *
+   * @return what was done
+   * @throws KernelException if memory or the device fails, or the pool has no blocks and that is to
+   *     fail; then nothing was computed
+   */
+  StepReport compute(List<RowRun> runs) {
+    return run(runs, StepBinding::run, true) ? lastReport : StepReport.NOTHING;
+  }
+
+  /** As {@link #compute}, but only as if: rows are checked and then count as computed. */
+  void rehearse(List<RowRun> runs) {
+    run(runs, StepRunner::requireGoodRows, true);
+  }
+
+  /**
+   * Refuses the first bad row of {@code runs}, and changes nothing else.
+   *
+   * @return whether there is none
+   */
+  boolean check(List<RowRun> runs) {
+    return run(runs, StepRunner::requireGoodRows, false);
+  }
+
+  private static void requireGoodRows(StepBinding binding, List<StepPart> parts) {
+    long rowsBefore = 0;
+    for (StepPart part : parts) {
+      Optional<RowError> bad = binding.firstBadRow(part, 0);
+      if (bad.isPresent()) {
+        throw new KernelException(
+            bad.get().code(), rowsBefore + bad.get().row(), bad.get().message());
+      }
+      rowsBefore += part.rows();
+    }
+  }
+
+  private boolean run(List<RowRun> runs, Use use, boolean stays) {
+    boolean done = false;
+    try {
+      for (int i = 0; i < runs.size() && plan(runs.get(i), stays); i++) {
+        continue;
+      }
+      done = !step.isEmpty() && run(use);
+      if (done && stays) {
+        if (manager != null) {
+          manager.commit();
+        }
+        for (Placed placed : step) {
+          placed.run.batch().computed(placed.run);
+          noteWritten(placed.run);
+        }
+      }
+      return done;
+    } finally {
+      if (manager != null && !(done && stays)) {
+        manager.rollBack();
+      }
+      step.forEach(placed -> placed.run.batch().layer().giveBack(placed.part));
+      step.clear();
+      parts.clear();
+    }
+  }
+
+  private void noteWritten(RowRun run) {
+    BoundLayer layer = run.batch().layer();
+    if (external != null && layer.isExternal() && layer.writesCache() >= 0) {
+      int shard = run.batch().shard();
+      long now = System.currentTimeMillis();
+      run.batch()
+          .rows()
+          .forEachSlot(run, slot -> external.written(shard, layer.writesCache(), slot, now));
+    }
+  }
+
+  // ---- planning ------------------------------------------------------------------------------
+
+  /** Adds a run to the step; false if the step is full. */
+  private boolean plan(RowRun run, boolean stays) {
+    BoundLayer layer = run.batch().layer();
+    if (!layer.isManaged()) {
+      step.add(new Placed(layer.takePart(), run));
+      return true;
+    }
+    int end = run.row() + run.count();
+    int row = run.row();
+    while (row < end) {
+      StepPart part = layer.takePart();
+      boolean kept = false;
+      Place place = Place.PLACED;
+      int first = row;
+      try {
+        part.planned().clear();
+        while (row < end && place == Place.PLACED) {
+          place = place(run, row, part, stays);
+          row += place == Place.PLACED ? 1 : 0;
+        }
+        kept = row > first;
+      } finally {
+        if (!kept) {
+          layer.giveBack(part);
+        }
+      }
+      if (kept) {
+        step.add(new Placed(part, run.isWhole() ? run.rows(first, row - first) : run));
+      }
+      if (place == Place.LATER) {
+        return false;
+      }
+      row += place == Place.REFUSED ? 1 : 0;
+    }
+    return true;
+  }
+
+  private Place place(RowRun run, int row, StepPart part, boolean stays) {
+    PendingBatch batch = run.batch();
+    int to = run.isWhole() ? batch.rows().tokens(row) : run.to();
+    try {
+      RowRequest request = batch.rows().request(row, run.from(), to, batch.layer().role());
+      try {
+        manager.plan(batch.shard(), request, part.planned());
+        return Place.PLACED;
+      } catch (StepFullException e) {
+        if (!step.isEmpty() || part.planned().rows() > 0) {
+          return Place.LATER;
+        }
+        RowRefusedException shortage = manager.shortage(batch.shard(), request, e);
+        if (outOfBlocks == OutOfBlocks.FAIL) {
+          throw new KernelException(
+              shortage.code(),
+              row,
+              "layer '" + batch.layer().spec().name() + "': " + shortage.getMessage());
+        }
+        if (stays) {
+          manager.giveUp(batch.shard(), request);
+        }
+        throw shortage;
+      }
+    } catch (RowRefusedException e) {
+      batch.refuse(row, e.code(), e.getMessage());
+      return Place.REFUSED;
+    }
+  }
+
+  // ---- computing -----------------------------------------------------------------------------
+
+  private boolean run(Use use) {
+    for (Placed placed : step) {
+      point(placed.part, placed.run);
+      parts.add(placed.part);
+    }
+    StepBinding binding = step.get(0).run.batch().layer().binding();
+    try {
+      use.run(binding, parts);
+      int rows = parts.stream().mapToInt(StepPart::rows).sum();
+      lastReport = new StepReport(rows, binding.lastStats());
+      return true;
+    } catch (KernelException e) {
+      if (e.code() != ErrorCode.INVALID_ROW) {
+        throw named(e, step.get(0).run.batch().layer().spec());
+      }
+      refuse(e);
+      return false;
+    }
+  }
+
+  /** Names the layer whose batch is wrong, or whose step failed. */
+  static RuntimeException named(KernelException e, LayerSpec layer) {
+    String message = "layer '" + layer.name() + "': " + e.getMessage();
+    return e.code() == ErrorCode.SCHEMA_MISMATCH
+        ? new InvalidBatchException(e.code(), e.row(), message, e)
+        : new KernelException(e.code(), e.row(), message);
+  }
+
+  private static void point(StepPart part, RowRun run) {
+    PendingBatch batch = run.batch();
+    if (run.isWhole()) {
+      part.pointAtRows(batch.batch(), run.row(), run.count(), batch.draft());
+      return;
+    }
+    StepRows rows = batch.rows();
+    int after = rows.tokens(run.row()) - run.to();
+    part.pointAtTokens(
+        batch.batch(),
+        run.row(),
+        run.from(),
+        run.to(),
+        rows.seqLen(run.row()) - after,
+        batch.draft());
+  }
+
+  /** Refuses the row that {@code e} names, counted over all parts. */
+  private void refuse(KernelException e) {
+    long row = e.row();
+    for (Placed placed : step) {
+      if (row < placed.run.count()) {
+        placed.run.batch().refuse(placed.run.row() + (int) row, e.code(), e.getMessage());
+        return;
+      }
+      row -= placed.run.count();
+    }
+    throw e;
+  }
+}

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.attention;
+
+import java.util.ArrayList;
+import java.util.HashSet;
+import java.util.List;
+import java.util.Set;
+
+/**
+ * Chooses what the next step computes: rows of the oldest batch and of younger ones of its layer,
+ * within a budget of new tokens.
+ *
+ * <p>A row that is too long is computed in runs of tokens, each half the budget and what the others
+ * leave: so a long prompt neither holds up the others nor is held up by them. Rows of one sequence
+ * keep their order. Where producers bring their own block tables, batches keep their order too, and
+ * join only if no row writes to a block that one of an earlier batch reads.
+ *
+ * <p>Used by one thread.
+ */
+final class StepSelector {
+  private final int maxTokens;
+  private final ExternalConflicts conflicts = new ExternalConflicts();
+
+  private final List<RowRun> runs = new ArrayList<>();
+  private final Set<Object> waiting = new HashSet<>();
+  private long budget;
+  private int longRun;
+
+  /**
+   * @param maxTokens new tokens of a step, or 0: each batch is a step by itself
+   */
+  StepSelector(int maxTokens) {
+    this.maxTokens = maxTokens;
+  }
+
+  /** Runs of one step, of batches in the order of {@code pending}; of the oldest one at least. */
+  List<RowRun> choose(Iterable<PendingBatch> pending) {
+    runs.clear();
+    waiting.clear();
+    conflicts.clear();
+    budget = maxTokens;
+    longRun = -1;
+    PendingBatch oldest = null;
+    for (PendingBatch batch : pending) {
+      if (oldest == null) {
+        oldest = batch;
+      } else if (batch.layer().spec() != oldest.layer().spec() && batch.layer().isManaged()) {
+        continue;
+      } else if (!batch.layer().joins(oldest.layer())) {
+        break;
+      }
+      if (maxTokens == 0) {
+        return all(batch);
+      }
+      if (!add(batch)) {
+        break;
+      }
+    }
+    if (longRun >= 0 && budget > 0) {
+      lengthen();
+    }
+    return runs;
+  }
+
+  /** All rows of a batch that are still to be computed. */
+  static List<RowRun> all(PendingBatch batch) {
+    List<RowRun> all = new ArrayList<>();
+    for (int row = batch.nextOpen(0), end; row >= 0; row = batch.nextOpen(end)) {
+      for (end = row + 1; batch.nextOpen(end) == end; end++) {
+        continue;
+      }
+      all.add(RowRun.rows(batch, row, end - row));
+    }
+    return all;
+  }
+
+  /** Adds what fits of {@code batch}; false if no later one may be taken. */
+  private boolean add(PendingBatch batch) {
+    boolean inOrder = batch.layer().isExternal();
+    if (inOrder && !conflicts.add(batch)) {
+      return false;
+    }
+    for (int row = batch.nextOpen(0); row >= 0 && budget > 0; row = batch.nextOpen(row + 1)) {
+      if (!add(batch, row) && inOrder) {
+        return false;
+      }
+    }
+    return budget > 0;
+  }
+
+  /** Adds a row, or a run of its tokens; false if some of it has to wait. */
+  private boolean add(PendingBatch batch, int row) {
+    Object sequence = batch.rows().sequence(row);
+    if (waiting.contains(sequence)) {
+      return false;
+    }
+    int done = batch.tokensDone(row);
+    int tokens = batch.rows().tokens(row);
+    int left = tokens - done;
+    boolean divisible =
+        batch.layer().spec().attnType() == AttnType.DECODER && batch.rows().hasRunsOfTokens(row);
+    boolean fits = left <= budget && (left <= maxTokens / 2 || !divisible || left == 0);
+    if (done == 0 && (fits || !divisible && runs.isEmpty())) {
+      addRow(batch, row);
+      budget -= left;
+      return true;
+    }
+    if (!divisible || longRun >= 0) {
+      waiting.add(sequence);
+      return false;
+    }
+    int run = (int) Math.min(Math.min(left, budget), Math.max(1, maxTokens / 2));
+    longRun = runs.size();
+    runs.add(RowRun.tokens(batch, row, done, done + run));
+    budget -= run;
+    waiting.add(sequence);
+    return false;
+  }
+
+  private void addRow(PendingBatch batch, int row) {
+    RowRun last = runs.isEmpty() ? null : runs.get(runs.size() - 1);
+    boolean follows =
+        last != null && last.isWhole() && last.batch() == batch && last.row() + last.count() == row;
+    if (follows) {
+      runs.set(runs.size() - 1, RowRun.rows(batch, last.row(), last.count() + 1));
+    } else {
+      runs.add(RowRun.rows(batch, row, 1));
+    }
+  }
+
+  /** What is left of the budget goes to the long row. */
+  private void lengthen() {
+    RowRun run = runs.get(longRun);
+    int tokens = run.batch().rows().tokens(run.row());
+    int to = (int) Math.min(tokens, run.to() + budget);
+    boolean whole = run.from() == 0 && to == tokens;
+    runs.set(
+        longRun,
+        whole
+            ? RowRun.rows(run.batch(), run.row(), 1)
+            : RowRun.tokens(run.batch(), run.row(), run.from(), to));
+  }
+}

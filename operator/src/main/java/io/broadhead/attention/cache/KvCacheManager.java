@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.attention.cache;
+
+import io.broadhead.kernel.ErrorCode;
+import io.broadhead.kernel.PlannedRows;
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+
+/**
+ * Managed block tables. Each sequence has one table, shared by all layers of the job: block 7 of a
+ * sequence is the same place of the pool in every layer's cache.
+ *
+ * <p>Rows are planned one after the other and computed together: {@link #plan} decides where a
+ * row's tokens go, as if the rows before it had been computed; {@link #commit} follows a step that
+ * was computed, {@link #rollBack} one that was not. Blocks become free with a commit, never within
+ * a step, so that no row of a step overwrites what another one reads.
+ *
+ * <p><b>Sharing.</b> A sequence that is forked has its parent's blocks; the last one, if it is not
+ * full, is copied before the child appends to it. Full blocks whose token ids are known are found
+ * by {@link BlockHash} and shared by every sequence of the shard that begins alike; they are kept
+ * when nobody uses them, until their place is needed.
+ *
+ * <p>Used by one thread.
+ */
+public final class KvCacheManager {
+  private final CacheShape shape;
+  private final BlockSaver blockSaver;
+  private final CacheSaver saver;
+  private final Residency residency;
+  private final TokenWriter writer;
+  private final CacheCounters counters = new CacheCounters();
+  private final Map<Integer, Shard> shards = new HashMap<>();
+  private final UndoLog undo = new UndoLog();
+  private final List<PlannedRow> step = new ArrayList<>();
+  private long stepNumber;
+
+  /** What a commit has to do for a row. */
+  private record PlannedRow(Sequence sequence, RowRequest row) {}
+
+  /**
+   * @param stores where sequences go that are swapped out, and all of them when they are saved
+   * @param swaps whether sequences that were not used for long make room for others
+   */
+  public KvCacheManager(CacheShape shape, BlockMemory memory, CacheStores stores, boolean swaps) {
+    this.shape = shape;
+    this.blockSaver =
+        new BlockSaver(memory, shape.blockSize(), stores.parts(), stores.blockRecords(), counters);
+    this.saver =
+        new CacheSaver(blockSaver, stores.records(), stores.savesContents(), shape.blockSize());
+    this.residency =
+        new Residency(blockSaver, stores.records(), shape.numBlocks(), swaps, counters);
+    this.writer = new TokenWriter(shape, memory, residency, counters, undo);
+  }
+
+  public CacheCounters counters() {
+    return counters;
+  }
+
+  /** Places of the pool. */
+  public int capacity() {
+    return residency.capacity();
+  }
+
+  /** Places of the pool that no sequence uses. */
+  public int free() {
+    return residency.free();
+  }
+
+  /** Sequences that have begun and not ended. */
+  public long sequences() {
+    return shards.values().stream().mapToLong(shard -> shard.sequences.size()).sum();
+  }
+
+  /** Whether {@code row} would fork a sequence, which takes tokens of all layers. */
+  public boolean forks(int shard, RowRequest row) {
+    return row.parent() != null && !shard(shard).sequences.containsKey(row.sequence());
+  }
+
+  /**
+   * Places the tokens of the next row of the step.
+   *
+   * @throws RowRefusedException if the row does not fit what the cache has of its sequence
+   * @throws StepFullException if the rows that were planned before are to be computed first
+   */
+  public void plan(int shard, RowRequest row, PlannedRows places)
+      throws RowRefusedException, StepFullException {
+    int mark = undo.mark();
+    boolean planned = false;
+    try {
+      plan(shard(shard), row, places);
+      planned = true;
+    } finally {
+      if (!planned) {
+        undo.rollBackTo(mark);
+        places.abandonRow();
+      }
+    }
+  }
+
+  private Shard shard(int key) {
+    return shards.computeIfAbsent(key, Shard::new);
+  }
+
+  private void plan(Shard shard, RowRequest row, PlannedRows places)
+      throws RowRefusedException, StepFullException {
+    Sequence known = shard.sequences.get(row.sequence());
+    Sequence sequence = known;
+    if (sequence != null && sequence.lost != null) {
+      sequence = restarted(sequence, row);
+    } else if (sequence != null && sequence.ended.get(row.layer().index())) {
+      sequence = ended(sequence);
+    }
+    if (sequence == null && isPadding(row)) {
+      places.endRow(0);
+      return;
+    }
+    if (sequence == null) {
+      sequence = row.parent() == null ? begin(shard, row) : fork(shard, row);
+      sequence.wasRecorded = known != null && known.wasRecorded;
+    } else if (row.parent() != null && !row.parent().equals(sequence.parent)) {
+      throw RowRefusedException.badRow(
+          "column parent_sequence_id: sequence %s has begun already, expected %s, got %s",
+          row.sequence(), sequence.parent == null ? "null" : sequence.parent, row.parent());
+    }
+    sequence.lastStep = stepNumber;
+    if (!row.endsAtOnce()) {
+      residency.use(sequence);
+    }
+    place(sequence, row, places);
+    step.add(new PlannedRow(sequence, row));
+    undo.add(() -> step.remove(step.size() - 1));
+  }
+
+  /** A row without new tokens of a sequence that nobody knows: it sees nothing. */
+  private static boolean isPadding(RowRequest row) {
+    boolean adds = row.layer().newTokens(row.queries(), row.keys()) > 0;
+    return !adds && row.parent() == null && (row.seqLen() == 0 || row.queries() == 0);
+  }
+
+  /** Null if {@code row} begins the lost sequence anew. */
+  private Sequence restarted(Sequence sequence, RowRequest row) throws RowRefusedException {
+    if (!sequence.isRestartedBy(row)) {
+      if (row.ends()) {
+        sequence.ended.set(row.layer().index());
+        sequence.lastStep = stepNumber;
+      }
+      if (row.endsAtOnce() || sequence.ended.cardinality() == shape.layers().size()) {
+        residency.end(sequence);
+      }
+      throw sequence.lostRow();
+    }
+    Map<Object, Sequence> sequences = sequence.shard.sequences;
+    sequences.remove(sequence.id);
+    undo.add(() -> sequences.put(sequence.id, sequence));
+    return null;
+  }
+
+  /** The last row of a sequence has been in this layer, so this one is of another of that id. */
+  private Sequence ended(Sequence sequence) throws StepFullException {
+    if (sequence.lastStep == stepNumber) {
+      throw new StepFullException("a sequence of the same id is in the step that is being planned");
+    }
+    residency.end(sequence);
+    return null;
+  }
+
+  private Sequence begin(Shard shard, RowRequest row) throws RowRefusedException {
+    if (row.layer().newTokens(row.queries(), row.keys()) == 0) {
+      throw RowRefusedException.badRow(
+          "column key: sequence %s is not in the cache, expected its first tokens, got none",
+          row.sequence());
+    }
+    Sequence sequence = new Sequence(shard, row.sequence(), null, shape.layers().size());
+    residency.enter(sequence);
+    return added(sequence);
+  }
+
+  private Sequence added(Sequence sequence) {
+    sequence.shard.sequences.put(sequence.id, sequence);
+    undo.add(
+        () -> {
+          sequence.wasRecorded = false; // the record is of the one before
+          residency.end(sequence);
+        });
+    return sequence;
+  }
+
+  /**
+   * The child has the tokens that its parent has in every layer that it has been to, without those
+   * of the step that is being planned.
+   */
+  private Sequence fork(Shard shard, RowRequest row) throws RowRefusedException {
+    Sequence parent = shard.sequences.get(row.parent());
+    if (parent == null) {
+      throw RowRefusedException.badRow(
+          "column parent_sequence_id: expected a sequence in the cache, got %s; where there are"
+              + " several shards, parent and child need the same sequence_group",
+          row.parent());
+    }
+    if (parent.lost != null) {
+      throw parent.lostRow();
+    }
+    Sequence child = new Sequence(shard, row.sequence(), parent.id, shape.layers().size());
+    int own = parent.tokensInAllLayers(shape.layers(), false);
+    int cross = parent.tokensInAllLayers(shape.layers(), true);
+    child.own.borrow(parent.own, own, shape.blockSize());
+    child.cross.borrow(parent.cross, cross, shape.blockSize());
+    for (LayerRole layer : shape.layers()) {
+      int tokens = layer.cross() ? cross : own;
+      child.done[layer.index()] = tokens;
+      child.planned[layer.index()] = tokens;
+      child.unverified.set(layer.index(), parent.done[layer.index()] < tokens);
+    }
+    return added(child);
+  }
+
+  private void place(Sequence sequence, RowRequest row, PlannedRows places)
+      throws RowRefusedException, StepFullException {
+    LayerRole layer = row.layer();
+    int count = layer.newTokens(row.queries(), row.keys());
+    boolean follows = layer.cross() && !layer.writes();
+    int start = sequence.planned[follows ? layer.owner() : layer.index()];
+    int end = start + count;
+    if (row.seqLen() != RowRequest.UNKNOWN && row.seqLen() != end) {
+      throw RowRefusedException.badRow(
+          "column seq_len: %d, expected %d (%d tokens in the cache and %d new ones)",
+          row.seqLen(), end, start, count);
+    }
+    if (row.endsAtOnce()) {
+      places.endRow(0); // it sees nothing, wherever the blocks are
+      return;
+    }
+    BlockTable table = sequence.table(layer.cross());
+    verifyForked(sequence, layer, table);
+    if (layer.writes()) {
+      writer.write(sequence, row, start, end, places);
+    } else {
+      requireWritten(sequence, layer, table, start, end);
+    }
+    int before = sequence.planned[layer.index()];
+    undo.add(() -> sequence.planned[layer.index()] = before);
+    sequence.planned[layer.index()] = end;
+    places.addBlocks(table.places(), blocks(end));
+    places.endRow(end);
+  }
+
+  private int blocks(int tokens) {
+    return (tokens + shape.blockSize() - 1) / shape.blockSize();
+  }
+
+  /** The tokens that were taken from the parent must be in this layer's cache by now. */
+  private void verifyForked(Sequence sequence, LayerRole layer, BlockTable table)
+      throws RowRefusedException, StepFullException {
+    if (!sequence.unverified.get(layer.index())) {
+      return;
+    }
+    if (!step.isEmpty()) {
+      throw new StepFullException("the parent's tokens may be in the step that is being planned");
+    }
+    requireWritten(sequence, layer, table, 0, sequence.done[layer.index()]);
+    sequence.unverified.clear(layer.index());
+  }
+
+  private void requireWritten(
+      Sequence sequence, LayerRole layer, BlockTable table, int start, int end)
+      throws RowRefusedException {
+    for (int position = start; position < end; ) {
+      int index = position / shape.blockSize();
+      int to = Math.min(end - index * shape.blockSize(), shape.blockSize());
+      int written = index < table.size() ? table.get(index).written[layer.cache()] : 0;
+      if (written < to) {
+        throw RowRefusedException.badRow(
+            "column sequence_id: sequence %s has %d tokens in the cache that layer %s reads,"
+                + " expected %d (those of %s come first)",
+            sequence.id,
+            index * shape.blockSize() + written,
+            layer.name(),
+            end,
+            layer.writes()
+                ? "its parent " + sequence.parent
+                : shape.layers().get(layer.owner()).name());
+      }
+      position = index * shape.blockSize() + to;
+    }
+  }
+
+  /** The rows that were planned have been computed. */
+  public void commit() {
+    undo.clear();
+    writer.commit();
+    for (PlannedRow planned : step) {
+      Sequence sequence = planned.sequence();
+      int layer = planned.row().layer().index();
+      sequence.done[layer] = sequence.planned[layer];
+      if (planned.row().ends()) {
+        sequence.endsAt(planned.row().layer());
+      }
+    }
+    for (PlannedRow planned : step) {
+      RowRequest row = planned.row();
+      Sequence sequence = planned.sequence();
+      if (row.endsAtOnce() || sequence.isOver(shape.layers())) {
+        residency.end(sequence);
+      }
+    }
+    step.clear();
+    stepNumber++;
+  }
+
+  /** The rows that were planned are not computed: everything is as it was before. */
+  public void rollBack() {
+    undo.rollBackTo(0);
+    stepNumber++;
+  }
+
+  /** What a row is refused with that can get no blocks, though no other row is planned. */
+  public RowRefusedException shortage(int shard, RowRequest row, StepFullException reason) {
+    Sequence sequence = shard(shard).sequences.get(row.sequence());
+    int tokens = sequence == null ? 0 : sequence.planned[row.layer().index()];
+    return new RowRefusedException(
+        ErrorCode.OUT_OF_BLOCKS,
+        "sequence "
+            + row.sequence()
+            + " has "
+            + tokens
+            + " tokens in the cache and "
+            + row.layer().newTokens(row.queries(), row.keys())
+            + " new ones, and "
+            + reason.getMessage()
+            + "; raise kv_cache.num_blocks in the job file");
+  }
+
+  /**
+   * Gives the sequence of such a row up. Later rows of it are refused until it comes again from its
+   * first token.
+   */
+  public void giveUp(int shard, RowRequest row) {
+    Map<Object, Sequence> sequences = shard(shard).sequences;
+    Sequence sequence = sequences.get(row.sequence());
+    if (sequence == null) {
+      sequence = new Sequence(shard(shard), row.sequence(), row.parent(), shape.layers().size());
+    }
+    residency.end(sequence);
+    sequence.ended.clear();
+    sequence.lost = "it was given up for want of blocks in layer " + row.layer().name();
+    sequence.lostAt = row.layer().index();
+    sequence.lastStep = stepNumber;
+    sequences.put(sequence.id, sequence);
+  }
+
+  // ---- saving --------------------------------------------------------------------------------
+
+  /** Saves what changed since the last time; no row is planned. */
+  public void save() {
+    saver.save(shards.values(), stepNumber);
+  }
+
+  /**
+   * Restores a shard from its records, before the first step. Contents are read when they are
+   * needed.
+   *
+   * @throws IllegalStateException if a record cannot be read
+   */
+  public void restore(
+      int shard,
+      Iterable<Map.Entry<String, byte[]>> sequences,
+      Iterable<Map.Entry<Long, byte[]>> blocks) {
+    CacheRestorer restorer = new CacheRestorer(shard(shard), shape, blockSaver);
+    blocks.forEach(block -> restorer.addBlock(block.getKey(), block.getValue()));
+    sequences.forEach(sequence -> restorer.addSequence(sequence.getKey(), sequence.getValue()));
+    restorer.finish();
+  }
+}

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.attention.cache;
+
+import java.util.function.IntToLongFunction;
+
+/**
+ * What a row asks of the cache. Immutable.
+ *
+ * @param sequence its id, a Long or a String
+ * @param parent what it is to be forked from, or null
+ * @param queries new query tokens
+ * @param keys new keys
+ * @param seqLen what the producer says the sequence has after the row, or {@link #UNKNOWN}
+ * @param tokenIds id of each new key's token, or null
+ * @param ends whether the sequence ends with this row
+ */
+public record RowRequest(
+    Object sequence,
+    Object parent,
+    LayerRole layer,
+    int queries,
+    int keys,
+    int seqLen,
+    IntToLongFunction tokenIds,
+    boolean ends) {
+  public static final int UNKNOWN = -1;
+
+  /** A row without tokens ends a sequence wherever it is. */
+  boolean endsAtOnce() {
+    return ends && queries == 0 && keys == 0;
+  }
+}

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.attention.cache;
+
+import io.broadhead.kernel.ErrorCode;
+import java.util.BitSet;
+import java.util.List;
+import java.util.function.Consumer;
+
+/** A token stream and its cache. */
+final class Sequence {
+  final Shard shard;
+  final Object id;
+
+  /** What it was forked from, or null. */
+  final Object parent;
+
+  /** Blocks of its own tokens, shared by all layers that attend to them. */
+  final BlockTable own = new BlockTable();
+
+  /** Blocks of an encoder's tokens, for cross attention. */
+  final BlockTable cross = new BlockTable();
+
+  /** Tokens that steps have computed, for each layer. */
+  final int[] done;
+
+  /** The same with those of the step that is being planned. */
+  final int[] planned;
+
+  /**
+   * Layers in which the tokens taken from the parent must still be found to be there, because the
+   * parent had not been through them when it was forked.
+   */
+  final BitSet unverified = new BitSet();
+
+  /** Layers whose last row has come. */
+  final BitSet ended = new BitSet();
+
+  /** Own tokens that it has at its end; 0 while no layer of these has ended. */
+  int endAt;
+
+  /** The last step that it was planned for. */
+  long lastStep = -1;
+
+  /** What happened in steps before this one is saved. */
+  long savedBefore;
+
+  /** Whether there is a record of it. */
+  boolean wasRecorded;
+
+  /** Whether its blocks have places. */
+  boolean resident;
+
+  /** Why its tokens are gone, or null. */
+  String lost;
+
+  /** A row that begins it anew may come in layers up to this one. */
+  int lostAt;
+
+  Sequence(Shard shard, Object id, Object parent, int layers) {
+    this.shard = shard;
+    this.id = id;
+    this.parent = parent;
+    this.done = new int[layers];
+    this.planned = new int[layers];
+  }
+
+  BlockTable table(boolean isCross) {
+    return isCross ? cross : own;
+  }
+
+  void forEachBlock(Consumer<CacheBlock> visit) {
+    for (BlockTable table : List.of(own, cross)) {
+      for (int i = 0; i < table.size(); i++) {
+        visit.accept(table.get(i));
+      }
+    }
+  }
+
+  /** Own or cross tokens that every such layer has computed which has computed any. */
+  int tokensInAllLayers(List<LayerRole> layers, boolean isCross) {
+    return layers.stream()
+        .filter(layer -> layer.cross() == isCross && done[layer.index()] > 0)
+        .mapToInt(layer -> done[layer.index()])
+        .min()
+        .orElse(0);
+  }
+
+  /** The row of {@code layer} that was computed last said that the sequence ends with it. */
+  void endsAt(LayerRole layer) {
+    ended.set(layer.index());
+    if (!layer.cross()) {
+      endAt = Math.max(endAt, done[layer.index()]);
+    }
+  }
+
+  /**
+   * Whether every layer has seen its last row, or has as many tokens as the layers that have. A
+   * sequence that does not go through all layers of the job never gets there: it ends with a row
+   * without tokens.
+   */
+  boolean isOver(List<LayerRole> layers) {
+    return !ended.isEmpty()
+        && layers.stream()
+            .mapToInt(LayerRole::index)
+            .allMatch(
+                layer ->
+                    ended.get(layer)
+                        || !layers.get(layer).cross()
+                            && !unverified.get(layer)
+                            && endAt > 0
+                            && done[layer] >= endAt);
+  }
+
+  /** Whether {@code row} sends it again from its first token. */
+  boolean isRestartedBy(RowRequest row) {
+    int tokens = row.layer().newTokens(row.queries(), row.keys());
+    return tokens > 0 && row.seqLen() == tokens && row.layer().index() <= lostAt;
+  }
+
+  RowRefusedException lostRow() {
+    return new RowRefusedException(
+        ErrorCode.SEQUENCE_LOST,
+        "sequence "
+            + id
+            + ": "
+            + lost
+            + "; expected it again from its first token, with seq_len as many as its keys");
+  }
+
+  @Override
+  public String toString() {
+    return "sequence " + id;
+  }
+}

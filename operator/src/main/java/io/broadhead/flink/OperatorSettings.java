@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.flink;
+
+import io.broadhead.attention.AttentionConfig;
+import io.broadhead.attention.OutOfBlocks;
+import io.broadhead.kernel.ErrorCode;
+import java.io.Serializable;
+import java.time.Duration;
+import org.apache.flink.configuration.ReadableConfig;
+
+/**
+ * The options of an operator, read and checked when the job is submitted. Immutable.
+ *
+ * @param batchMaxTokens new tokens of a step; 0: each batch is a step by itself
+ * @param batchMaxDelay how long a batch waits for others to join it
+ */
+record OperatorSettings(
+    AttentionConfig attention, OnBadRow onBadRow, int batchMaxTokens, Duration batchMaxDelay)
+    implements Serializable {
+
+  /**
+   * @throws IllegalArgumentException naming a key whose value is not accepted
+   */
+  static OperatorSettings of(ReadableConfig options) {
+    int maxTokens =
+        PagedAttentionOptions.atLeast(PagedAttentionOptions.BATCH_MAX_TOKENS, options, 0);
+    Duration maxDelay = options.get(PagedAttentionOptions.BATCH_MAX_DELAY);
+    if (maxDelay.isNegative()) {
+      throw new IllegalArgumentException(
+          PagedAttentionOptions.BATCH_MAX_DELAY.key() + ": expected 0 or more, got " + maxDelay);
+    }
+    if (maxTokens == 0 && !maxDelay.isZero()) {
+      throw new IllegalArgumentException(
+          PagedAttentionOptions.BATCH_MAX_DELAY.key()
+              + ": expected "
+              + PagedAttentionOptions.BATCH_MAX_TOKENS.key()
+              + " to be set too, because without it no batch waits");
+    }
+    return new OperatorSettings(
+        PagedAttentionOptions.attentionConfig(options),
+        options.get(PagedAttentionOptions.ON_BAD_ROW),
+        maxTokens,
+        maxDelay);
+  }
+
+  /** Whether a row that is refused with {@code code} goes to the side output. */
+  boolean isSideOutput(ErrorCode code) {
+    return onBadRow == OnBadRow.SIDE_OUTPUT
+        || code == ErrorCode.SEQUENCE_LOST
+        || code == ErrorCode.OUT_OF_BLOCKS && attention.outOfBlocks() == OutOfBlocks.REJECT;
+  }
+}

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.flink;
+
+import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.attention.StepHandler;
+import io.broadhead.attention.StepQueue;
+import io.broadhead.attention.StepReport;
+import java.util.concurrent.ScheduledFuture;
+import org.apache.flink.streaming.runtime.tasks.ProcessingTimeService;
+
+/**
+ * Decides when the batches of a queue are computed: at once, or when they are enough for a step or
+ * have waited long enough. A long prompt is computed step by step, with other input between.
+ *
+ * <p>Called by the task's thread, timers included. Its owner closes it.
+ */
+final class StepPump implements AutoCloseable {
+  /** More than this does not wait, so that a slow operator is felt upstream. */
+  private static final long MOST_WAITING_BYTES = 256L << 20;
+
+  private final StepQueue queue;
+  private final int maxTokens;
+  private final long maxDelayMillis;
+  private final ProcessingTimeService time;
+  private final PagedAttentionMetrics metrics;
+  private ScheduledFuture<?> timer;
+  private long timerDue;
+
+  StepPump(
+      StepQueue queue,
+      OperatorSettings settings,
+      ProcessingTimeService time,
+      PagedAttentionMetrics metrics) {
+    this.queue = queue;
+    this.maxTokens = settings.batchMaxTokens();
+    this.maxDelayMillis = settings.batchMaxDelay().toMillis();
+    this.time = time;
+    this.metrics = metrics;
+  }
+
+  /** Adds a batch, which stays the caller's; computes what is due. */
+  void add(ArrowBatch batch, int shard, StepHandler handler) {
+    queue.add(batch, shard, handler);
+    if (maxTokens == 0) {
+      drain();
+      return;
+    }
+    if (isDue()) {
+      step();
+    }
+    while (queue.bytes() > MOST_WAITING_BYTES && queue.batches() > 1) {
+      step();
+    }
+    schedule();
+  }
+
+  /** Whether there is enough for a step, or nothing is to wait. */
+  private boolean isDue() {
+    return maxDelayMillis == 0 || queue.tokens() >= maxTokens;
+  }
+
+  private void step() {
+    long start = System.nanoTime();
+    StepReport report = queue.step();
+    metrics.step(report, System.nanoTime() - start);
+  }
+
+  /** Sees to it that what waits is computed when it is due. */
+  private void schedule() {
+    if (queue.isEmpty()) {
+      cancelTimer();
+      return;
+    }
+    long now = time.getCurrentProcessingTime();
+    long due = isDue() ? now : now + maxDelayMillis;
+    if (timer == null || due < timerDue) {
+      cancelTimer();
+      timerDue = due;
+      timer =
+          time.registerTimer(
+              due,
+              at -> {
+                timer = null;
+                step();
+                schedule();
+              });
+    }
+  }
+
+  private void cancelTimer() {
+    if (timer != null) {
+      timer.cancel(false);
+      timer = null;
+    }
+  }
+
+  /** Computes all that waits. */
+  void drain() {
+    while (!queue.isEmpty()) {
+      step();
+    }
+    cancelTimer();
+  }
+
+  @Override
+  public void close() {
+    cancelTimer();
+  }
+}

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.attention;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.arrow.ArrowColumn;
+import io.broadhead.arrow.DType;
+import io.broadhead.attention.cache.CacheHeader;
+import io.broadhead.attention.cache.CacheStores;
+import io.broadhead.attention.cache.HostPartStore;
+import io.broadhead.attention.testing.ManagedRow;
+import io.broadhead.attention.testing.NoLeaks;
+import io.broadhead.attention.testing.SavedCache;
+import io.broadhead.attention.testing.Scenario;
+import io.broadhead.attention.testing.StepBatches;
+import io.broadhead.attention.testing.StepRow;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.extension.RegisterExtension;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.Arguments;
+import org.junit.jupiter.params.provider.MethodSource;
+
+/** A cache that was saved is the same cache in another process, or in a pool of another size. */
+class SavingTest {
+  private static final DType DTYPE = DType.BFLOAT16;
+  private static final int SHARD = 0;
+
+  @RegisterExtension private final NoLeaks noLeaks = new NoLeaks();
+
+  private static LayerSpec.Builder layer(String name) {
+    return LayerSpec.builder(name, 4, 64).numKvHeads(2);
+  }
+
+  private static Job job(int numBlocks, KvCacheDtype dtype) {
+    return new Job(
+        new KvCacheSpec(16, numBlocks, null),
+        List.of(
+            layer("a").kvCacheDtype(dtype).build(),
+            layer("b").kvCacheDtype(dtype).numKvHeads(4).build(),
+            layer("cross").attnType(AttnType.ENCODER_DECODER).kvCacheDtype(dtype).build()));
+  }
+
+  private PagedAttention open(Job job, CacheStores stores) {
+    return PagedAttention.open(
+        job, new AttentionConfig("cpu", 1, 0, OutOfBlocks.SWAP), noLeaks.allocator(), stores);
+  }
+
+  private static void restore(PagedAttention attention, CacheHeader header, SavedCache saved) {
+    attention.restore(
+        header,
+        1,
+        SHARD,
+        saved.sequences(SHARD).entrySet(),
+        List.copyOf(saved.blocks(SHARD).entrySet()));
+  }
+
+  /** One batch for each layer, with a row for each sequence. */
+  private List<ArrowBatch> round(Scenario scenario, Job job, boolean managed, int... tokens) {
+    List<ArrowBatch> batches = new ArrayList<>();
+    for (LayerSpec layer : job.layers()) {
+      List<StepRow> rows = new ArrayList<>();
+      for (int s = 0; s < tokens.length; s++) {
+        rows.add(scenario.next("s" + s, layer, tokens[s]));
+      }
+      List<ManagedRow> managedRows = rows.stream().map(ManagedRow::of).toList();
+      batches.add(
+          managed
+              ? StepBatches.managed(noLeaks.allocator(), layer, DTYPE, true, managedRows)
+              : StepBatches.of(noLeaks.allocator(), layer, DTYPE, rows));
+    }
+    return batches;
+  }
+
+  private static void assertSameOutput(ArrowBatch got, ArrowBatch expected) {
+    ArrowColumn left = got.column("output").child().child();
+    ArrowColumn right = expected.column("output").child().child();
+    assertThat(left.length()).isEqualTo(right.length());
+    for (long i = 0; i < left.length(); i++) {
+      assertThat(left.getLong(i)).isEqualTo(right.getLong(i));
+    }
+  }
+
+  static Stream<Arguments> caches() {
+    return Stream.of(KvCacheDtype.AUTO, KvCacheDtype.FP8_E4M3)
+        .flatMap(dtype -> Stream.of(Arguments.of(dtype, true), Arguments.of(dtype, false)));
+  }
+
+  @ParameterizedTest
+  @MethodSource("caches")
+  void goesOnBitForBitInAPoolOfAnotherSize(KvCacheDtype dtype, boolean managed) {
+    Job job = job(64, dtype);
+    Job larger = job(80, dtype);
+    Scenario scenario = new Scenario(job, DTYPE, 3);
+    int[][] rounds = {{17, 5, 33}, {1, 1, 1}, {14, 1, 2}, {1, 1, 1}};
+    SavedCache saved = new SavedCache();
+    try (PagedAttention uninterrupted = open(job, CacheStores.onHeap())) {
+      PagedAttention attention = open(job, saved.stores());
+      try {
+        for (int[] tokens : rounds) {
+          for (ArrowBatch batch : round(scenario, job, managed, tokens)) {
+            try (batch;
+                ArrowBatch expected = uninterrupted.step(batch);
+                ArrowBatch got = attention.step(batch)) {
+              assertSameOutput(got, expected);
+            }
+            attention.save();
+            CacheHeader header = attention.header(1).orElseThrow();
+            attention.close();
+            saved = saved.copy();
+            attention = open(larger, saved.stores());
+            restore(attention, CacheHeader.of(header.toBytes()), saved);
+          }
+        }
+      } finally {
+        attention.close();
+      }
+    }
+  }
+
+  @Test
+  void aSeriesOfSavesWritesEachTokenOnce() {
+    Job job = job(64, KvCacheDtype.AUTO);
+    for (boolean managed : new boolean[] {true, false}) {
+      Scenario scenario = new Scenario(job, DTYPE, 3);
+      SavedCache saved = new SavedCache();
+      try (PagedAttention attention = open(job, saved.stores())) {
+        long tokens = 0;
+        for (int step : new int[] {17, 1, 1, 20, 1}) {
+          for (ArrowBatch batch : round(scenario, job, managed, step, 1)) {
+            try (batch;
+                ArrowBatch result = attention.step(batch)) {
+              assertThat(result.numRows()).isEqualTo(2);
+            }
+          }
+          tokens += step + 1;
+          attention.save();
+          long headsOfAllLayers = 2 + 4 + 2;
+          assertThat(saved.bytesPut()).isEqualTo(tokens * headsOfAllLayers * 64 * 2 * 2);
+        }
+      }
+    }
+  }
+
+  @Test
+  void whatCannotBeSavedOrRestoredIsRefused() {
+    Job job = job(64, KvCacheDtype.AUTO);
+    Scenario scenario = new Scenario(job, DTYPE, 3);
+    SavedCache saved = new SavedCache();
+    CacheStores metadata = new CacheStores(new HostPartStore(), saved, false);
+    List<ArrowBatch> external = round(scenario, job, false, 3);
+    List<ArrowBatch> managed = round(new Scenario(job, DTYPE, 4), job, true, 3);
+    try (PagedAttention attention = open(job, metadata)) {
+      assertThatThrownBy(() -> attention.step(external.get(0)))
+          .hasMessage(
+              "layer 'a': columns block_table and slot_mapping: expected neither, because only"
+                  + " metadata is saved, and nobody but the producer knows the sequences of these"
+                  + " tables; save all or nothing");
+      assertThat(attention.header(1)).isEmpty();
+    }
+    CacheHeader header;
+    try (PagedAttention attention = open(job, saved.stores());
+        ArrowBatch result = attention.step(managed.get(0))) {
+      assertThat(result.numRows()).isEqualTo(1);
+      attention.save();
+      header = attention.header(1).orElseThrow();
+    }
+    try (PagedAttention attention = open(job, saved.stores())) {
+      restore(attention, header, saved);
+      assertThatThrownBy(() -> attention.step(external.get(0)))
+          .hasMessageContaining(
+              "expected neither, as in the batches before, whose block tables are managed");
+    }
+    try (PagedAttention attention = open(job, saved.stores())) {
+      assertThatThrownBy(() -> attention.restore(header, 4, SHARD, List.of(), List.of()))
+          .hasMessage("broadhead.shards: expected 1, as when the state was written, got 4");
+    }
+    external.forEach(ArrowBatch::close);
+    managed.forEach(ArrowBatch::close);
+  }
+}

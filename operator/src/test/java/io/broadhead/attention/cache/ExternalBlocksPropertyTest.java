@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.attention.cache;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import io.broadhead.attention.testing.SavedCache;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Map;
+import net.jqwik.api.Example;
+import net.jqwik.api.ForAll;
+import net.jqwik.api.Property;
+import net.jqwik.api.constraints.IntRange;
+import net.jqwik.api.constraints.Size;
+
+/** What is saved of a pool, whatever was written in which order, is what the pool holds. */
+class ExternalBlocksPropertyTest {
+  private static final int BLOCK = 4;
+  private static final int NUM_BLOCKS = 5;
+  private static final int CACHES = 3;
+  private static final int SHARDS = 2;
+  private static final List<LayerRole> LAYERS =
+      List.of(
+          new LayerRole(0, "a", 0, 0, false),
+          new LayerRole(1, "b", 1, 1, false),
+          new LayerRole(2, "c", 2, 2, true));
+
+  private SavedCache saved;
+  private TaggedMemory memory;
+  private ExternalBlocks blocks;
+
+  private void openEmpty(SavedCache state, int numBlocks) {
+    saved = state;
+    memory = new TaggedMemory(CACHES, BLOCK, numBlocks);
+    CacheShape shape = new CacheShape(BLOCK, numBlocks, LAYERS);
+    blocks = new ExternalBlocks(shape, memory, saved, saved);
+  }
+
+  private void open(SavedCache state, int numBlocks) {
+    openEmpty(state, numBlocks);
+    for (int shard = 0; shard < SHARDS; shard++) {
+      for (Map.Entry<Long, byte[]> block : List.copyOf(saved.blocks(shard).entrySet())) {
+        blocks.restore(shard, block.getKey(), block.getValue());
+      }
+    }
+  }
+
+  private void write(int shard, int cache, int slot, long tag, long now) {
+    memory.set(cache, slot, tag);
+    blocks.written(shard, cache, slot, now);
+  }
+
+  @Property(tries = 500)
+  void restoresWhatThePoolHeld(
+      @ForAll @Size(min = 20, max = 400) List<@IntRange(max = 9999) Integer> choices) {
+    open(new SavedCache(), NUM_BLOCKS);
+    long[][] expected = new long[CACHES][NUM_BLOCKS * BLOCK];
+    for (long[] cache : expected) {
+      Arrays.fill(cache, TaggedMemory.EMPTY);
+    }
+    long tag = 0;
+    for (int choice : choices) {
+      if (choice % 7 == 6) {
+        blocks.save();
+      } else if (choice % 31 == 30) {
+        blocks.save();
+        open(saved.copy(), NUM_BLOCKS);
+      } else {
+        int first = choice % (NUM_BLOCKS * BLOCK);
+        int end = Math.min(NUM_BLOCKS * BLOCK, first + 1 + choice % 6);
+        for (int cache = choice % 5 == 0 ? 1 : 0; cache < CACHES; cache++) {
+          for (int slot = first; slot < end; slot++) {
+            expected[cache][slot] = ++tag;
+            write(choice % SHARDS, cache, slot, tag, tag);
+          }
+        }
+      }
+    }
+    blocks.save();
+    open(saved.copy(), NUM_BLOCKS + 1);
+    for (int cache = 0; cache < CACHES; cache++) {
+      for (int slot = 0; slot < NUM_BLOCKS * BLOCK; slot++) {
+        assertThat(memory.get(cache, slot / BLOCK, slot % BLOCK))
+            .as("cache %d, slot %d", cache, slot)
+            .isEqualTo(expected[cache][slot]);
+      }
+    }
+    int perBlock = BLOCK * CACHES;
+    assertThat(saved.bytes())
+        .as("parts that were replaced are removed, unless a part of them is needed")
+        .isLessThanOrEqualTo((long) NUM_BLOCKS * perBlock * BLOCK * 16);
+  }
+
+  @Example
+  void onlyWhatWasWrittenIsSaved() {
+    open(new SavedCache(), NUM_BLOCKS);
+    for (int slot = 0; slot < 7; slot++) {
+      for (int cache = 0; cache < CACHES; cache++) {
+        write(0, cache, slot, slot, 0);
+      }
+      blocks.save();
+      assertThat(saved.bytesPut()).isEqualTo((slot + 1L) * CACHES * 16);
+    }
+    blocks.save();
+    assertThat(saved.bytesPut()).isEqualTo(7L * CACHES * 16);
+    assertThat(blocks.counters().bytesSaved()).isEqualTo(saved.bytesPut());
+    for (int cache = 0; cache < CACHES; cache++) {
+      for (int slot = 0; slot < 4; slot++) {
+        write(0, cache, slot, 100 + slot, 1); // the producer gave the block to another sequence
+      }
+    }
+    blocks.save();
+    assertThat(saved.bytes()).isEqualTo(7L * CACHES * 16);
+  }
+
+  /** The producer gave a block of one subtask to a sequence of another; now they are one. */
+  @Example
+  void aBlockIsOfTheShardThatWroteLast() {
+    for (int last = 0; last < SHARDS; last++) {
+      SavedCache both = new SavedCache();
+      for (int shard = 0; shard < SHARDS; shard++) {
+        openEmpty(both, NUM_BLOCKS);
+        write(shard, 0, 0, 10 + shard, shard == last ? 2 : 1);
+        blocks.save();
+      }
+      open(both, NUM_BLOCKS);
+      assertThat(memory.get(0, 0, 0)).isEqualTo(10 + last);
+      assertThat(both.bytes()).isEqualTo(16);
+      assertThat(both.blocks(1 - last)).isEmpty();
+    }
+  }
+
+  @Example
+  void aSmallerPoolIsRefusedByName() {
+    open(new SavedCache(), NUM_BLOCKS);
+    write(0, 0, 4 * BLOCK, 1, 0);
+    blocks.save();
+    assertThatThrownBy(() -> open(saved.copy(), 4))
+        .isInstanceOf(IllegalStateException.class)
+        .hasMessage(
+            "kv_cache.num_blocks: expected more than 4, a block that the producer's tables had when"
+                + " the state was written, got 4");
+  }
+}

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of the benchmark that need no peers."""
+
+import csv
+import itertools
+import pathlib
+import tempfile
+import unittest
+
+import numpy as np
+
+from broadhead_samples import dtypes
+from broadhead_samples.bench import cells, interleave, main, workload
+from broadhead_samples.bench.library import Library
+
+LIBRARY = pathlib.Path(__file__).parents[3] / "native/target/cmake/libbroadhead.so"
+HEADS = cells.Heads("4/2/32", 4, 2, 32)
+
+
+def decode(batch, context, dtype="float16"):
+    """A decode cell."""
+    return cells.Cell("decode", HEADS, dtype, 16, (cells.Rows(batch, 1, context),), 2)
+
+
+class CellsTest(unittest.TestCase):
+    """Sizes, names and the results file."""
+
+    def test_sizes(self):
+        cell = decode(3, 100)
+        self.assertEqual(cell.context_bytes, 2 * 300 * 2 * 32 * 2)
+        self.assertEqual(cell.flops, 4 * 300 * 4 * 32)
+        self.assertEqual(cell.copies, 64)
+        prompt = cells.Cell("prefill", HEADS, "float32", 16, (cells.Rows(1, 3, 5),), 2)
+        self.assertEqual(prompt.flops, 4 * (3 + 4 + 5) * 4 * 32)
+        self.assertEqual(prompt.copies, 4)
+
+    def test_heads_have_names_or_sizes(self):
+        self.assertEqual(cells.Heads.parse("gpt-2").num_heads, 12)
+        self.assertEqual(cells.Heads.parse("4/2/32"), HEADS)
+        for text in ("gpt-9", "4/3/32", "4/0/32"):
+            with self.assertRaisesRegex(ValueError, "expected llama-3-8b"):
+                cells.Heads.parse(text)
+
+    def test_results_file(self):
+        mixed = cells.Cell("mixed", HEADS, "bfloat16", 16, (cells.Rows(8, 1, 64), cells.Rows(1, 5, 5)), 2)
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "results.csv"
+            cells.write_results(path, [cells.Result(mixed, "torch", "peer", 0.002, 3.5, 9, True)])
+            with path.open(newline="", encoding="utf-8") as file:
+                (row,) = csv.DictReader(file)
+        self.assertEqual((row["rows"], row["microseconds"], row["disturbed"]), ("8x1@64+1x5@5", "2000", "1"))
+        self.assertEqual(float(row["tokens_per_s"]), 13 / 0.002)
+
+    def test_options_make_cells(self):
+        args = main._parser().parse_args(["decode", "--batch", "1,8", "--context", "64,128"])
+        self.assertEqual(len(main.cells(args)), 5 * 4)
+        args = main._parser().parse_args(["prefill", "--model", "4/2/32", "--tokens", "20,8+30"])
+        self.assertEqual([str(cell.rows[0]) for cell in main.cells(args)], ["1x20@20", "1x8@38"])
+        args = main._parser().parse_args(["mixed", "--model", "4/2/32", "--batch", "2", "--tokens", "20"])
+        self.assertEqual([tuple(map(str, cell.rows)) for cell in main.cells(args)], [("2x1@4096", "1x20@20")])
+
+
+class InterleaveTest(unittest.TestCase):
+    """Ratios of neighbours."""
+
+    def test_ratios_survive_a_machine_that_slows_down(self):
+        clock = itertools.count(1000)
+
+        def contender(name, kind, cost):
+            return interleave.Contender(name, kind, lambda: cost * next(clock))
+
+        ours, peer = contender("ours", "ours", 2e-4), contender("torch", "limit", 7e-4)
+        timings = interleave.interleave(ours, [peer], 0.001)
+        self.assertEqual([timing.contender.name for timing in timings], ["ours", "torch"])
+        self.assertAlmostEqual(timings[1].times_ours, 3.5, delta=0.01)
+        self.assertGreaterEqual(timings[1].samples, 3)
+
+    def test_summary_takes_the_strongest_peer(self):
+        results = [
+            cells.Result(cell, name, "peer", 1.0, times, 3, False)
+            for cell, name, times in (
+                (decode(1, 64), "torch", 9.0),
+                (decode(1, 64), "onnxruntime", 2.0),
+                (decode(8, 64), "torch", 8.0),
+            )
+        ]
+        self.assertEqual(
+            main.summary(results),
+            "times as fast as the strongest peer: 4.00 in the geometric mean of 2 cells, 2.00 at least "
+            "(decode 4/2/32 float16 1x1@64, 2 threads)",
+        )
+
+
+@unittest.skipUnless(LIBRARY.is_file(), f"{LIBRARY} was not built")
+class LibraryTest(unittest.TestCase):
+    """The C ABI by ctypes."""
+
+    def test_steps_attend_to_what_they_were_given(self):
+        rows = (cells.Rows(3, 1, 50), cells.Rows(1, 20, 37))
+        cell = cells.Cell("mixed", HEADS, "float16", 16, rows, 2)
+        inputs = workload.random_steps(cell)
+        with Library(LIBRARY, 2) as library:
+            ours = workload.OurSteps(library, cell, inputs)
+            for copy in (0, 1, 0):
+                expected = np.concatenate([self._attend(part) for part in inputs[copy]])
+                np.testing.assert_allclose(ours.output(copy), expected, atol=2e-3)
+            own, limits = ours.contenders()
+            self.assertEqual([limit.name for limit in limits], ["read", "fma"])
+            for contender in (own, *limits):
+                self.assertGreater(contender.run(), 0)
+
+    @staticmethod
+    def _attend(part):
+        """Causal attention in float64, [batch * tokens, num_heads, head_size]."""
+        query, key, value = (
+            dtypes.decode(x, "float16").astype(float) for x in (part.query, part.key, part.value)
+        )
+        tokens, context = query.shape[1], key.shape[2]
+        key, value = (np.repeat(x, HEADS.group_size, axis=1) for x in (key, value))
+        scores = np.einsum("bthd,bhjd->bhtj", query, key) * HEADS.head_size**-0.5
+        seen = np.arange(context) <= np.arange(context - tokens, context)[:, None]
+        weights = np.where(seen, np.exp(scores), 0)
+        output = np.einsum("bhtj,bhjd->bthd", weights / weights.sum(-1, keepdims=True), value)
+        return output.reshape(-1, HEADS.num_heads, HEADS.head_size)
+
+    def test_what_is_refused_is_told(self):
+        with (
+            Library(LIBRARY, 1) as library,
+            self.assertRaisesRegex(ValueError, "bh_cache_create: .*block_size"),
+        ):
+            library.cache(4, 17, 2, 32, "float16")
+
+
+if __name__ == "__main__":
+    unittest.main()
