@@ -449,7 +449,7 @@ TEST_F(Import, ChecksSchemas) {
           << "expected '" << text << "' in: " << error.message;
     }
     if (!c.mentions.empty()) {
-      EXPECT_NE(std::string(error.message).find("layer"), std::string::npos) << error.message;
+      EXPECT_EQ(std::string(error.message).find("column "), 0u) << error.message;
       EXPECT_EQ(error.row, -1);
     }
   }

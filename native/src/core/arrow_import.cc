@@ -61,10 +61,10 @@ std::vector<int64_t> json_integers(std::string_view json, std::string_view key) 
   return found;
 }
 
-[[noreturn]] void mismatch(const LayerSpec& spec, const char* column, const std::string& expected,
-                           const std::string& got) {
-  throw Failure(BH_SCHEMA_MISMATCH, kNoRow, "layer %s, column %s: expected %s, got %s",
-                spec.name.c_str(), column, expected.c_str(), got.c_str());
+[[noreturn]] void bad_column(const char* column, const std::string& expected,
+                             const std::string& got) {
+  throw Failure(BH_SCHEMA_MISMATCH, kNoRow, "column %s: expected %s, got %s", column,
+                expected.c_str(), got.c_str());
 }
 
 std::string tensor_type(int dtype, int heads, int head_size) {
@@ -82,12 +82,12 @@ int dtype_of(std::string_view format, bool bfloat16) {
 }
 
 /// The element type of a list; a malformed one without it is a mismatch too.
-const ArrowSchema& only_child(const LayerSpec& spec, const char* column, const ArrowSchema& list,
+const ArrowSchema& only_child(const char* column, const ArrowSchema& list,
                               const std::string& expected) {
   if (list.n_children != 1) {
-    mismatch(spec, column, expected,
-             std::string("format ") + list.format + " with " + std::to_string(list.n_children) +
-                 " children");
+    bad_column(column, expected,
+               std::string("format ") + list.format + " with " + std::to_string(list.n_children) +
+                   " children");
   }
   return *list.children[0];
 }
@@ -95,9 +95,9 @@ const ArrowSchema& only_child(const LayerSpec& spec, const char* column, const A
 void check_tensor(const LayerSpec& spec, const ArrowSchema& field, int heads) {
   const int64_t width = int64_t{heads} * spec.head_size;
   const std::string expected = tensor_type(spec.dtype, heads, spec.head_size);
-  auto bad = [&](const std::string& got) { mismatch(spec, field.name, expected, got); };
+  auto bad = [&](const std::string& got) { bad_column(field.name, expected, got); };
   if (std::strcmp(field.format, "+l") != 0) bad(std::string("format ") + field.format);
-  const ArrowSchema& tensor = only_child(spec, field.name, field, expected);
+  const ArrowSchema& tensor = only_child(field.name, field, expected);
   if (std::strncmp(tensor.format, "+w:", 3) != 0)
     bad(std::string("list of format ") + tensor.format);
   if (std::strtoll(tensor.format + 3, nullptr, 10) != width) {
@@ -112,7 +112,7 @@ void check_tensor(const LayerSpec& spec, const ArrowSchema& field, int heads) {
   if (!std::is_sorted(permutation.begin(), permutation.end())) {
     bad("permuted tensors: " + std::string(json));
   }
-  const ArrowSchema& element = only_child(spec, field.name, tensor, expected);
+  const ArrowSchema& element = only_child(field.name, tensor, expected);
   bool bfloat16 = false;
   for (const ArrowSchema* level : {&field, &tensor, &element}) {
     bfloat16 |= metadata_value(level->metadata, "dtype") == "bfloat16";
@@ -124,14 +124,13 @@ void check_tensor(const LayerSpec& spec, const ArrowSchema& field, int heads) {
 }
 
 /// `elements` holds the accepted element formats, one letter each.
-void check_list(const LayerSpec& spec, const ArrowSchema& field, std::string_view elements,
-                const char* expected) {
+void check_list(const ArrowSchema& field, std::string_view elements, const char* expected) {
   if (std::strcmp(field.format, "+l") != 0) {
-    mismatch(spec, field.name, expected, std::string("format ") + field.format);
+    bad_column(field.name, expected, std::string("format ") + field.format);
   }
-  const std::string format = only_child(spec, field.name, field, expected).format;
+  const std::string format = only_child(field.name, field, expected).format;
   if (format.size() != 1 || elements.find(format) == std::string_view::npos) {
-    mismatch(spec, field.name, expected, "list of format " + format);
+    bad_column(field.name, expected, "list of format " + format);
   }
 }
 
@@ -265,14 +264,14 @@ void open_result(const LayerSpec& spec, const ArrowArray& result, int64_t num_ro
 StepColumns find_columns(const LayerSpec& spec, const ArrowSchema& schema) {
   StepColumns columns;
   if (std::strcmp(schema.format, "+s") != 0) {
-    mismatch(spec, "(all)", "a struct of columns", std::string("format ") + schema.format);
+    bad_column("(all)", "a struct of columns", std::string("format ") + schema.format);
   }
   columns.num_columns = schema.n_children;
   for (int i = 0; i < schema.n_children; ++i) {
     const ArrowSchema& field = *schema.children[i];
     std::string_view name = field.name ? field.name : "";
     auto claim = [&](int& column) {
-      if (column != StepColumns::kAbsent) mismatch(spec, field.name, "one column", "it twice");
+      if (column != StepColumns::kAbsent) bad_column(field.name, "one column", "it twice");
       column = i;
     };
     if (name == "query") {
@@ -286,23 +285,23 @@ StepColumns find_columns(const LayerSpec& spec, const ArrowSchema& schema) {
       claim(columns.value);
     } else if (name == "seq_len") {
       if (std::strcmp(field.format, "i") != 0) {
-        mismatch(spec, "seq_len", "int32", std::string("format ") + field.format);
+        bad_column("seq_len", "int32", std::string("format ") + field.format);
       }
       claim(columns.seq_len);
     } else if (name == "slot_mapping") {
-      check_list(spec, field, "l", "list<int64>");
+      check_list(field, "l", "list<int64>");
       claim(columns.slot_mapping);
     } else if (name == "block_table") {
-      check_list(spec, field, "i", "list<int32>");
+      check_list(field, "i", "list<int32>");
       claim(columns.block_table);
     } else if (name == "position") {
-      check_list(spec, field, "il", "list<int32> or list<int64>");
+      check_list(field, "il", "list<int32> or list<int64>");
       claim(columns.position);
       columns.wide_positions = field.children[0]->format[0] == 'l';
     }
   }
   auto need = [&spec](int column, const char* name, const char* type) {
-    if (column == StepColumns::kAbsent) mismatch(spec, name, type, "no such column");
+    if (column == StepColumns::kAbsent) bad_column(name, type, "no such column");
   };
   const std::string kv = tensor_type(spec.dtype, spec.num_kv_heads, spec.head_size);
   const bool has_key = columns.key != StepColumns::kAbsent;

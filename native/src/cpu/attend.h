@@ -383,6 +383,20 @@ static void attend_own(const AttendContext& context, const AttendItem& item,
   });
 }
 
+/// Tokens whose queries are fetched before they are needed.
+constexpr int kTokensAhead = 8;
+
+/// The first of a token's query heads for KV head `head` of the item.
+template <class T>
+BH_INLINE const T* query_heads(const AttendContext& context, const AttendItem& item,
+                               const QueryToken& token, int head) {
+  const LayerView& layer = *context.layer;
+  const StepRow& row = context.step->rows[token.row];
+  const int64_t first = (row.query + token.index) * layer.num_heads +
+                        int64_t{item.first_head + head} * layer.group_size;
+  return static_cast<const T*>(context.step->part(row).query) + first * layer.head_size;
+}
+
 template <class T>
 static void load_queries(const AttendContext& context, const AttendItem& item,
                          const AttendScratch& scratch) {
@@ -393,17 +407,19 @@ static void load_queries(const AttendContext& context, const AttendItem& item,
   float* to = scratch.query;
   for (int h = 0; h < item.num_heads; ++h) {
     for (int t = 0; t < item.num_tokens; ++t) {
+      // Heads of other KV heads lie between those of two tokens: more than hardware looks ahead.
+      if (t + kTokensAhead < item.num_tokens) {
+        fetch(query_heads<T>(context, item, context.token(item, t + kTokensAhead), h),
+              layer.group_size * size);
+      }
       const QueryToken& token = context.token(item, t);
       const StepRow& row = step.rows[token.row];
-      const StepPart& part = step.part(row);
-      for (int g = 0; g < layer.group_size; ++g, to += size) {
-        const int64_t head = (item.first_head + h) * layer.group_size + g;
-        const int64_t from = ((row.query + token.index) * layer.num_heads + head) * size;
-        const T* query = static_cast<const T*>(part.query) + from;
+      const T* query = query_heads<T>(context, item, token, h);
+      for (int g = 0; g < layer.group_size; ++g, query += size, to += size) {
         if (layer.rotary_dim == 0) {
           for (int d = 0; d < size; d += kWidth) store(to + d, load(query + d) * scale);
         } else {
-          load_rotated(layer, part, query, row.positions + token.index, to);
+          load_rotated(layer, step.part(row), query, row.positions + token.index, to);
           for (int d = 0; d < size; d += kWidth) store(to + d, load(to + d) * scale);
         }
       }

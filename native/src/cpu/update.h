@@ -52,14 +52,6 @@ BH_INLINE void store_value(const S* head, int head_size, float scale, E* tile, i
   }
 }
 
-/// Fetches the head after this one of the same token: heads of a token lie side by side, but those
-/// of a tile are read token after token.
-template <class T>
-BH_INLINE void fetch_next_head(const T* head, int head_size) {
-  constexpr int kElements = kLine / static_cast<int>(sizeof(T));
-  for (int d = 0; d < head_size; d += kElements) __builtin_prefetch(head + head_size + d);
-}
-
 /// New tokens from `first` on whose slots follow one another within a tile.
 BH_INLINE int run_in_tile(const int64_t* slots, int first, int end) {
   int last = first + 1;
@@ -92,7 +84,8 @@ static void update_tokens(const LayerView& layer, const Step& step, const CacheV
       };
       const T* keys = static_cast<const T*>(part.key) + (row.key + t) * stride + h * size;
       const T* values = static_cast<const T*>(part.value) + (row.value + t) * stride + h * size;
-      for (int i = 0; i < run; ++i) fetch_next_head(keys + i * stride, size);
+      // Heads of a token lie side by side, but those of a tile are read token after token.
+      for (int i = 0; i < run; ++i) fetch(keys + i * stride + size, size);
       if (layer.rotary_dim == 0) {
         write_keys(keys, stride);
       } else {
@@ -102,7 +95,7 @@ static void update_tokens(const LayerView& layer, const Step& step, const CacheV
         write_keys(rotated, size);
       }
       for (int i = 0; i < run; ++i) {
-        fetch_next_head(values + i * stride, size);
+        fetch(values + i * stride + size, size);
         store_value(values + i * stride, size, layer.v_scale, tile, offset % kTile + i);
       }
     }

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.arrow;
 
+import java.io.ByteArrayOutputStream;
+import java.io.IOException;
+import java.io.UncheckedIOException;
 import java.lang.ref.WeakReference;
 import java.nio.ByteBuffer;
+import java.nio.channels.WritableByteChannel;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
 import java.util.ArrayList;
@@ -12,6 +16,8 @@ import java.util.HexFormat;
 import java.util.List;
 import java.util.Map;
 import java.util.WeakHashMap;
+import org.apache.arrow.vector.ipc.WriteChannel;
+import org.apache.arrow.vector.ipc.message.MessageSerializer;
 import org.apache.arrow.vector.types.pojo.Field;
 import org.apache.arrow.vector.types.pojo.Schema;
 
@@ -86,7 +92,37 @@ public final class BatchSchema {
    * @throws IllegalArgumentException naming the column that a step batch cannot carry
    */
   public static BatchSchema of(Schema schema) {
-    return intern(new BatchSchema(schema, schema.serializeAsMessage()));
+    return intern(new BatchSchema(schema, serialize(schema)));
+  }
+
+  /** As Arrow does it, except that an interrupt of the thread does not make it fail. */
+  private static byte[] serialize(Schema schema) {
+    ByteArrayOutputStream bytes = new ByteArrayOutputStream();
+    try (WriteChannel channel = new WriteChannel(new UninterruptibleChannel(bytes))) {
+      MessageSerializer.serialize(channel, schema);
+    } catch (IOException e) {
+      throw new UncheckedIOException("writing to memory does not fail", e);
+    }
+    return bytes.toByteArray();
+  }
+
+  private record UninterruptibleChannel(ByteArrayOutputStream target)
+      implements WritableByteChannel {
+    @Override
+    public int write(ByteBuffer source) {
+      byte[] bytes = new byte[source.remaining()];
+      source.get(bytes);
+      target.writeBytes(bytes);
+      return bytes.length;
+    }
+
+    @Override
+    public boolean isOpen() {
+      return true;
+    }
+
+    @Override
+    public void close() {}
   }
 
   /** A schema of {@code fields}, without schema metadata. */

@@ -9,6 +9,7 @@ import io.broadhead.arrow.StepColumns;
 import io.broadhead.arrow.TensorField;
 import io.broadhead.nativelib.bh_cache;
 import io.broadhead.nativelib.bh_cache_options;
+import io.broadhead.nativelib.bh_error;
 import io.broadhead.nativelib.global.broadhead;
 import java.lang.ref.Reference;
 import org.apache.arrow.memory.ArrowBuf;
@@ -76,28 +77,12 @@ public final class KernelCache extends NativeHandle {
    * backend's own layout is. Both buffers hold {@link #blockBytes()} at least.
    */
   public void readBlock(long block, ArrowBuf key, ArrowBuf value) {
-    enter();
-    try {
-      Address keyAddress = blockAddress("key", key);
-      Address valueAddress = blockAddress("value", value);
-      NativeErrors.check(
-          error -> broadhead.bh_cache_read_block(handle, block, keyAddress, valueAddress, error));
-    } finally {
-      exit();
-    }
+    moveBlock(broadhead::bh_cache_read_block, block, key, value);
   }
 
   /** Writes what {@link #readBlock} read. */
   public void writeBlock(long block, ArrowBuf key, ArrowBuf value) {
-    enter();
-    try {
-      Address keyAddress = blockAddress("key", key);
-      Address valueAddress = blockAddress("value", value);
-      NativeErrors.check(
-          error -> broadhead.bh_cache_write_block(handle, block, keyAddress, valueAddress, error));
-    } finally {
-      exit();
-    }
+    moveBlock(broadhead::bh_cache_write_block, block, key, value);
   }
 
   /** Schema of block contents: one tensor [block_size, num_kv_heads, head_size] a row. */
@@ -118,21 +103,13 @@ public final class KernelCache extends NativeHandle {
     enter();
     try {
       requireBlocks(blocks);
-      long blockBytes = broadhead.bh_cache_block_bytes(handle);
-      long columnBytes = Math.multiplyExact(blockBytes, blocks.length);
+      long columnBytes = Math.multiplyExact(broadhead.bh_cache_block_bytes(handle), blocks.length);
       ArrowBuf memory = allocator.buffer(2 * Allocators.roundUp(columnBytes));
       boolean done = false;
       try {
         long key = memory.memoryAddress();
         long value = key + Allocators.roundUp(columnBytes);
-        for (int i = 0; i < blocks.length; i++) {
-          long block = blocks[i];
-          Address keyAddress = new Address(key + i * blockBytes);
-          Address valueAddress = new Address(value + i * blockBytes);
-          NativeErrors.check(
-              error ->
-                  broadhead.bh_cache_read_block(handle, block, keyAddress, valueAddress, error));
-        }
+        moveBlocks(broadhead::bh_cache_read_block, blocks, key, value);
         ArrowBuf none = allocator.getEmpty();
         ArrowBuf[] buffers = {
           none,
@@ -184,17 +161,9 @@ public final class KernelCache extends NativeHandle {
                 + " rows, one for each block, got "
                 + contents.numRows());
       }
-      long blockBytes = broadhead.bh_cache_block_bytes(handle);
       long key = blockValues(contents, StepColumns.KEY);
       long value = blockValues(contents, StepColumns.VALUE);
-      for (int i = 0; i < blocks.length; i++) {
-        long block = blocks[i];
-        Address keyAddress = new Address(key + i * blockBytes);
-        Address valueAddress = new Address(value + i * blockBytes);
-        NativeErrors.check(
-            error ->
-                broadhead.bh_cache_write_block(handle, block, keyAddress, valueAddress, error));
-      }
+      moveBlocks(broadhead::bh_cache_write_block, blocks, key, value);
     } finally {
       exit();
       Reference.reachabilityFence(contents);
@@ -248,13 +217,38 @@ public final class KernelCache extends NativeHandle {
     return column.child().values().memoryAddress();
   }
 
-  private Address blockAddress(String what, ArrowBuf buffer) {
+  /** A native call that moves one block's contents in or out. */
+  private interface BlockMove {
+    int call(bh_cache cache, long block, Address key, Address value, bh_error error);
+  }
+
+  private void moveBlock(BlockMove move, long block, ArrowBuf key, ArrowBuf value) {
+    enter();
+    try {
+      moveBlocks(move, new long[] {block}, blockAddress("key", key), blockAddress("value", value));
+    } finally {
+      exit();
+    }
+  }
+
+  /** Block after block; their contents follow one another from both addresses on. */
+  private void moveBlocks(BlockMove move, long[] blocks, long key, long value) {
+    long blockBytes = broadhead.bh_cache_block_bytes(handle);
+    for (int i = 0; i < blocks.length; i++) {
+      long block = blocks[i];
+      Address keyAddress = new Address(key + i * blockBytes);
+      Address valueAddress = new Address(value + i * blockBytes);
+      NativeErrors.check(error -> move.call(handle, block, keyAddress, valueAddress, error));
+    }
+  }
+
+  private long blockAddress(String what, ArrowBuf buffer) {
     long required = broadhead.bh_cache_block_bytes(handle);
     if (buffer.capacity() < required) {
       throw new IllegalArgumentException(
           what + ": expected a buffer of " + required + " bytes, got " + buffer.capacity());
     }
-    return new Address(buffer.memoryAddress());
+    return buffer.memoryAddress();
   }
 
   /** Copies block {@code source[i]} to block {@code target[i]}, for each i in order. */

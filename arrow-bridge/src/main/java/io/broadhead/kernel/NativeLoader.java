@@ -3,6 +3,9 @@ package io.broadhead.kernel;
 
 import io.broadhead.arrow.JvmFlags;
 import io.broadhead.nativelib.global.broadhead;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.CompletionException;
+import java.util.concurrent.ForkJoinPool;
 
 /** Loads the native library once per class loader, or says in one sentence why it cannot. */
 public final class NativeLoader {
@@ -35,17 +38,25 @@ public final class NativeLoader {
       System.setProperty(MAX_PHYSICAL_BYTES, "0");
     }
     int version;
+    // JavaCPP's first class starts a thread that never ends and keeps what it inherits from its
+    // creator, which in a Flink task would be the class loader of the job.
+    ForkJoinPool creator = new ForkJoinPool(1);
     try {
-      version = broadhead.bh_abi_version();
-    } catch (LinkageError e) {
+      version = CompletableFuture.supplyAsync(() -> broadhead.bh_abi_version(), creator).join();
+    } catch (CompletionException e) {
+      if (!(e.getCause() instanceof LinkageError)) {
+        throw e;
+      }
       throw new IllegalStateException(
           "the native library of Broadhead cannot be loaded on "
               + System.getProperty("os.name")
               + " "
               + System.getProperty("os.arch")
               + ": "
-              + e.getMessage(),
-          e);
+              + e.getCause().getMessage(),
+          e.getCause());
+    } finally {
+      creator.shutdown();
     }
     checkVersion(broadhead.BH_ABI_VERSION, version);
     loaded = true;

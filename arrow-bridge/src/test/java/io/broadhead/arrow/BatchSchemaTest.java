@@ -29,6 +29,16 @@ class BatchSchemaTest {
   }
 
   @Test
+  void anInterruptDoesNotMakeItFail() {
+    Thread.currentThread().interrupt();
+    try {
+      assertThat(BatchSchema.of(ID, QUERY).columnCount()).isEqualTo(2);
+    } finally {
+      assertThat(Thread.interrupted()).isTrue();
+    }
+  }
+
+  @Test
   void metadataSurvivesTheBytes() throws MalformedArrowException {
     BatchSchema schema = BatchSchema.of(new Schema(List.of(QUERY), Map.of("producer", "test")));
     Schema parsed = BatchSchema.parse(schema.bytes()).arrow();

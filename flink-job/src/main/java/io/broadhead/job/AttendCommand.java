@@ -3,7 +3,6 @@ package io.broadhead.job;
 
 import io.broadhead.arrow.Allocators;
 import io.broadhead.arrow.ArrowBatch;
-import io.broadhead.arrow.Compression;
 import io.broadhead.arrow.StepInput;
 import io.broadhead.attention.AttentionConfig;
 import io.broadhead.attention.InvalidBatchException;
@@ -64,10 +63,7 @@ final class AttendCommand extends EngineCommand {
               + " results have different shapes.")
   Path output;
 
-  @Option(
-      names = "--overwrite",
-      description = "Remove the results that are in the output folder first.")
-  boolean overwrite;
+  @Mixin ResultOptions written;
 
   @Option(
       names = "--on-bad-row",
@@ -88,18 +84,6 @@ final class AttendCommand extends EngineCommand {
               + " .refused.jsonl added.")
   Path refused;
 
-  @Option(
-      names = "--compression",
-      paramLabel = "CODEC",
-      defaultValue = "none",
-      description = "Body compression of the results: none, lz4 or zstd. Default: none.")
-  Compression compression;
-
-  @Option(
-      names = {"-q", "--quiet"},
-      description = "Print nothing but errors.")
-  boolean quiet;
-
   @Override
   int executeOnEngine() throws Exception {
     requireKnownBackend(backend);
@@ -116,21 +100,21 @@ final class AttendCommand extends EngineCommand {
         ResultFiles results =
             ResultFiles.create(
                 output,
-                overwrite,
+                written.overwrite,
                 List.of(input),
                 ResultLayout.of(loaded),
-                compression,
+                written.compression,
                 allocator);
         RefusedFile refusedRows = new RefusedFile(refusedFile())) {
       EngineInfo engine = attention.engine();
-      if (!quiet) {
+      if (!written.quiet) {
         err().println(EngineLine.start(spec.name(), engine, loaded, 1));
       }
       StepCounts counts = new StepCounts(true);
       long bytesCopied = attendAll(attention, allocator, results, refusedRows, counts);
       results.finish();
       refusedRows.finish();
-      if (!quiet) {
+      if (!written.quiet) {
         out()
             .println(
                 new RunSummary(
@@ -191,7 +175,7 @@ final class AttendCommand extends EngineCommand {
   }
 
   private Progress progress(BufferAllocator allocator) {
-    boolean shown = !quiet && StatusLine.onTerminal();
+    boolean shown = !written.quiet && StatusLine.onTerminal();
     return new Progress(
         err(), shown, shown ? InputSize.batches(input, allocator) : InputSize.UNKNOWN);
   }

@@ -48,6 +48,10 @@ final class FlinkRun {
   private static final Duration WATCH_CHECKPOINTS = Duration.ofSeconds(10);
   private static final MemorySize SPARE_MANAGED_MEMORY = MemorySize.ofMebiBytes(16);
 
+  // By name: the command's own cluster has no RocksDB.
+  private static final String ROCKSDB_OPTIONS_FACTORY = "state.backend.rocksdb.options-factory";
+  private static final String ROCKSDB_OPTIONS = "io.broadhead.flink.KvCacheRocksDBOptions";
+
   private final RunCommand options;
   private final Job job;
   private volatile boolean interrupted;
@@ -91,7 +95,7 @@ final class FlinkRun {
   // ---- on a cluster that exists --------------------------------------------------------------
 
   private int executeThere(StreamExecutionEnvironment env) throws Exception {
-    if (options.overwrite) {
+    if (options.written.overwrite) {
       throw options.usage("--overwrite: not on a cluster; choose another --output");
     }
     Configuration configuration = jobConfiguration();
@@ -122,7 +126,7 @@ final class FlinkRun {
     if (!options.watch && StepInput.files(input).isEmpty()) {
       throw new WorkFailedException(input + ": expected step files, got an empty folder");
     }
-    boolean madeOutput = OutputFolder.prepare(output, options.overwrite, List.of(input));
+    boolean madeOutput = OutputFolder.prepare(output, options.written.overwrite, List.of(input));
     parts = new Parts(output, localPath("--refused", refusedFolder()), madeOutput);
     boolean done = false;
     try {
@@ -151,7 +155,7 @@ final class FlinkRun {
     configuration.set(PagedAttentionOptions.THREADS, threads);
     configuration.set(PagedAttentionOptions.SHARDS, shards(parallelism));
     EngineInfo engine = engineInfo(threads);
-    if (!options.quiet) {
+    if (!options.written.quiet) {
       options.err().println(EngineLine.start(options.spec.name(), engine, job, parallelism));
     }
     try (RunMetrics metrics = RunMetrics.attachTo(configuration)) {
@@ -170,7 +174,7 @@ final class FlinkRun {
       if (metrics.sum(StepFileSource.BATCHES_READ) == 0) {
         throw new WorkFailedException(input + ": expected at least one record batch, got none");
       }
-      if (!options.quiet) {
+      if (!options.written.quiet) {
         options.out().println(summary(metrics, engine, begun).line());
       }
     }
@@ -218,7 +222,7 @@ final class FlinkRun {
   }
 
   private Progress progress(Path input) {
-    boolean shown = !options.quiet && StatusLine.onTerminal();
+    boolean shown = !options.written.quiet && StatusLine.onTerminal();
     if (!shown || options.watch) {
       return new Progress(options.err(), shown, InputSize.UNKNOWN);
     }
@@ -298,6 +302,11 @@ final class FlinkRun {
     configuration.set(PagedAttentionOptions.BACKEND, options.backend);
     configuration.set(PagedAttentionOptions.DEVICE, options.device);
     configuration.set(PagedAttentionOptions.OUT_OF_BLOCKS, options.pool.outOfBlocks);
+    configuration.set(PagedAttentionOptions.STATE, options.state);
+    configuration.setString(ROCKSDB_OPTIONS_FACTORY, ROCKSDB_OPTIONS);
+    configuration.set(PagedAttentionOptions.BATCH_MAX_TOKENS, options.batchMaxTokens);
+    configuration.set(
+        PagedAttentionOptions.BATCH_MAX_DELAY, RunCommand.seconds(options.batchMaxDelay));
     configuration.set(
         PagedAttentionOptions.ON_BAD_ROW,
         options.onBadRow == BadRows.FAIL ? OnBadRow.FAIL : OnBadRow.SIDE_OUTPUT);
@@ -317,7 +326,7 @@ final class FlinkRun {
             : StepFileSource.bounded(input),
         output,
         options.onBadRow == BadRows.FAIL ? null : refused,
-        options.compression,
+        options.written.compression,
         parallelism,
         !options.watch);
   }

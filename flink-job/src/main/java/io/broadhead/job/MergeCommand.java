@@ -3,7 +3,6 @@ package io.broadhead.job;
 
 import io.broadhead.arrow.Allocators;
 import io.broadhead.arrow.ArrowBatch;
-import io.broadhead.arrow.Compression;
 import io.broadhead.arrow.StepInput;
 import io.broadhead.attention.AttentionConfig;
 import io.broadhead.attention.InvalidBatchException;
@@ -17,6 +16,7 @@ import java.util.List;
 import java.util.Locale;
 import org.apache.arrow.memory.BufferAllocator;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.Parameters;
 
@@ -56,22 +56,7 @@ final class MergeCommand extends EngineCommand {
               + " is a folder too.")
   Path output;
 
-  @Option(
-      names = "--overwrite",
-      description = "Remove the results that are in the output folder first.")
-  boolean overwrite;
-
-  @Option(
-      names = "--compression",
-      paramLabel = "CODEC",
-      defaultValue = "none",
-      description = "Body compression of the results: none, lz4 or zstd. Default: none.")
-  Compression compression;
-
-  @Option(
-      names = {"-q", "--quiet"},
-      description = "Print nothing but errors.")
-  boolean quiet;
+  @Mixin ResultOptions written;
 
   @Override
   int executeOnEngine() throws Exception {
@@ -89,7 +74,12 @@ final class MergeCommand extends EngineCommand {
             PartialResults.open(new AttentionConfig(backend, threads, device), allocator);
         ResultFiles results =
             ResultFiles.create(
-                output, overwrite, parts, ResultLayout.bySchema(), compression, allocator);
+                output,
+                written.overwrite,
+                parts,
+                ResultLayout.bySchema(),
+                written.compression,
+                allocator);
         Inputs inputs = new Inputs(parts, allocator)) {
       boolean mirrored = Files.isDirectory(parts.get(0)) && ResultFiles.isFolder(output);
       while (inputs.next()) {
@@ -109,7 +99,7 @@ final class MergeCommand extends EngineCommand {
       }
       results.finish();
     }
-    if (!quiet) {
+    if (!written.quiet) {
       out()
           .println(
               String.format(

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.job;
 
-import io.broadhead.arrow.Compression;
 import io.broadhead.attention.Job;
 import io.broadhead.attention.JobFile;
+import io.broadhead.flink.StateMode;
 import java.nio.file.Path;
 import java.time.Duration;
 import java.util.LinkedHashMap;
@@ -56,10 +56,7 @@ final class RunCommand extends EngineCommand {
               + " the layers' results have different shapes.")
   String output;
 
-  @Option(
-      names = "--overwrite",
-      description = "Remove the results that are in the output folder first.")
-  boolean overwrite;
+  @Mixin ResultOptions written;
 
   @Option(
       names = "--parallelism",
@@ -98,6 +95,31 @@ final class RunCommand extends EngineCommand {
   Double checkpointInterval;
 
   @Option(
+      names = "--state",
+      paramLabel = "WHAT",
+      defaultValue = "full",
+      description =
+          "What checkpoints and savepoints hold of the KV caches: full, metadata (which sequences"
+              + " there are) or none. Default: ${DEFAULT-VALUE}.")
+  StateMode state;
+
+  @Option(
+      names = "--batch-max-tokens",
+      paramLabel = "N",
+      defaultValue = "0",
+      description =
+          "Join small batches to steps of up to so many new tokens, and compute longer prompts in"
+              + " pieces. Default: each batch is a step.")
+  int batchMaxTokens;
+
+  @Option(
+      names = "--batch-max-delay",
+      paramLabel = "SECONDS",
+      defaultValue = "0",
+      description = "How long a batch may wait for others to join it. Default: ${DEFAULT-VALUE}.")
+  double batchMaxDelay;
+
+  @Option(
       names = "--on-bad-row",
       paramLabel = "POLICY",
       defaultValue = "fail",
@@ -117,22 +139,10 @@ final class RunCommand extends EngineCommand {
   String refused;
 
   @Option(
-      names = "--compression",
-      paramLabel = "CODEC",
-      defaultValue = "none",
-      description = "Body compression of the results: none, lz4 or zstd. Default: none.")
-  Compression compression;
-
-  @Option(
       names = "-D",
       paramLabel = "KEY=VALUE",
       description = "A Flink configuration option; may be given several times.")
   Map<String, String> configuration = new LinkedHashMap<>();
-
-  @Option(
-      names = {"-q", "--quiet"},
-      description = "Print nothing but errors.")
-  boolean quiet;
 
   @Override
   int executeOnEngine() throws Exception {
@@ -150,6 +160,12 @@ final class RunCommand extends EngineCommand {
         "--checkpoint-interval",
         "a number of seconds above 0",
         checkpointInterval);
+    requireOption(batchMaxTokens >= 0, "--batch-max-tokens", "0 or more", batchMaxTokens);
+    requireOption(
+        batchMaxDelay >= 0 && (batchMaxDelay == 0 || batchMaxTokens > 0),
+        "--batch-max-delay",
+        "a number of seconds from 0 on, above 0 with --batch-max-tokens only",
+        batchMaxDelay);
     for (String key : configuration.keySet()) {
       requireOption(
           !key.startsWith("broadhead."), "-D", "a Flink option (broadhead.* are --options)", key);

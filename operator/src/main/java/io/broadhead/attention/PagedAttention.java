@@ -395,7 +395,7 @@ public final class PagedAttention implements AutoCloseable {
 
   /** Saves what changed in the caches since the last time. No batch may be pending. */
   public void save() {
-    if (manager != null) {
+    if (manager != null && stores.savesAnything()) {
       manager.save();
     }
     if (external != null) {

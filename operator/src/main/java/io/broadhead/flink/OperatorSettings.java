@@ -11,17 +11,24 @@ import org.apache.flink.configuration.ReadableConfig;
 /**
  * The options of an operator, read and checked when the job is submitted. Immutable.
  *
+ * @param shards that sequences are divided into; written down with saved caches
  * @param batchMaxTokens new tokens of a step; 0: each batch is a step by itself
  * @param batchMaxDelay how long a batch waits for others to join it
  */
 record OperatorSettings(
-    AttentionConfig attention, OnBadRow onBadRow, int batchMaxTokens, Duration batchMaxDelay)
+    AttentionConfig attention,
+    OnBadRow onBadRow,
+    StateMode state,
+    int shards,
+    int batchMaxTokens,
+    Duration batchMaxDelay)
     implements Serializable {
 
   /**
+   * @param shards that sequences are divided into
    * @throws IllegalArgumentException naming a key whose value is not accepted
    */
-  static OperatorSettings of(ReadableConfig options) {
+  static OperatorSettings of(ReadableConfig options, int shards) {
     int maxTokens =
         PagedAttentionOptions.atLeast(PagedAttentionOptions.BATCH_MAX_TOKENS, options, 0);
     Duration maxDelay = options.get(PagedAttentionOptions.BATCH_MAX_DELAY);
@@ -39,6 +46,8 @@ record OperatorSettings(
     return new OperatorSettings(
         PagedAttentionOptions.attentionConfig(options),
         options.get(PagedAttentionOptions.ON_BAD_ROW),
+        options.get(PagedAttentionOptions.STATE),
+        shards,
         maxTokens,
         maxDelay);
   }

@@ -6,6 +6,7 @@ import io.broadhead.attention.Job;
 import io.broadhead.attention.PagedAttention;
 import io.broadhead.attention.RefusedRow;
 import io.broadhead.attention.StepQueue;
+import io.broadhead.attention.cache.CacheStores;
 import io.broadhead.kernel.ErrorCode;
 import io.broadhead.kernel.KernelException;
 import java.io.Closeable;
@@ -13,10 +14,14 @@ import org.apache.arrow.memory.BufferAllocator;
 import org.apache.flink.annotation.VisibleForTesting;
 import org.apache.flink.api.common.typeinfo.TypeInformation;
 import org.apache.flink.runtime.execution.CancelTaskException;
+import org.apache.flink.runtime.state.KeyedStateBackend;
+import org.apache.flink.runtime.state.StateInitializationContext;
+import org.apache.flink.runtime.state.StateSnapshotContext;
 import org.apache.flink.streaming.api.operators.AbstractStreamOperator;
 import org.apache.flink.streaming.api.operators.BoundedOneInput;
 import org.apache.flink.streaming.api.operators.OneInputStreamOperator;
 import org.apache.flink.streaming.api.operators.StreamOperatorParameters;
+import org.apache.flink.streaming.api.operators.sorted.state.BatchExecutionStateBackend;
 import org.apache.flink.streaming.api.watermark.Watermark;
 import org.apache.flink.streaming.runtime.streamrecord.StreamRecord;
 import org.apache.flink.streaming.runtime.watermarkstatus.WatermarkStatus;
@@ -39,6 +44,9 @@ import org.slf4j.LoggerFactory;
  * <p><b>Ownership.</b> A batch that came over the network is closed here; any other belongs to the
  * operator upstream. A result is closed after {@code collect()} has returned.
  *
+ * <p><b>State.</b> The caches are keyed state, brought up to date by each snapshot; the key is the
+ * shard of a batch. What is swapped out in between goes there too.
+ *
  * <p><b>Life.</b> The backend is opened in {@link #open} and closed with all caches in {@link
  * #close}, which survives an {@code open} that failed half-way. If {@link PagedAttentionStream}
  * declared the caches as managed memory, it is reserved while the operator is open.
@@ -56,6 +64,9 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
   private final Job job;
   private final OperatorSettings settings;
 
+  /** Null where no engine would save it. */
+  private transient KeyedCacheState state;
+
   private transient ManagedMemory managedMemory;
   private transient BufferAllocator allocator;
   private transient PagedAttention attention;
@@ -72,13 +83,33 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
   }
 
   @Override
+  public void initializeState(StateInitializationContext context) throws Exception {
+    super.initializeState(context);
+    KeyedStateBackend<Integer> backend = getKeyedStateBackend();
+    if (backend == null) {
+      throw new IllegalStateException(
+          getOperatorName()
+              + ": expected a stream that is keyed by ShardKey, got one without keys");
+    }
+    // State of a job in batch mode is gone with the next key, and no checkpoint would save it.
+    boolean isBatch =
+        getOperatorConfig().getStateBackend(getUserCodeClassloader())
+            instanceof BatchExecutionStateBackend;
+    state = isBatch ? null : new KeyedCacheState(backend);
+  }
+
+  @Override
   public void open() throws Exception {
     super.open();
     managedMemory = ManagedMemory.reserve(this, job.cacheBytes().orElse(0));
     allocator = FlinkAllocator.child(getOperatorName());
-    attention = PagedAttention.open(job, settings.attention(), allocator);
+    CacheStores stores = state == null ? CacheStores.onHeap() : state.stores(settings.state());
+    attention = PagedAttention.open(job, settings.attention(), allocator, stores);
     canceller = attention::cancel;
     getContainingTask().getCancelables().registerCloseable(canceller);
+    if (state != null) {
+      state.restore(attention, settings.shards());
+    }
     queue = attention.queue(settings.batchMaxTokens());
     PagedAttentionMetrics metrics = new PagedAttentionMetrics(getMetricGroup(), attention, queue);
     emitter = new ResultEmitter(output, settings, metrics);
@@ -107,7 +138,7 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
 
   /** The key of the element, which is the shard of all rows of its batch. */
   private int shard() {
-    return getKeyedStateBackend() == null ? 0 : (Integer) getCurrentKey();
+    return (Integer) getCurrentKey();
   }
 
   /** A step that was cancelled is no failure of the job. */
@@ -138,6 +169,14 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
   @Override
   public void prepareSnapshotPreBarrier(long checkpointId) throws Exception {
     drain();
+  }
+
+  @Override
+  public void snapshotState(StateSnapshotContext context) throws Exception {
+    super.snapshotState(context);
+    if (state != null) {
+      state.save(attention, settings.shards());
+    }
   }
 
   @Override

@@ -15,7 +15,7 @@ import org.apache.flink.streaming.api.operators.StreamOperatorParameters;
  * Makes {@link PagedAttentionOperator}s. Holds the job and the options, checked at submission;
  * {@link PagedAttentionStream} puts it into a job graph.
  */
-public final class PagedAttentionOperatorFactory extends AbstractStreamOperatorFactory<ArrowBatch>
+final class PagedAttentionOperatorFactory extends AbstractStreamOperatorFactory<ArrowBatch>
     implements OneInputStreamOperatorFactory<ArrowBatch, ArrowBatch> {
   private static final long serialVersionUID = 1;
 
@@ -24,11 +24,12 @@ public final class PagedAttentionOperatorFactory extends AbstractStreamOperatorF
 
   /**
    * @param options {@link PagedAttentionOptions}
+   * @param shards that the stream is divided into, and keyed by
    * @throws IllegalArgumentException naming a key whose value is not accepted
    */
-  public PagedAttentionOperatorFactory(Job job, ReadableConfig options) {
+  PagedAttentionOperatorFactory(Job job, ReadableConfig options, int shards) {
     this.job = job;
-    this.settings = OperatorSettings.of(options);
+    this.settings = OperatorSettings.of(options, shards);
   }
 
   @Override

@@ -50,6 +50,12 @@ public final class PagedAttentionOptions {
                   + " until it comes again from its first token. fail: the job fails. A row that is"
                   + " too long for the whole pool is rejected in either of the first two cases.");
 
+  public static final ConfigOption<StateMode> STATE =
+      ConfigOptions.key("broadhead.state")
+          .enumType(StateMode.class)
+          .defaultValue(StateMode.FULL)
+          .withDescription("What checkpoints and savepoints hold of the KV caches.");
+
   public static final ConfigOption<Integer> BATCH_MAX_TOKENS =
       ConfigOptions.key("broadhead.batch.max-tokens")
           .intType()

@@ -47,7 +47,6 @@ public final class PagedAttentionStream {
    */
   public static SingleOutputStreamOperator<ArrowBatch> attend(
       DataStream<ArrowBatch> steps, Job job, ReadableConfig options, int parallelism, String name) {
-    PagedAttentionOperatorFactory factory = new PagedAttentionOperatorFactory(job, options);
     int shards =
         options.getOptional(PagedAttentionOptions.SHARDS).isPresent()
             ? PagedAttentionOptions.atLeast(PagedAttentionOptions.SHARDS, options, 1)
@@ -60,6 +59,7 @@ public final class PagedAttentionStream {
               + ", got "
               + shards);
     }
+    PagedAttentionOperatorFactory factory = new PagedAttentionOperatorFactory(job, options, shards);
     int configured = steps.getExecutionEnvironment().getMaxParallelism();
     int maxParallelism =
         configured > 0

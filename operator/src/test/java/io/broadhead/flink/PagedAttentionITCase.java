@@ -11,21 +11,15 @@ import io.broadhead.attention.JobFile;
 import io.broadhead.attention.LayerSpec;
 import io.broadhead.attention.RefusedRow;
 import io.broadhead.attention.testing.NoLeaks;
-import io.broadhead.attention.testing.ReferenceAttention;
 import io.broadhead.attention.testing.Scenario;
-import io.broadhead.attention.testing.StepBatches;
 import io.broadhead.attention.testing.StepRow;
 import io.broadhead.kernel.StepStats;
 import java.util.ArrayList;
 import java.util.List;
-import java.util.Map;
 import java.util.Queue;
-import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.atomic.AtomicInteger;
 import org.apache.flink.api.common.JobExecutionResult;
-import org.apache.flink.api.common.functions.FlatMapFunction;
-import org.apache.flink.api.common.functions.MapFunction;
 import org.apache.flink.api.common.typeinfo.Types;
 import org.apache.flink.configuration.Configuration;
 import org.apache.flink.configuration.PipelineOptions;
@@ -38,6 +32,7 @@ import org.apache.flink.metrics.Metric;
 import org.apache.flink.runtime.testutils.InMemoryReporter;
 import org.apache.flink.runtime.testutils.MiniClusterResourceConfiguration;
 import org.apache.flink.streaming.api.datastream.DataStream;
+import org.apache.flink.streaming.api.datastream.DataStreamUtils;
 import org.apache.flink.streaming.api.datastream.SingleOutputStreamOperator;
 import org.apache.flink.streaming.api.environment.StreamExecutionEnvironment;
 import org.apache.flink.streaming.api.functions.sink.v2.DiscardingSink;
@@ -46,7 +41,6 @@ import org.apache.flink.streaming.api.operators.OneInputStreamOperatorFactory;
 import org.apache.flink.streaming.api.operators.StreamOperator;
 import org.apache.flink.streaming.api.operators.StreamOperatorParameters;
 import org.apache.flink.test.junit5.MiniClusterExtension;
-import org.apache.flink.util.Collector;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.extension.RegisterExtension;
@@ -85,44 +79,37 @@ class PagedAttentionITCase {
           "job.yaml");
   private static final LayerSpec LAYER = JOB.layers().get(0);
 
-  /** The tasks run in this JVM: what they exchange with the test stands here. */
-  private static List<List<StepRow>> steps;
-
-  private static final Map<String, double[][][]> RESULTS = new ConcurrentHashMap<>();
   private static final Queue<String> ADDRESS_ERRORS = new ConcurrentLinkedQueue<>();
   private static final Queue<RefusedRow> REFUSED = new ConcurrentLinkedQueue<>();
-  private static final AtomicInteger RESULT_BATCHES = new AtomicInteger();
-  private static final AtomicInteger FAILURES_LEFT = new AtomicInteger();
   private static volatile PagedAttentionOperator lastOperator;
-  private static volatile ArrowBatch lastInput;
-
-  private final Map<String, double[][][]> expected = new ConcurrentHashMap<>();
 
   @BeforeEach
   void makeSteps() {
-    RESULTS.clear();
     ADDRESS_ERRORS.clear();
     REFUSED.clear();
-    RESULT_BATCHES.set(0);
-    FAILURES_LEFT.set(0);
-    Scenario scenario = new Scenario(JOB, DType.FLOAT16, 23);
-    ReferenceAttention reference = new ReferenceAttention(JOB, DType.FLOAT16);
-    steps = new ArrayList<>();
+    Scenario scenario = new Scenario(JOB, StepJob.DTYPE, 23);
+    List<StepJob.Step> steps = new ArrayList<>();
     for (int step = 0; step < STEPS; step++) {
       List<StepRow> rows = new ArrayList<>();
       for (int s = 0; s < SEQUENCES; s++) {
-        StepRow row =
-            scenario.next("sequence " + s, LAYER, step == 0 ? 5 + 7 * s : 1 + step % 2 * s);
-        rows.add(row);
-        expected.put(
-            key(row.sequenceId(), row.seqLen()), reference.step(LAYER, List.of(row)).output());
+        rows.add(scenario.next("sequence " + s, LAYER, step == 0 ? 5 + 7 * s : 1 + step % 2 * s));
       }
-      steps.add(rows);
+      steps.add(new StepJob.Step(LAYER, rows, false));
     }
+    StepJob.reset(steps);
+    StepJob.expect(JOB);
   }
 
-  private static String key(Object sequence, int seqLen) {
-    return sequence + " at " + seqLen;
+  /** The recorder fails some times, at every fifth batch. */
+  private static void failTimes(int times) {
+    AtomicInteger left = new AtomicInteger(times);
+    StepJob.failWhen((batches, checkpoints) -> batches % 5 == 0 && left.getAndDecrement() > 0);
+  }
+
+  private static StepRow makeBad(int step, int row) {
+    List<StepRow> rows = StepJob.steps().get(step).rows();
+    rows.set(row, rows.get(row).withSlots(1 << 20));
+    return rows.get(row);
   }
 
   private StreamExecutionEnvironment environment(boolean objectReuse) {
@@ -140,78 +127,26 @@ class PagedAttentionITCase {
     return new Configuration().set(PagedAttentionOptions.THREADS, 1);
   }
 
-  /** Makes batch after batch and closes each when collect has returned. */
-  private static final class Producer implements FlatMapFunction<Long, ArrowBatch> {
-    @Override
-    public void flatMap(Long step, Collector<ArrowBatch> out) {
-      try (ArrowBatch batch =
-          StepBatches.of(FlinkAllocator.root(), LAYER, DType.FLOAT16, steps.get(step.intValue()))) {
-        lastInput = batch;
-        out.collect(batch);
-      }
-    }
-  }
-
-  private static final class Recorder implements MapFunction<ArrowBatch, Integer> {
-    @Override
-    public Integer map(ArrowBatch result) {
-      try {
-        RESULT_BATCHES.incrementAndGet();
-        if (FAILURES_LEFT.get() > 0 && RESULT_BATCHES.get() % 5 == 0) {
-          FAILURES_LEFT.decrementAndGet();
-          throw new IllegalStateException("the recorder fails on purpose");
-        }
-        double[][][] output = StepBatches.read(result, "output");
-        for (int row = 0; row < output.length; row++) {
-          RESULTS.put(
-              key(
-                  result.column("sequence_id").getString(row),
-                  Integer.parseInt(
-                      result.column("request").getString(row).replaceAll(".* at ", ""))),
-              new double[][][] {output[row]});
-        }
-        return output.length;
-      } finally {
-        if (result.isReceived()) {
-          result.close();
-        }
-      }
-    }
-  }
-
-  private static DataStream<ArrowBatch> produce(StreamExecutionEnvironment environment) {
-    return environment
-        .fromSequence(0, STEPS - 1)
-        .flatMap(new Producer(), ArrowBatchTypeInfo.INSTANCE);
-  }
-
-  private static void record(DataStream<ArrowBatch> results) {
-    results.map(new Recorder(), Types.INT).sinkTo(new DiscardingSink<>());
-  }
-
-  private void assertResults() {
-    assertThat(RESULTS.keySet()).isEqualTo(expected.keySet());
-    expected.forEach(
-        (key, output) ->
-            assertThat(StepBatches.error(output, RESULTS.get(key))).as(key).isLessThan(2e-3));
-  }
-
   @ParameterizedTest
   @ValueSource(booleans = {true, false})
   void chainedJobs(boolean objectReuse) throws Exception {
     StreamExecutionEnvironment environment = environment(objectReuse);
     SingleOutputStreamOperator<ArrowBatch> results =
-        PagedAttentionStream.attend(produce(environment), JOB, options(), 1);
-    record(results);
+        PagedAttentionStream.attend(StepJob.produce(environment), JOB, options(), 1);
+    StepJob.record(results);
     assertThat(results.getTransformation().getManagedMemoryOperatorScopeUseCaseWeights())
         .isNotEmpty();
     JobExecutionResult result = environment.execute();
 
-    assertResults();
-    assertThat(RESULT_BATCHES).hasValue(STEPS);
+    StepJob.assertResults();
+    assertThat(StepJob.RESULT_BATCHES).hasValue(STEPS);
     assertThat(counter(result, PagedAttentionMetrics.STEPS)).isEqualTo(STEPS);
     assertThat(counter(result, PagedAttentionMetrics.SEQUENCES)).isEqualTo(STEPS * SEQUENCES);
-    long tokens = steps.stream().flatMap(List::stream).mapToLong(r -> r.query().length).sum();
+    long tokens =
+        StepJob.steps().stream()
+            .flatMap(step -> step.rows().stream())
+            .mapToLong(r -> r.query().length)
+            .sum();
     assertThat(counter(result, PagedAttentionMetrics.QUERY_TOKENS)).isEqualTo(tokens);
     assertThat(counter(result, PagedAttentionMetrics.WRITTEN_TOKENS)).isEqualTo(tokens);
     assertThat(counter(result, PagedAttentionMetrics.BYTES_COPIED)).isZero();
@@ -243,10 +178,11 @@ class PagedAttentionITCase {
   void acrossANetworkEdge(int shards, int parallelism, boolean objectReuse) throws Exception {
     StreamExecutionEnvironment environment = environment(objectReuse);
     Configuration options = options().set(PagedAttentionOptions.SHARDS, shards);
-    record(PagedAttentionStream.attend(produce(environment), JOB, options, parallelism));
+    StepJob.record(
+        PagedAttentionStream.attend(StepJob.produce(environment), JOB, options, parallelism));
     JobExecutionResult result = environment.execute();
 
-    assertResults();
+    StepJob.assertResults();
     assertThat(counter(result, PagedAttentionMetrics.BYTES_COPIED)).isPositive();
     assertThat(metrics(result, PagedAttentionMetrics.CACHE_BYTES))
         .hasSize(parallelism)
@@ -259,7 +195,7 @@ class PagedAttentionITCase {
     private static final long serialVersionUID = 1;
 
     private final PagedAttentionOperatorFactory factory =
-        new PagedAttentionOperatorFactory(JOB, options());
+        new PagedAttentionOperatorFactory(JOB, options(), 1);
 
     @Override
     public <T extends StreamOperator<ArrowBatch>> T createStreamOperator(
@@ -287,35 +223,37 @@ class PagedAttentionITCase {
   @ValueSource(booleans = {true, false})
   void kernelsSeeTheBuffersOfChainedProducersAndConsumers(boolean objectReuse) throws Exception {
     StreamExecutionEnvironment environment = environment(objectReuse);
-    produce(environment)
+    DataStreamUtils.reinterpretAsKeyedStream(
+            StepJob.produce(environment), new ShardKey(1, 128), Types.INT)
         .transform("observed", ArrowBatchTypeInfo.INSTANCE, new ObservedFactory())
         .map(
             result -> {
               StepStats stats = lastOperator.attention().lastStep();
-              expectAddress(lastInput, "query", stats.queryAddress());
-              expectAddress(lastInput, "key", stats.keyAddress());
-              expectAddress(lastInput, "value", stats.valueAddress());
+              expectAddress(StepJob.lastInput, "query", stats.queryAddress());
+              expectAddress(StepJob.lastInput, "key", stats.keyAddress());
+              expectAddress(StepJob.lastInput, "value", stats.valueAddress());
               expectAddress(result, "output", stats.outputAddress());
               if (stats.bytesStaged() != 0) {
                 ADDRESS_ERRORS.add(stats.bytesStaged() + " bytes were staged");
               }
-              return RESULT_BATCHES.incrementAndGet();
+              return StepJob.RESULT_BATCHES.incrementAndGet();
             },
             Types.INT)
         .sinkTo(new DiscardingSink<>());
     environment.execute();
 
-    assertThat(RESULT_BATCHES).hasValue(STEPS);
+    assertThat(StepJob.RESULT_BATCHES).hasValue(STEPS);
     assertThat(ADDRESS_ERRORS).isEmpty();
   }
 
   @ParameterizedTest
   @CsvSource({"1, 1", "4, 2"})
   void aFailureInTheMiddleReleasesEverything(int shards, int parallelism) {
-    FAILURES_LEFT.set(1);
+    failTimes(1);
     StreamExecutionEnvironment environment = environment(true);
     Configuration options = options().set(PagedAttentionOptions.SHARDS, shards);
-    record(PagedAttentionStream.attend(produce(environment), JOB, options, parallelism));
+    StepJob.record(
+        PagedAttentionStream.attend(StepJob.produce(environment), JOB, options, parallelism));
 
     assertThatThrownBy(environment::execute)
         .hasStackTraceContaining("the recorder fails on purpose");
@@ -323,9 +261,9 @@ class PagedAttentionITCase {
 
   @Test
   void aBadRowInTheMiddleFailsTheJobWithItsName() {
-    steps.get(6).set(2, steps.get(6).get(2).withSlots(1 << 20));
+    makeBad(6, 2);
     StreamExecutionEnvironment environment = environment(true);
-    record(PagedAttentionStream.attend(produce(environment), JOB, options(), 1));
+    StepJob.record(PagedAttentionStream.attend(StepJob.produce(environment), JOB, options(), 1));
 
     assertThatThrownBy(environment::execute)
         .hasStackTraceContaining("layer 'a', sequence sequence 2, row 2")
@@ -334,7 +272,7 @@ class PagedAttentionITCase {
 
   @Test
   void aRestartedJobReplaysIntoEmptyCaches() throws Exception {
-    FAILURES_LEFT.set(2);
+    failTimes(2);
     StreamExecutionEnvironment environment = environment(true);
     Configuration restarts = new Configuration();
     restarts.set(RestartStrategyOptions.RESTART_STRATEGY, "fixed-delay");
@@ -342,25 +280,23 @@ class PagedAttentionITCase {
     restarts.set(
         RestartStrategyOptions.RESTART_STRATEGY_FIXED_DELAY_DELAY, java.time.Duration.ofMillis(10));
     environment.configure(restarts);
-    record(PagedAttentionStream.attend(produce(environment), JOB, options(), 1));
+    StepJob.record(PagedAttentionStream.attend(StepJob.produce(environment), JOB, options(), 1));
     environment.execute();
 
-    assertResults();
+    StepJob.assertResults();
   }
 
   @Test
   void refusedRowsTravelToTheirSideOutput() throws Exception {
-    StepRow bad = steps.get(STEPS - 1).get(3).withSlots(1 << 20);
-    steps.get(STEPS - 1).set(3, bad);
-    expected.remove(key(bad.sequenceId(), bad.seqLen()));
+    StepJob.expectNot(makeBad(STEPS - 1, 3));
     StreamExecutionEnvironment environment = environment(false);
     Configuration options =
         options()
             .set(PagedAttentionOptions.SHARDS, 2)
             .set(PagedAttentionOptions.ON_BAD_ROW, OnBadRow.SIDE_OUTPUT);
     SingleOutputStreamOperator<ArrowBatch> results =
-        PagedAttentionStream.attend(produce(environment), JOB, options, 2);
-    record(results);
+        PagedAttentionStream.attend(StepJob.produce(environment), JOB, options, 2);
+    StepJob.record(results);
     results
         .getSideOutput(PagedAttentionOperator.REFUSED_ROWS)
         .rebalance()
@@ -373,7 +309,7 @@ class PagedAttentionITCase {
         .sinkTo(new DiscardingSink<>());
     JobExecutionResult result = environment.execute();
 
-    assertResults();
+    StepJob.assertResults();
     assertThat(REFUSED).extracting(RefusedRow::sequenceId).containsExactly("sequence 3");
     assertThat(counter(result, "code.INVALID_ROW." + PagedAttentionMetrics.REFUSED_ROWS))
         .isEqualTo(1);
@@ -381,17 +317,17 @@ class PagedAttentionITCase {
 
   @Test
   void resultsMovedTogetherAroundARefusedRowCountAsCopied() throws Exception {
-    StepRow bad = steps.get(STEPS - 1).get(3).withSlots(1 << 20);
-    steps.get(STEPS - 1).set(3, bad);
-    expected.remove(key(bad.sequenceId(), bad.seqLen()));
+    StepJob.expectNot(makeBad(STEPS - 1, 3));
     StreamExecutionEnvironment environment = environment(true);
     Configuration options = options().set(PagedAttentionOptions.ON_BAD_ROW, OnBadRow.SIDE_OUTPUT);
-    record(PagedAttentionStream.attend(produce(environment), JOB, options, 1));
+    StepJob.record(PagedAttentionStream.attend(StepJob.produce(environment), JOB, options, 1));
     JobExecutionResult result = environment.execute();
 
-    assertResults();
+    StepJob.assertResults();
     long moved =
-        steps.get(STEPS - 1).subList(4, SEQUENCES).stream().mapToLong(r -> r.query().length).sum()
+        StepJob.steps().get(STEPS - 1).rows().subList(4, SEQUENCES).stream()
+                .mapToLong(r -> r.query().length)
+                .sum()
             * 4
             * 64
             * DType.FLOAT16.byteWidth();
@@ -401,10 +337,11 @@ class PagedAttentionITCase {
   @Test
   void twoOperatorsShareAJobGraph() throws Exception {
     StreamExecutionEnvironment environment = environment(true);
-    DataStream<ArrowBatch> produced = produce(environment);
+    DataStream<ArrowBatch> produced = StepJob.produce(environment);
     Configuration options = options().set(PagedAttentionOptions.SHARDS, 2);
-    record(PagedAttentionStream.attend(produced, JOB, options, 2));
-    record(PagedAttentionStream.attend(produced, JOB, options, 2, "attention-of-the-draft"));
+    StepJob.record(PagedAttentionStream.attend(produced, JOB, options, 2));
+    StepJob.record(
+        PagedAttentionStream.attend(produced, JOB, options, 2, "attention-of-the-draft"));
     List<String> uids =
         environment.getStreamGraph(false).getStreamNodes().stream()
             .map(node -> node.getTransformationUID())
@@ -412,21 +349,22 @@ class PagedAttentionITCase {
             .toList();
     assertThat(uids)
         .containsExactlyInAnyOrder(
+            "producer",
             "shard-splitter",
             "paged-attention",
             "attention-of-the-draft-shard-splitter",
             "attention-of-the-draft");
     JobExecutionResult result = environment.execute();
 
-    assertResults();
-    assertThat(RESULT_BATCHES.get()).isGreaterThanOrEqualTo(2 * STEPS);
+    StepJob.assertResults();
+    assertThat(StepJob.RESULT_BATCHES.get()).isGreaterThanOrEqualTo(2 * STEPS);
     assertThat(counter(result, PagedAttentionMetrics.SEQUENCES)).isEqualTo(2 * STEPS * SEQUENCES);
   }
 
   @Test
   void parallelismAboveTheShardsIsRefusedAtSubmission() {
     Configuration options = options().set(PagedAttentionOptions.SHARDS, 2);
-    DataStream<ArrowBatch> steps = produce(environment(true));
+    DataStream<ArrowBatch> steps = StepJob.produce(environment(true));
     assertThatThrownBy(() -> PagedAttentionStream.attend(steps, JOB, options, 3))
         .hasMessage("broadhead.shards: expected at least the parallelism 3, got 2");
   }

@@ -26,9 +26,7 @@ import org.apache.flink.core.memory.DataInputDeserializer;
 import org.apache.flink.core.memory.DataOutputSerializer;
 import org.apache.flink.core.memory.ManagedMemoryUseCase;
 import org.apache.flink.runtime.operators.testutils.MockEnvironment;
-import org.apache.flink.runtime.operators.testutils.MockEnvironmentBuilder;
 import org.apache.flink.streaming.runtime.streamrecord.StreamRecord;
-import org.apache.flink.streaming.util.OneInputStreamOperatorTestHarness;
 import org.apache.flink.util.InstantiationUtil;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.extension.RegisterExtension;
@@ -50,25 +48,8 @@ class PagedAttentionOperatorTest {
     return StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, List.of(rows));
   }
 
-  private OneInputStreamOperatorTestHarness<ArrowBatch, ArrowBatch> harness(
-      Configuration options, MockEnvironment environment) throws Exception {
-    OneInputStreamOperatorTestHarness<ArrowBatch, ArrowBatch> harness =
-        new OneInputStreamOperatorTestHarness<>(
-            new PagedAttentionOperatorFactory(job, options),
-            new ArrowBatchSerializer(),
-            environment);
-    harness.setup(new RetainingSerializer());
-    return harness;
-  }
-
-  private OneInputStreamOperatorTestHarness<ArrowBatch, ArrowBatch> harness(Configuration options)
-      throws Exception {
-    return harness(options, new MockEnvironmentBuilder().build());
-  }
-
-  private static void closeResults(
-      OneInputStreamOperatorTestHarness<ArrowBatch, ArrowBatch> harness) {
-    harness.extractOutputValues().forEach(ArrowBatch::close);
+  private OperatorHarness harness(Configuration options) throws Exception {
+    return new OperatorHarness(job, options);
   }
 
   @Test
@@ -92,7 +73,7 @@ class PagedAttentionOperatorTest {
                 StepBatches.error(expected, StepBatches.read(records.get(i).getValue(), "output")))
             .isLessThan(1e-5);
       }
-      closeResults(harness);
+      harness.closeResults();
     }
   }
 
@@ -110,7 +91,7 @@ class PagedAttentionOperatorTest {
           new ArrowBatchSerializer()
               .deserialize(new DataInputDeserializer(bytes.getCopyOfBuffer()));
       harness.processElement(received, 0);
-      closeResults(harness);
+      harness.closeResults();
       assertThat(received.isClosed()).isTrue();
     }
   }
@@ -145,19 +126,19 @@ class PagedAttentionOperatorTest {
       assertThat(harness.getSideOutput(PagedAttentionOperator.REFUSED_ROWS))
           .extracting(r -> r.getValue().sequenceId() + " at " + r.getTimestamp())
           .containsExactly("bad at 5", "worse at 6");
-      closeResults(harness);
+      harness.closeResults();
     }
   }
 
   private static MockEnvironment environment(long managedMemory) {
-    return new MockEnvironmentBuilder().setManagedMemorySize(managedMemory).build();
+    return OperatorHarness.environment().setManagedMemorySize(managedMemory).build();
   }
 
   @Test
   void cachesAreReservedAsManagedMemoryWhileTheOperatorIsOpen() throws Exception {
     long caches = job.cacheBytes().orElseThrow();
     MockEnvironment environment = environment(4 * caches);
-    try (var harness = harness(new Configuration(), environment)) {
+    try (var harness = new OperatorHarness(job, new Configuration(), 1, environment)) {
       harness
           .getStreamConfig()
           .setManagedMemoryFractionOperatorOfUseCase(ManagedMemoryUseCase.OPERATOR, 1.0);
@@ -171,7 +152,7 @@ class PagedAttentionOperatorTest {
   void tooLittleManagedMemoryNamesTheBudgetAndTheKeys() throws Exception {
     long caches = job.cacheBytes().orElseThrow();
     MockEnvironment environment = environment(caches / 2);
-    var harness = harness(new Configuration(), environment);
+    var harness = new OperatorHarness(job, new Configuration(), 1, environment);
     harness
         .getStreamConfig()
         .setManagedMemoryFractionOperatorOfUseCase(ManagedMemoryUseCase.OPERATOR, 1.0);
@@ -200,11 +181,11 @@ class PagedAttentionOperatorTest {
   void optionsAreCheckedAtSubmission() {
     Configuration threads = new Configuration();
     threads.set(PagedAttentionOptions.THREADS, -1);
-    assertThatThrownBy(() -> new PagedAttentionOperatorFactory(job, threads))
+    assertThatThrownBy(() -> new PagedAttentionOperatorFactory(job, threads, 1))
         .hasMessage("broadhead.threads: expected 0 or more, got -1");
     Configuration onBadRow = new Configuration();
     onBadRow.setString("broadhead.on-bad-row", "ignore");
-    assertThatThrownBy(() -> new PagedAttentionOperatorFactory(job, onBadRow))
+    assertThatThrownBy(() -> new PagedAttentionOperatorFactory(job, onBadRow, 1))
         .hasMessageContaining("broadhead.on-bad-row")
         .hasStackTraceContaining("side-output");
   }
@@ -212,7 +193,7 @@ class PagedAttentionOperatorTest {
   @Test
   void theFactoryTravelsWithTheJob() throws Exception {
     PagedAttentionOperatorFactory factory =
-        InstantiationUtil.clone(new PagedAttentionOperatorFactory(job, new Configuration()));
+        InstantiationUtil.clone(new PagedAttentionOperatorFactory(job, new Configuration(), 1));
     assertThat(factory.getStreamOperatorClass(getClass().getClassLoader()))
         .isEqualTo(PagedAttentionOperator.class);
   }

@@ -26,7 +26,7 @@ import org.apache.arrow.vector.types.pojo.Schema;
 
 /** Builds step batches from {@link StepRow}s and reads result batches; used by one thread. */
 public final class StepBatches {
-  private static final String PASSED = "request";
+  public static final String PASSED = "request";
 
   private final BufferAllocator allocator;
   private final DType dtype;

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.job.bench;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import io.broadhead.arrow.Allocators;
+import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.arrow.ArrowBatchFileWriter;
+import io.broadhead.arrow.BatchRows;
+import io.broadhead.arrow.Compression;
+import io.broadhead.arrow.DType;
+import io.broadhead.attention.AttentionConfig;
+import io.broadhead.attention.JobFile;
+import io.broadhead.attention.PagedAttention;
+import io.broadhead.attention.RefusedRow;
+import io.broadhead.attention.StepHandler;
+import io.broadhead.attention.StepQueue;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.Collections;
+import java.util.List;
+import java.util.Locale;
+import java.util.Random;
+import java.util.stream.IntStream;
+import org.apache.arrow.memory.BufferAllocator;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/**
+ * What Flink costs: {@code broadhead run} beside {@code broadhead attend} on the same files, as
+ * they are packaged. Each is run with few and with many steps in turn; the difference is the time
+ * of the steps alone, without the start of JVM and cluster. No test: prints a table.
+ *
+ * <pre>./mvnw -pl flink-job -am package -DskipTests
+ * ./mvnw -pl flink-job -am test -Dtest=JobBenchmark -Dsurefire.failIfNoSpecifiedTests=false</pre>
+ */
+class JobBenchmark {
+  private static final Path JAR = Path.of("target", "broadhead.jar").toAbsolutePath();
+  private static final int ROUNDS = Integer.getInteger("broadhead.rounds", 3);
+  private static final String ONLY = System.getProperty("broadhead.only", "");
+  private static final int BLOCK = 16;
+  private static final Heads LLAMA = new Heads("llama-3-8b", 32, 8, 128);
+  private static final Heads SMALL = new Heads("minilm", 12, 12, 32);
+
+  /**
+   * One measurement.
+   *
+   * @param few steps of the short file
+   * @param many steps of the long file
+   */
+  private record Scene(String name, Heads heads, Rows rows, int few, int many) {
+    StepShape shape() {
+      return new StepShape(heads, DType.FLOAT16, DType.FLOAT16, BLOCK, List.of(rows), true, false);
+    }
+  }
+
+  private static final List<Scene> SCENES =
+      List.of(
+          new Scene("decode", LLAMA, new Rows(64, 1, 4096), 5, 85),
+          new Scene("prefill", LLAMA, new Rows(1, 1024, 1024), 5, 45),
+          new Scene("small steps", SMALL, new Rows(1, 1, 16), 500, 40_500));
+
+  @TempDir private Path folder;
+
+  private Path write(Scene scene, int steps, BufferAllocator allocator) throws IOException {
+    Path file = folder.resolve(scene.name().replace(' ', '-') + "-" + steps + ".arrow");
+    StepShape shape = scene.shape();
+    NormalValues values = new NormalValues(shape.dtype(), 1);
+    try (ArrowBatch batch =
+            RandomStepBatch.build(shape, blocks((int) shape.blocks()), values, allocator);
+        ArrowBatchFileWriter writer =
+            ArrowBatchFileWriter.create(file, Compression.NONE, allocator)) {
+      for (int i = 0; i < steps; i++) {
+        writer.write(batch);
+      }
+      writer.finish();
+    }
+    return file;
+  }
+
+  private static int[] blocks(int count) {
+    List<Integer> blocks = new ArrayList<>(IntStream.range(0, count).boxed().toList());
+    Collections.shuffle(blocks, new Random(1));
+    return blocks.stream().mapToInt(Integer::intValue).toArray();
+  }
+
+  private static String jobFile(StepShape shape) {
+    Heads heads = shape.heads();
+    return """
+        kv_cache: {block_size: %d, num_blocks: %d, dtype: float16}
+        layers: [{name: layer.0, num_heads: %d, num_kv_heads: %d, head_size: %d}]
+        """
+        .formatted(BLOCK, shape.blocks(), heads.numHeads(), heads.numKvHeads(), heads.headSize());
+  }
+
+  private double seconds(String... arguments) throws Exception {
+    List<String> command =
+        new ArrayList<>(
+            List.of(
+                Path.of(System.getProperty("java.home"), "bin", "java").toString(),
+                "-jar",
+                JAR.toString()));
+    command.addAll(List.of(arguments));
+    Path log = folder.resolve("log");
+    long start = System.nanoTime();
+    int code =
+        new ProcessBuilder(command)
+            .redirectErrorStream(true)
+            .redirectOutput(log.toFile())
+            .start()
+            .waitFor();
+    double seconds = (System.nanoTime() - start) / 1e9;
+    assertThat(code).as(Files.readString(log)).isZero();
+    return seconds;
+  }
+
+  private static double median(List<Double> values) {
+    double[] sorted = values.stream().mapToDouble(Double::doubleValue).sorted().toArray();
+    return sorted[sorted.length / 2];
+  }
+
+  /** Microseconds of a step of each command. */
+  private double[] measure(Scene scene) throws Exception {
+    Path job = Files.writeString(folder.resolve("job.yaml"), jobFile(scene.shape()));
+    Path few;
+    Path many;
+    try (BufferAllocator allocator = Allocators.root()) {
+      few = write(scene, scene.few(), allocator);
+      many = write(scene, scene.many(), allocator);
+    }
+    String[][] commands = {
+      {"attend", "--overwrite", "--output", folder.resolve("out.arrow").toString()},
+      {"run", "--overwrite", "--output", folder.resolve("results").toString()},
+      {"run", "--shards", "2", "--overwrite", "--output", folder.resolve("results").toString()}
+    };
+    List<List<Double>> times = new ArrayList<>();
+    for (String[] command : commands) {
+      times.add(new ArrayList<>());
+    }
+    for (int round = 0; round < ROUNDS; round++) {
+      for (int i = 0; i < commands.length; i++) {
+        double shortRun = seconds(with(commands[i], job, few));
+        double longRun = seconds(with(commands[i], job, many));
+        times.get(i).add((longRun - shortRun) / (scene.many() - scene.few()) * 1e6);
+      }
+    }
+    Files.delete(few);
+    Files.delete(many);
+    return times.stream().mapToDouble(JobBenchmark::median).toArray();
+  }
+
+  private static String[] with(String[] command, Path job, Path input) {
+    List<String> all = new ArrayList<>(Arrays.asList(command));
+    all.addAll(List.of("--quiet", "--job", job.toString(), "--input", input.toString()));
+    return all.toArray(String[]::new);
+  }
+
+  @Test
+  void theJobBesideAttend() throws Exception {
+    System.out.println("| steps | attend, µs a step | run, chained | run, network edge |");
+    System.out.println("|---|---|---|---|");
+    for (Scene scene : SCENES) {
+      if (!scene.name().contains(ONLY)) {
+        continue;
+      }
+      double[] micros = measure(scene);
+      System.out.printf(
+          Locale.ROOT,
+          "| %s: %dx%d@%d | %.1f | %.1f (%.2f of attend's speed, %+.1f µs) | %.1f (%.2f) |%n",
+          scene.name(),
+          scene.rows().count(),
+          scene.rows().tokens(),
+          scene.rows().context(),
+          micros[0],
+          micros[1],
+          micros[0] / micros[1],
+          micros[1] - micros[0],
+          micros[2],
+          micros[0] / micros[2]);
+    }
+  }
+
+  /** Sixty-four batches of one row: one step each, and joined to one step. */
+  @Test
+  void joinedBatches() {
+    StepShape shape =
+        new StepShape(
+            LLAMA, DType.FLOAT16, DType.FLOAT16, BLOCK, List.of(new Rows(64, 1, 512)), true, false);
+    try (BufferAllocator allocator = Allocators.root();
+        ArrowBatch whole =
+            RandomStepBatch.build(
+                shape,
+                blocks((int) shape.blocks()),
+                new NormalValues(DType.FLOAT16, 1),
+                allocator);
+        PagedAttention attention =
+            PagedAttention.open(
+                JobFile.parse(jobFile(shape), "job.yaml"), AttentionConfig.auto(), allocator)) {
+      List<ArrowBatch> rows = new ArrayList<>();
+      for (int row = 0; row < 64; row++) {
+        rows.add(BatchRows.take(whole, new int[] {row}, allocator));
+      }
+      List<Double> apart = new ArrayList<>();
+      List<Double> joined = new ArrayList<>();
+      for (int round = 0; round < 60; round++) {
+        apart.add(micros(attention, rows, 0));
+        joined.add(micros(attention, rows, 64));
+      }
+      rows.forEach(ArrowBatch::close);
+      System.out.printf(
+          Locale.ROOT,
+          "64 batches of 1x1@512: %.0f µs as steps of their own, %.0f µs joined: %.1f times%n",
+          median(apart),
+          median(joined),
+          median(apart) / median(joined));
+    }
+  }
+
+  private static double micros(PagedAttention attention, List<ArrowBatch> rows, int maxTokens) {
+    try (StepQueue queue = attention.queue(maxTokens)) {
+      long start = System.nanoTime();
+      for (ArrowBatch row : rows) {
+        queue.add(row, 0, CLOSING);
+        if (maxTokens == 0) {
+          queue.drain();
+        }
+      }
+      queue.drain();
+      return (System.nanoTime() - start) / 1e3;
+    }
+  }
+
+  private static final StepHandler CLOSING =
+      new StepHandler() {
+        @Override
+        public void refused(RefusedRow row) {
+          throw new IllegalStateException(row.toString());
+        }
+
+        @Override
+        public void done(ArrowBatch result) {
+          result.close();
+        }
+      };
+}

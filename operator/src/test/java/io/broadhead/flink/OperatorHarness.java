@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.flink;
+
+import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.attention.Job;
+import org.apache.flink.api.common.typeutils.base.IntSerializer;
+import org.apache.flink.configuration.Configuration;
+import org.apache.flink.runtime.operators.testutils.MockEnvironment;
+import org.apache.flink.runtime.operators.testutils.MockEnvironmentBuilder;
+import org.apache.flink.streaming.util.OneInputStreamOperatorTestHarness;
+
+/** One subtask of the operator, without a cluster. Whoever extracts results closes them. */
+final class OperatorHarness extends OneInputStreamOperatorTestHarness<ArrowBatch, ArrowBatch> {
+  static final int MAX_PARALLELISM = 128;
+
+  /**
+   * @param shards that the batches are divided into
+   */
+  OperatorHarness(Job job, Configuration options, int shards, MockEnvironment environment)
+      throws Exception {
+    super(
+        new PagedAttentionOperatorFactory(job, options, shards),
+        new ArrowBatchSerializer(),
+        environment);
+    getStreamConfig().setStatePartitioner(0, new ShardKey(shards, MAX_PARALLELISM));
+    getStreamConfig().setStateKeySerializer(IntSerializer.INSTANCE);
+    getStreamConfig().serializeAllConfigs();
+    setup(new RetainingSerializer());
+  }
+
+  OperatorHarness(Job job, Configuration options) throws Exception {
+    this(job, options, 1, environment().build());
+  }
+
+  static MockEnvironmentBuilder environment() {
+    return new MockEnvironmentBuilder().setMaxParallelism(MAX_PARALLELISM);
+  }
+
+  void closeResults() {
+    extractOutputValues().forEach(ArrowBatch::close);
+  }
+}
