@@ -45,7 +45,7 @@ record AttentionPipeline(
             .setParallelism(1)
             .uid(SOURCE);
     SingleOutputStreamOperator<ArrowBatch> attended =
-        PagedAttentionStream.attend(steps, job, options, parallelism);
+        PagedAttentionStream.of(steps, job).options(options).parallelism(parallelism).attend();
     DataStream<ArrowBatch> results =
         countSequences
             ? attended

@@ -18,6 +18,9 @@ public final class KvCacheRocksDBOptions implements RocksDBOptionsFactory {
   /** Files of a state, at least one for each checkpoint, before they are rewritten. */
   static final int FILES = 100;
 
+  /** Files are rewritten for their number only, not for their size. */
+  private static final long MOST_BYTES = 1L << 50;
+
   @Override
   public DBOptions createDBOptions(DBOptions options, Collection<AutoCloseable> handlesToClose) {
     return options;
@@ -27,6 +30,7 @@ public final class KvCacheRocksDBOptions implements RocksDBOptionsFactory {
   public ColumnFamilyOptions createColumnOptions(
       ColumnFamilyOptions options, Collection<AutoCloseable> handlesToClose) {
     return options
+        .setMaxBytesForLevelBase(MOST_BYTES)
         .setLevel0FileNumCompactionTrigger(FILES)
         .setLevel0SlowdownWritesTrigger(4 * FILES)
         .setLevel0StopWritesTrigger(8 * FILES);

@@ -4,6 +4,7 @@ package io.broadhead.flink;
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.attention.Job;
 import org.apache.flink.api.common.typeinfo.Types;
+import org.apache.flink.configuration.Configuration;
 import org.apache.flink.configuration.ReadableConfig;
 import org.apache.flink.core.memory.ManagedMemoryUseCase;
 import org.apache.flink.runtime.state.KeyGroupRangeAssignment;
@@ -12,7 +13,22 @@ import org.apache.flink.streaming.api.datastream.DataStreamUtils;
 import org.apache.flink.streaming.api.datastream.KeyedStream;
 import org.apache.flink.streaming.api.datastream.SingleOutputStreamOperator;
 
-/** Puts paged attention into a Flink job graph. */
+/**
+ * Puts paged attention into a Flink job graph:
+ *
+ * <pre>{@code
+ * SingleOutputStreamOperator<ArrowBatch> results =
+ *     PagedAttentionStream.of(steps, job).options(configuration).parallelism(4).attend();
+ * DataStream<RefusedRow> refused = results.getSideOutput(PagedAttentionOperator.REFUSED_ROWS);
+ * }</pre>
+ *
+ * <p>With one shard the operator has one subtask, and is chained to an upstream operator that has
+ * one too: batches are passed by reference. With more, batches are split by shard where they are
+ * and keyed by it, so that a sequence always meets the same subtask. Steps of a sequence keep their
+ * order if the upstream operator has one subtask, or if each sequence comes from one.
+ *
+ * <p>Used once, by the thread that builds the job graph.
+ */
 public final class PagedAttentionStream {
   /** Name and uid of the operator, unless it is given another. */
   public static final String OPERATOR = "paged-attention";
@@ -20,33 +36,54 @@ public final class PagedAttentionStream {
   /** Name and uid of the splitter; an operator with a name of its own puts that before it. */
   public static final String SPLITTER = "shard-splitter";
 
-  private PagedAttentionStream() {}
+  private final DataStream<ArrowBatch> steps;
+  private final Job job;
+  private ReadableConfig options = new Configuration();
+  private int parallelism = 1;
+  private String name = OPERATOR;
 
-  /**
-   * Attends to a stream of step batches.
-   *
-   * <p>With one shard the operator has one subtask, and is chained to an upstream operator that has
-   * one too: batches are passed by reference. With more, batches are split by shard where they are
-   * and keyed by it, so that a sequence always meets the same subtask. Steps of a sequence keep
-   * their order if the upstream operator has one subtask, or if each sequence comes from one.
-   *
-   * @param options {@link PagedAttentionOptions}
-   * @param parallelism subtasks, at most the number of shards
-   * @return the results; {@link PagedAttentionOperator#REFUSED_ROWS} is their side output
-   * @throws IllegalArgumentException naming a key whose value is not accepted
-   */
-  public static SingleOutputStreamOperator<ArrowBatch> attend(
-      DataStream<ArrowBatch> steps, Job job, ReadableConfig options, int parallelism) {
-    return attend(steps, job, options, parallelism, OPERATOR);
+  private PagedAttentionStream(DataStream<ArrowBatch> steps, Job job) {
+    this.steps = steps;
+    this.job = job;
+  }
+
+  /** Attention of {@code job}'s layers over a stream of step batches. */
+  public static PagedAttentionStream of(DataStream<ArrowBatch> steps, Job job) {
+    return new PagedAttentionStream(steps, job);
   }
 
   /**
-   * As above, for job graphs with more than one such operator.
-   *
-   * @param name name and uid of the operator, unique in the job graph
+   * @param value {@link PagedAttentionOptions}; the defaults if this is not called
    */
-  public static SingleOutputStreamOperator<ArrowBatch> attend(
-      DataStream<ArrowBatch> steps, Job job, ReadableConfig options, int parallelism, String name) {
+  public PagedAttentionStream options(ReadableConfig value) {
+    options = value;
+    return this;
+  }
+
+  /**
+   * @param value subtasks, at most the number of shards; 1 if this is not called
+   */
+  public PagedAttentionStream parallelism(int value) {
+    parallelism = value;
+    return this;
+  }
+
+  /**
+   * @param value name and uid of the operator, unique in the job graph; {@link #OPERATOR} if this
+   *     is not called
+   */
+  public PagedAttentionStream name(String value) {
+    name = value;
+    return this;
+  }
+
+  /**
+   * Adds the operator to the job graph.
+   *
+   * @return the results; {@link PagedAttentionOperator#REFUSED_ROWS} is their side output
+   * @throws IllegalArgumentException naming a key whose value is not accepted
+   */
+  public SingleOutputStreamOperator<ArrowBatch> attend() {
     int shards =
         options.getOptional(PagedAttentionOptions.SHARDS).isPresent()
             ? PagedAttentionOptions.atLeast(PagedAttentionOptions.SHARDS, options, 1)
@@ -61,14 +98,12 @@ public final class PagedAttentionStream {
     }
     PagedAttentionOperatorFactory factory = new PagedAttentionOperatorFactory(job, options, shards);
     int configured = steps.getExecutionEnvironment().getMaxParallelism();
+    // By the shards, which a savepoint is bound to as well, not by the parallelism, which may
+    // change.
     int maxParallelism =
-        configured > 0
-            ? configured
-            : Math.max(
-                KeyGroupRangeAssignment.computeDefaultMaxParallelism(parallelism),
-                Integer.highestOneBit(2 * shards - 1));
+        configured > 0 ? configured : KeyGroupRangeAssignment.computeDefaultMaxParallelism(shards);
     SingleOutputStreamOperator<ArrowBatch> results =
-        byShard(steps, shards, maxParallelism, name)
+        byShard(shards, maxParallelism)
             .transform(name, ArrowBatchTypeInfo.INSTANCE, factory)
             .setParallelism(shards == 1 ? 1 : parallelism)
             .setMaxParallelism(maxParallelism);
@@ -84,8 +119,7 @@ public final class PagedAttentionStream {
     return results;
   }
 
-  private static KeyedStream<ArrowBatch, Integer> byShard(
-      DataStream<ArrowBatch> steps, int shards, int maxParallelism, String name) {
+  private KeyedStream<ArrowBatch, Integer> byShard(int shards, int maxParallelism) {
     ShardKey key = new ShardKey(shards, maxParallelism);
     if (shards > 1) {
       String splitter = name.equals(OPERATOR) ? SPLITTER : name + "-" + SPLITTER;

@@ -7,7 +7,9 @@ import io.broadhead.flink.PagedAttentionMetrics;
 import java.lang.reflect.Field;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.List;
 import java.util.Map;
+import java.util.regex.Pattern;
 import org.junit.jupiter.api.Test;
 
 class ReferencePagesTest {
@@ -38,5 +40,20 @@ class ReferencePagesTest {
             .anyMatch(m -> m.name().equals(name) || m.name().endsWith("." + name));
       }
     }
+  }
+
+  @Test
+  void theDashboardShowsMetricsThatExist() throws Exception {
+    String dashboard = Files.readString(Path.of("../docs/operations/grafana-dashboard.json"));
+    List<String> shown =
+        Pattern.compile("_operator_broadhead_(?:code_)?(\\w+)")
+            .matcher(dashboard)
+            .results()
+            .map(match -> match.group(1))
+            .distinct()
+            .toList();
+    assertThat(shown).hasSizeGreaterThan(15);
+    assertThat(PagedAttentionMetrics.ALL.stream().map(m -> m.name().replaceAll(".*\\.", "")))
+        .containsAll(shown);
   }
 }

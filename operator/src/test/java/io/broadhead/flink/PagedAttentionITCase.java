@@ -20,11 +20,13 @@ import java.util.Queue;
 import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.atomic.AtomicInteger;
 import org.apache.flink.api.common.JobExecutionResult;
+import org.apache.flink.api.common.RuntimeExecutionMode;
 import org.apache.flink.api.common.typeinfo.Types;
 import org.apache.flink.configuration.Configuration;
 import org.apache.flink.configuration.PipelineOptions;
 import org.apache.flink.configuration.RestartStrategyOptions;
 import org.apache.flink.configuration.TaskManagerOptions;
+import org.apache.flink.core.execution.JobClient;
 import org.apache.flink.metrics.Counter;
 import org.apache.flink.metrics.Gauge;
 import org.apache.flink.metrics.Histogram;
@@ -132,7 +134,7 @@ class PagedAttentionITCase {
   void chainedJobs(boolean objectReuse) throws Exception {
     StreamExecutionEnvironment environment = environment(objectReuse);
     SingleOutputStreamOperator<ArrowBatch> results =
-        PagedAttentionStream.attend(StepJob.produce(environment), JOB, options(), 1);
+        PagedAttentionStream.of(StepJob.produce(environment), JOB).options(options()).attend();
     StepJob.record(results);
     assertThat(results.getTransformation().getManagedMemoryOperatorScopeUseCaseWeights())
         .isNotEmpty();
@@ -179,7 +181,10 @@ class PagedAttentionITCase {
     StreamExecutionEnvironment environment = environment(objectReuse);
     Configuration options = options().set(PagedAttentionOptions.SHARDS, shards);
     StepJob.record(
-        PagedAttentionStream.attend(StepJob.produce(environment), JOB, options, parallelism));
+        PagedAttentionStream.of(StepJob.produce(environment), JOB)
+            .options(options)
+            .parallelism(parallelism)
+            .attend());
     JobExecutionResult result = environment.execute();
 
     StepJob.assertResults();
@@ -253,7 +258,10 @@ class PagedAttentionITCase {
     StreamExecutionEnvironment environment = environment(true);
     Configuration options = options().set(PagedAttentionOptions.SHARDS, shards);
     StepJob.record(
-        PagedAttentionStream.attend(StepJob.produce(environment), JOB, options, parallelism));
+        PagedAttentionStream.of(StepJob.produce(environment), JOB)
+            .options(options)
+            .parallelism(parallelism)
+            .attend());
 
     assertThatThrownBy(environment::execute)
         .hasStackTraceContaining("the recorder fails on purpose");
@@ -263,27 +271,31 @@ class PagedAttentionITCase {
   void aBadRowInTheMiddleFailsTheJobWithItsName() {
     makeBad(6, 2);
     StreamExecutionEnvironment environment = environment(true);
-    StepJob.record(PagedAttentionStream.attend(StepJob.produce(environment), JOB, options(), 1));
+    StepJob.record(
+        PagedAttentionStream.of(StepJob.produce(environment), JOB).options(options()).attend());
 
     assertThatThrownBy(environment::execute)
         .hasStackTraceContaining("layer 'a', sequence sequence 2, row 2")
         .hasStackTraceContaining("slot_mapping");
   }
 
+  /** In one process, each of them with handles, caches and batches of its own. */
   @Test
-  void aRestartedJobReplaysIntoEmptyCaches() throws Exception {
-    failTimes(2);
+  void aHundredRestartsLeaveNothing() throws Exception {
+    failTimes(100);
     StreamExecutionEnvironment environment = environment(true);
     Configuration restarts = new Configuration();
     restarts.set(RestartStrategyOptions.RESTART_STRATEGY, "fixed-delay");
-    restarts.set(RestartStrategyOptions.RESTART_STRATEGY_FIXED_DELAY_ATTEMPTS, 3);
+    restarts.set(RestartStrategyOptions.RESTART_STRATEGY_FIXED_DELAY_ATTEMPTS, 100);
     restarts.set(
-        RestartStrategyOptions.RESTART_STRATEGY_FIXED_DELAY_DELAY, java.time.Duration.ofMillis(10));
+        RestartStrategyOptions.RESTART_STRATEGY_FIXED_DELAY_DELAY, java.time.Duration.ofMillis(1));
     environment.configure(restarts);
-    StepJob.record(PagedAttentionStream.attend(StepJob.produce(environment), JOB, options(), 1));
+    StepJob.record(
+        PagedAttentionStream.of(StepJob.produce(environment), JOB).options(options()).attend());
     environment.execute();
 
     StepJob.assertResults();
+    assertThat(StepJob.RESULT_BATCHES).hasValueGreaterThanOrEqualTo(100 + STEPS);
   }
 
   @Test
@@ -295,7 +307,10 @@ class PagedAttentionITCase {
             .set(PagedAttentionOptions.SHARDS, 2)
             .set(PagedAttentionOptions.ON_BAD_ROW, OnBadRow.SIDE_OUTPUT);
     SingleOutputStreamOperator<ArrowBatch> results =
-        PagedAttentionStream.attend(StepJob.produce(environment), JOB, options, 2);
+        PagedAttentionStream.of(StepJob.produce(environment), JOB)
+            .options(options)
+            .parallelism(2)
+            .attend();
     StepJob.record(results);
     results
         .getSideOutput(PagedAttentionOperator.REFUSED_ROWS)
@@ -320,7 +335,8 @@ class PagedAttentionITCase {
     StepJob.expectNot(makeBad(STEPS - 1, 3));
     StreamExecutionEnvironment environment = environment(true);
     Configuration options = options().set(PagedAttentionOptions.ON_BAD_ROW, OnBadRow.SIDE_OUTPUT);
-    StepJob.record(PagedAttentionStream.attend(StepJob.produce(environment), JOB, options, 1));
+    StepJob.record(
+        PagedAttentionStream.of(StepJob.produce(environment), JOB).options(options).attend());
     JobExecutionResult result = environment.execute();
 
     StepJob.assertResults();
@@ -334,14 +350,60 @@ class PagedAttentionITCase {
     assertThat(counter(result, PagedAttentionMetrics.BYTES_COPIED)).isBetween(moved, moved + 4096);
   }
 
+  @ParameterizedTest
+  @CsvSource({"1, 1", "4, 2"})
+  void batchExecution(int shards, int parallelism) throws Exception {
+    StreamExecutionEnvironment environment = environment(true);
+    environment.setRuntimeMode(RuntimeExecutionMode.BATCH);
+    Configuration options = options().set(PagedAttentionOptions.SHARDS, shards);
+    StepJob.record(
+        PagedAttentionStream.of(StepJob.produce(environment), JOB)
+            .options(options)
+            .parallelism(parallelism)
+            .attend());
+    environment.execute();
+
+    StepJob.assertResults();
+  }
+
+  /** The step would take seconds. */
+  @Test
+  void aJobThatIsCancelledEndsTheStepOfItsKernel() throws Exception {
+    Job large =
+        JobFile.parse(
+            """
+            kv_cache: {num_blocks: 2048, dtype: float16}
+            layers: [{name: a, num_heads: 64, num_kv_heads: 1, head_size: 256}]
+            """,
+            "job.yaml");
+    StepRow row = new Scenario(large, StepJob.DTYPE, 1).next("s", large.layers().get(0), 2048);
+    List<StepRow> rows = new ArrayList<>(List.of(row));
+    StepJob.reset(List.of(new StepJob.Step(large.layers().get(0), rows, false)));
+    StreamExecutionEnvironment environment = environment(true);
+    StepJob.record(
+        PagedAttentionStream.of(StepJob.produce(environment), large).options(options()).attend());
+    JobClient client = environment.executeAsync();
+    while (StepJob.lastInput == null) {
+      Thread.sleep(1);
+    }
+    client.cancel().get();
+    assertThatThrownBy(client.getJobExecutionResult()::get)
+        .hasStackTraceContaining("was cancelled");
+    assertThat(StepJob.RESULT_BATCHES).hasValue(0);
+  }
+
   @Test
   void twoOperatorsShareAJobGraph() throws Exception {
     StreamExecutionEnvironment environment = environment(true);
     DataStream<ArrowBatch> produced = StepJob.produce(environment);
     Configuration options = options().set(PagedAttentionOptions.SHARDS, 2);
-    StepJob.record(PagedAttentionStream.attend(produced, JOB, options, 2));
+    StepJob.record(PagedAttentionStream.of(produced, JOB).options(options).parallelism(2).attend());
     StepJob.record(
-        PagedAttentionStream.attend(produced, JOB, options, 2, "attention-of-the-draft"));
+        PagedAttentionStream.of(produced, JOB)
+            .options(options)
+            .parallelism(2)
+            .name("attention-of-the-draft")
+            .attend());
     List<String> uids =
         environment.getStreamGraph(false).getStreamNodes().stream()
             .map(node -> node.getTransformationUID())
@@ -365,7 +427,8 @@ class PagedAttentionITCase {
   void parallelismAboveTheShardsIsRefusedAtSubmission() {
     Configuration options = options().set(PagedAttentionOptions.SHARDS, 2);
     DataStream<ArrowBatch> steps = StepJob.produce(environment(true));
-    assertThatThrownBy(() -> PagedAttentionStream.attend(steps, JOB, options, 3))
+    assertThatThrownBy(
+            () -> PagedAttentionStream.of(steps, JOB).options(options).parallelism(3).attend())
         .hasMessage("broadhead.shards: expected at least the parallelism 3, got 2");
   }
 }

@@ -3,6 +3,7 @@ package io.broadhead.flink;
 
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
+import static org.assertj.core.api.Assertions.withinPercentage;
 
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.DType;
@@ -144,6 +145,14 @@ class PagedAttentionOperatorTest {
           .setManagedMemoryFractionOperatorOfUseCase(ManagedMemoryUseCase.OPERATOR, 1.0);
       harness.open();
       assertThat(environment.getMemoryManager().availableMemory()).isEqualTo(3 * caches);
+      try (ArrowBatch batch = batch(scenario.next("s", layer, 3))) {
+        harness.processElement(batch, 0);
+      }
+      PagedAttentionOperator operator = (PagedAttentionOperator) harness.getOneInputOperator();
+      assertThat(operator.attention().cacheBytes())
+          .as("what the backend has reserved")
+          .isCloseTo(caches, withinPercentage(10));
+      harness.closeResults();
     }
     assertThat(environment.getMemoryManager().availableMemory()).isEqualTo(4 * caches);
   }

@@ -115,7 +115,10 @@ class StatefulJobITCase {
   private static void attend(
       StreamExecutionEnvironment environment, Job job, Configuration options, int parallelism) {
     StepJob.record(
-        PagedAttentionStream.attend(StepJob.produce(environment), job, options, parallelism));
+        PagedAttentionStream.of(StepJob.produce(environment), job)
+            .options(options)
+            .parallelism(parallelism)
+            .attend());
   }
 
   /** Three times, whenever a few checkpoints were made. */

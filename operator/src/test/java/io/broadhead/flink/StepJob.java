@@ -70,6 +70,7 @@ final class StepJob {
     RESULTS.clear();
     EXPECTED.clear();
     RESULT_BATCHES.set(0);
+    lastInput = null;
     failures = Failures.NONE;
     pauseMillis = 0;
   }

@@ -5,6 +5,10 @@ import static org.assertj.core.api.Assertions.assertThat;
 
 import java.io.IOException;
 import java.net.ServerSocket;
+import java.net.URI;
+import java.net.http.HttpClient;
+import java.net.http.HttpRequest;
+import java.net.http.HttpResponse;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Duration;
@@ -13,6 +17,8 @@ import java.util.List;
 import java.util.Set;
 import java.util.concurrent.TimeUnit;
 import java.util.function.BooleanSupplier;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
 import java.util.stream.Stream;
 
 /** The cluster of the script {@code cluster}, on ports and in a folder of its own. */
@@ -21,32 +27,35 @@ final class Cluster implements AutoCloseable {
   private static final Duration PATIENCE = Duration.ofMinutes(15);
   private static final long POLL_MILLIS = 200;
 
-  /** Counted, not timed: a machine that stands still for a while is no failure. */
+  /** Counted, not timed, for the same reason. */
   private static final int MOST_POLLS = 900;
 
+  private static final HttpClient HTTP = HttpClient.newHttpClient();
   private static final Set<String> ENDED = Set.of("FINISHED", "CANCELED", "FAILED");
 
   private final Path folder;
   private final List<String> jobs = new ArrayList<>();
+  private final int restPort;
   private int started;
 
-  Cluster(Path folder, int taskManagers) throws Exception {
+  /**
+   * @param properties Flink's, as key=value
+   */
+  Cluster(Path folder, int taskManagers, String... properties) throws Exception {
     this.folder = folder;
+    this.started = taskManagers;
+    this.restPort = freePort();
+    List<Object> arguments = new ArrayList<>(List.of("start", "--taskmanagers", taskManagers));
+    List<String> all = new ArrayList<>(List.of(properties));
+    all.add("rest.port=" + restPort);
+    all.add("jobmanager.rpc.port=" + freePort());
+    // A machine that stands still for a while is no failure.
+    all.add("heartbeat.timeout=10min");
+    all.add("pekko.ask.timeout=10min");
+    all.forEach(property -> arguments.addAll(List.of("-D", property)));
     boolean done = false;
     try {
-      script(
-          "start",
-          "--taskmanagers",
-          taskManagers,
-          "-D",
-          "rest.port=" + freePort(),
-          "-D",
-          "jobmanager.rpc.port=" + freePort(),
-          "-D",
-          "heartbeat.timeout=10min",
-          "-D",
-          "pekko.ask.timeout=10min");
-      started = taskManagers;
+      script(arguments.toArray());
       done = true;
     } finally {
       if (!done) {
@@ -70,6 +79,9 @@ final class Cluster implements AutoCloseable {
   private String output(List<String> command) throws Exception {
     ProcessBuilder builder = new ProcessBuilder(command);
     builder.environment().put("BROADHEAD_CLUSTER_DIR", folder.toString());
+    // Java's own caches refer to classes softly: as if memory were short, so that what counts
+    // shows.
+    builder.environment().put("JDK_JAVA_OPTIONS", "-XX:SoftRefLRUPolicyMSPerMB=0");
     Path errors = Files.createTempFile("cluster", ".err");
     Path output = Files.createTempFile("cluster", ".out");
     try {
@@ -96,6 +108,40 @@ final class Cluster implements AutoCloseable {
   /** Stops a job with a savepoint; returns its path. */
   String savepoint(String job) throws Exception {
     return script("savepoint", job, folder.resolve("savepoints").toUri());
+  }
+
+  /** Takes a checkpoint; returns Flink's account of it. */
+  String checkpoint(String job, boolean full) throws Exception {
+    return full ? script("checkpoint", job, "full") : script("checkpoint", job);
+  }
+
+  /** Waits until the source has read {@code count} batches. */
+  void awaitBatches(String job, int count) throws Exception {
+    String vertex = field(rest("/jobs/" + job), "id");
+    String metric = "0.Source__step-files.broadhead.batchesRead";
+    String path = "/jobs/" + job + "/vertices/" + vertex + "/metrics?get=" + metric;
+    await(count + " batches", () -> count <= number(field(rest(path), "value")));
+  }
+
+  private static int number(String text) {
+    return text.isEmpty() ? 0 : Integer.parseInt(text);
+  }
+
+  /** The first value of {@code key} in an answer, or nothing. */
+  private static String field(String json, String key) {
+    Matcher matcher = Pattern.compile("\"" + key + "\":\"([^\"]*)\"").matcher(json);
+    return matcher.find() ? matcher.group(1) : "";
+  }
+
+  private String rest(String path) {
+    try {
+      return HTTP.send(
+              HttpRequest.newBuilder(URI.create("http://localhost:" + restPort + path)).build(),
+              HttpResponse.BodyHandlers.ofString())
+          .body();
+    } catch (IOException | InterruptedException e) {
+      throw new IllegalStateException(e);
+    }
   }
 
   /** Ends all jobs. */

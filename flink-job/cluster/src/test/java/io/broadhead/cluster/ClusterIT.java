@@ -162,8 +162,9 @@ class ClusterIT {
     for (int number : cluster.taskManagers()) {
       List<String> libraries = cluster.mapped(number, "jnibroadhead");
       assertThat(libraries.size()).as("mapped: %s", libraries).isLessThanOrEqualTo(1);
-      // Some time passes before a TaskManager lets a job that has ended go.
-      Cluster.await("class loaders to go", () -> cluster.userClassLoaders(number) <= 1);
+      // Caches of the JDK may keep the class loaders of the last jobs until others take their
+      // place.
+      Cluster.await("class loaders to go", () -> cluster.userClassLoaders(number) <= 2);
       used += libraries.size();
     }
     assertThat(used).as("TaskManagers that ran the job").isPositive();

@@ -54,8 +54,13 @@ public final class Bench {
 
   /** Why {@code peer} does not take part in {@code cell}, or empty if it does. */
   public Optional<String> refusal(Peer peer, Cell cell) {
-    return cell.mode() == Mode.STEP
-        ? Optional.of("a step has parts of its own")
+    if (cell.mode() == Mode.STEP) {
+      return Optional.of("a step has parts of its own");
+    }
+    long needed = peers.size() * bytes(cell.shape());
+    long available = AvailableMemory.directBytes();
+    return needed > available
+        ? Optional.of(AvailableMemory.directRefusal(needed, available))
         : PeerWorkload.refusal(peer, cell.shape());
   }
 

@@ -8,7 +8,7 @@ import java.util.function.ToDoubleFunction;
 import java.util.stream.DoubleStream;
 
 /** Lines over logarithmic axes: how something grows. */
-final class LineChart {
+public final class LineChart {
   private static final double LEFT = 70;
   private static final double TOP = 40;
   private static final double WIDTH = 480;
@@ -22,23 +22,23 @@ final class LineChart {
   private final List<Line> lines = new ArrayList<>();
 
   /** A point of a line; both above 0. */
-  record Point(double x, double y) {}
+  public record Point(double x, double y) {}
 
   private record Line(String name, List<Point> points) {}
 
-  LineChart(String title, String xName, String yName) {
+  public LineChart(String title, String xName, String yName) {
     this.title = title;
     this.xName = xName;
     this.yName = yName;
   }
 
   /** Adds a line through {@code points}, from left to right. */
-  LineChart add(String name, List<Point> points) {
+  public LineChart add(String name, List<Point> points) {
     lines.add(new Line(name, List.copyOf(points)));
     return this;
   }
 
-  String svg() {
+  public String svg() {
     LogAxis across = LogAxis.over(2, all(Point::x));
     LogAxis up = LogAxis.over(10, all(Point::y));
     DoubleUnaryOperator x = value -> LEFT + WIDTH * across.place(value);

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.flink;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.arrow.DType;
+import io.broadhead.attention.Job;
+import io.broadhead.attention.JobFile;
+import io.broadhead.attention.LayerSpec;
+import io.broadhead.attention.testing.NoLeaks;
+import io.broadhead.attention.testing.Scenario;
+import io.broadhead.attention.testing.StepBatches;
+import java.time.Duration;
+import java.util.List;
+import org.apache.flink.configuration.Configuration;
+import org.apache.flink.runtime.jobgraph.OperatorID;
+import org.apache.flink.streaming.api.watermark.Watermark;
+import org.apache.flink.streaming.runtime.streamrecord.LatencyMarker;
+import org.apache.flink.streaming.runtime.streamrecord.StreamRecord;
+import org.apache.flink.streaming.runtime.watermarkstatus.WatermarkStatus;
+import org.junit.jupiter.api.AfterEach;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.extension.RegisterExtension;
+
+/** Batches that wait for others to join them, and what ends their waiting. */
+class WaitingBatchesTest {
+  private static final int MAX_TOKENS = 4;
+  private static final long MAX_DELAY = 50;
+
+  @RegisterExtension private final NoLeaks noLeaks = new NoLeaks();
+
+  private final Job job =
+      JobFile.parse(
+          """
+          kv_cache: {num_blocks: 16, dtype: float32}
+          layers: [{name: a, num_heads: 4, num_kv_heads: 2, head_size: 64}]
+          """,
+          "job.yaml");
+  private final LayerSpec layer = job.layers().get(0);
+  private final Scenario scenario = new Scenario(job, DType.FLOAT32, 5);
+  private OperatorHarness harness;
+
+  @BeforeEach
+  void open() throws Exception {
+    harness =
+        new OperatorHarness(
+            job,
+            new Configuration()
+                .set(PagedAttentionOptions.BATCH_MAX_TOKENS, MAX_TOKENS)
+                .set(PagedAttentionOptions.BATCH_MAX_DELAY, Duration.ofMillis(MAX_DELAY)));
+    harness.open();
+  }
+
+  @AfterEach
+  void close() throws Exception {
+    harness.closeResults();
+    harness.close();
+  }
+
+  private void process(String sequence, long timestamp) throws Exception {
+    try (ArrowBatch batch =
+        StepBatches.of(
+            noLeaks.allocator(),
+            layer,
+            DType.FLOAT32,
+            List.of(scenario.next(sequence, layer, 1)))) {
+      harness.processElement(batch, timestamp);
+    }
+  }
+
+  /** What was emitted: timestamps of results, and everything else as it is. */
+  private List<Object> emitted() {
+    return harness.getOutput().stream()
+        .map(e -> e instanceof StreamRecord<?> result ? (Object) result.getTimestamp() : e)
+        .toList();
+  }
+
+  @Test
+  void enoughTokensMakeAStep() throws Exception {
+    for (int i = 0; i < MAX_TOKENS; i++) {
+      assertThat(emitted()).isEmpty();
+      process("s" + i, i);
+    }
+    assertThat(emitted()).containsExactly(0L, 1L, 2L, 3L);
+  }
+
+  @Test
+  void theDelayEndsTheWaiting() throws Exception {
+    process("s", 7);
+    harness.setProcessingTime(MAX_DELAY - 1);
+    assertThat(emitted()).isEmpty();
+    harness.setProcessingTime(MAX_DELAY);
+    assertThat(emitted()).containsExactly(7L);
+  }
+
+  @Test
+  void resultsComeBeforeTheWatermarkThatFollowedTheirBatch() throws Exception {
+    process("s", 7);
+    harness.processWatermark(new Watermark(8));
+    assertThat(emitted()).containsExactly(7L, new Watermark(8));
+  }
+
+  @Test
+  void resultsComeBeforeIdleness() throws Exception {
+    process("s", 7);
+    harness.processWatermarkStatus(WatermarkStatus.IDLE);
+    assertThat(emitted()).containsExactly(7L, WatermarkStatus.IDLE);
+  }
+
+  @Test
+  void resultsComeBeforeTheBarrier() throws Exception {
+    process("s", 7);
+    harness.prepareSnapshotPreBarrier(1);
+    assertThat(emitted()).containsExactly(7L);
+  }
+
+  @Test
+  void resultsComeBeforeTheEndOfInput() throws Exception {
+    process("s", 7);
+    harness.endInput();
+    assertThat(emitted()).containsExactly(7L);
+  }
+
+  @Test
+  void latencyMarkersDoNotWait() throws Exception {
+    LatencyMarker marker = new LatencyMarker(1, new OperatorID(), 0);
+    process("s", 7);
+    harness.getOneInputOperator().processLatencyMarker(marker);
+    assertThat(emitted()).containsExactly(marker);
+  }
+}
