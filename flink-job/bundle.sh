@@ -40,18 +40,18 @@ mkdir -p "$bundle/lib" "$bundle/native"
 # xz packs better what was not packed before.
 jlink --add-modules "$modules" --strip-debug --no-header-files --no-man-pages --compress=0 --output "$bundle/java"
 
-# repack JAR: stored, without other machines' libraries.
+# repack JAR RESULT: stored, jars within it too, without other machines' libraries.
 repack() {
-  local folder=$work/jar name
+  local folder nested
+  folder=$(mktemp -d -p "$work")
+  (cd "$folder" && jar --extract --file "$1")
+  (cd "$folder" && find . -type f -printf '%P\n' | { grep -E "^($unused_entries)" || true; } | xargs -r -d '\n' rm)
+  find "$folder" -name '*.jar' | while read -r nested; do
+    repack "$nested" "$nested.stored" < /dev/null
+    mv "$nested.stored" "$nested"
+  done
+  jar --create --no-compress --no-manifest --file "$2" -C "$folder" .
   rm -rf "$folder"
-  mkdir "$folder"
-  name=$(basename "$1")
-  (
-    cd "$folder"
-    jar --extract --file "$1"
-    find . -type f -printf '%P\n' | { grep -E "^($unused_entries)" || true; } | xargs -r -d '\n' rm
-    jar --create --no-compress --no-manifest --file "$2" .
-  )
 }
 for jar in "$target"/lib/*.jar; do
   name=$(basename "$jar")
