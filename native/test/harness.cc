@@ -63,7 +63,8 @@ double compare_result(const LayerConfig& layer, const StepResult& result,
     const double wanted = std::clamp(expected.output[i], -limit, limit);
     compare("output", i,
             result.output(static_cast<int64_t>(i / width), static_cast<int64_t>(i % width)), wanted,
-            rounding_error(dtype, wanted / unit) * unit, kFloat32Error * largest);
+            rounding_error(dtype, wanted / unit) * unit,
+            kFloat32Error * largest + expected.weight_error[i]);
   }
   const auto heads = static_cast<size_t>(layer.num_heads);
   for (size_t i = 0; layer.return_lse && i < expected.lse.size(); ++i) {
@@ -73,6 +74,20 @@ double compare_result(const LayerConfig& layer, const StepResult& result,
             wanted, 0, kFloat32Error * std::max(1.0, std::fabs(wanted)));
   }
   return worst;
+}
+
+bool rounds_weights(const Target& target, const LayerConfig& layer, const StepBatch& batch) {
+  if (target.backend == "cpu" || layer.dtype == BH_FLOAT32) return false;
+  // Up to so many query rows weights are split into terms that hold all of a float32.
+  constexpr int64_t kExactRows = 8;
+  std::vector<int32_t> first_blocks;
+  for (const StepRow& row : batch.rows) {
+    if (row.num_queries(layer) * layer.group_size() > kExactRows) return true;
+    if (layer.uses_cache() && !row.blocks.empty()) first_blocks.push_back(row.blocks[0]);
+  }
+  // Rows with a common prefix are attended together.
+  std::sort(first_blocks.begin(), first_blocks.end());
+  return std::adjacent_find(first_blocks.begin(), first_blocks.end()) != first_blocks.end();
 }
 
 void compare_cache(const LayerConfig& layer, const bh_cache* cache, LogicalCache& mirror) {
@@ -116,7 +131,7 @@ int32_t run_step(bh_layer* layer, const LayerConfig& config, const StepBatch& ba
 
 Session::Session(const Target& target, int threads, const LayerConfig& config,
                  bh_cache_options pool)
-    : config_(config), engine_(open_engine(target, threads, reason_)) {
+    : config_(config), engine_(open_engine(target, threads, reason_)), target_(target) {
   if (!engine_) return;
   if (pool.num_blocks > 0) {
     pool.struct_size = sizeof pool;
@@ -149,7 +164,11 @@ std::unique_ptr<StepResult> Session::step(const StepBatch& batch) {
     update_reference(config_, batch, *mirror_);
     compare_cache(config_, cache_.get(), *mirror_);
   }
-  const Expected expected = attend_reference(config_, batch, mirror_.get());
+  Expected expected = attend_reference(config_, batch, mirror_.get());
+  if (!rounds_weights(target_, config_, batch)) {
+    std::fill(expected.weight_error.begin(), expected.weight_error.end(), 0.0);
+  }
+  weight_errors_ = expected.weight_error;
   worst_ = std::max(worst_, compare_result(config_, *result, expected));
   EXPECT_TRUE(result->guards_intact()) << "the step wrote past the end of its result";
   EXPECT_TRUE(result->has_offsets_of(batch));

@@ -19,8 +19,10 @@ namespace broadhead::test {
 //   rounding_error(dtype, e) + kFloat32Error * max(1, max|expected|)
 //
 // that is one rounding to the dtype of the output and what float32 arithmetic costs on the way.
-// Nothing is added for fp8 caches or rope: the reference reads the cache's own dtype, and rotary
-// test data stays clear of rounding boundaries (random_rotary_tensors).
+// Where a GPU's matrix instructions take the weights of many query rows in the tensors' 16-bit
+// type, their one rounding is added, each bounded by half a unit in its last place:
+// Expected::weight_error. Nothing is added for fp8 caches or rope: the reference reads the cache's
+// own dtype, and rotary test data stays clear of rounding boundaries (random_rotary_tensors).
 
 /// Error of scores, softmax and sums in float32: 48 units of 2^-24.
 inline constexpr double kFloat32Error = 48 * 0x1p-24;
@@ -28,6 +30,9 @@ inline constexpr double kFloat32Error = 48 * 0x1p-24;
 /// Largest error beyond the one rounding, in units of the float32 tolerance; the first element
 /// above 1 fails the test.
 double compare_result(const LayerConfig& layer, const StepResult& result, const Expected& expected);
+
+/// Whether the target rounds the weights of some token of the batch.
+bool rounds_weights(const Target& target, const LayerConfig& layer, const StepBatch& batch);
 
 /// Fails the test where the cache does not hold the mirror's bits: values rounded once, untouched
 /// slots as they were. With float32 rope, keys may differ by float32 rounding; the mirror then
@@ -59,6 +64,10 @@ class Session {
   /// the result.
   std::unique_ptr<StepResult> step(const StepBatch& batch);
 
+  /// Errors that the weights' rounding may have caused in the last step's result, zero where the
+  /// target rounds none.
+  const std::vector<double>& weight_errors() const { return weight_errors_; }
+
   /// Largest error so far in units of its tolerance.
   double worst() const { return worst_; }
 
@@ -73,6 +82,8 @@ class Session {
   Layer layer_;
   Layer sharing_layer_;
   std::unique_ptr<LogicalCache> mirror_;
+  Target target_;
+  std::vector<double> weight_errors_;
   double worst_ = 0;
 };
 

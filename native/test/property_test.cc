@@ -85,17 +85,29 @@ std::vector<double> outputs(const LayerConfig& layer, const StepResult& result, 
   return all;
 }
 
+/// Elements and what their weights' rounding may have changed in them.
+struct Elements {
+  std::vector<double> values;
+  std::vector<double> weight_errors;
+
+  void append(const std::vector<double>& more, const std::vector<double>& errors) {
+    values.insert(values.end(), more.begin(), more.end());
+    weight_errors.insert(weight_errors.end(), errors.begin(), errors.end());
+  }
+};
+
 /// Largest difference in units of one rounding: a step between neighbours of the dtype, where both
-/// results rounded the same sums to different sides, and the float32 error of both.
-double compare_outputs(const LayerConfig& layer, const std::vector<double>& a,
-                       const std::vector<double>& b) {
+/// results rounded the same sums to different sides, and the arithmetic error of both.
+double compare_outputs(const LayerConfig& layer, const Elements& a, const Elements& b) {
   double largest = 1;
-  for (const double x : a) largest = std::max(largest, std::fabs(x));
-  double worst = a.size() == b.size() ? 0 : HUGE_VAL;
-  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
+  for (const double x : a.values) largest = std::max(largest, std::fabs(x));
+  double worst = a.values.size() == b.values.size() ? 0 : HUGE_VAL;
+  for (size_t i = 0; i < std::min(a.values.size(), b.values.size()); ++i) {
+    const double x = a.values[i], y = b.values[i];
     const double rounding =
-        2 * rounding_error(layer.output_dtype(), std::max(std::fabs(a[i]), std::fabs(b[i])));
-    const double ratio = std::fabs(a[i] - b[i]) / (rounding + 2 * kFloat32Error * largest);
+        2 * rounding_error(layer.output_dtype(), std::max(std::fabs(x), std::fabs(y)));
+    const double arithmetic = 2 * kFloat32Error * largest + a.weight_errors[i] + b.weight_errors[i];
+    const double ratio = std::fabs(x - y) / (rounding + arithmetic);
     worst = std::isnan(ratio) ? HUGE_VAL : std::max(worst, ratio);
   }
   return worst;
@@ -130,16 +142,15 @@ const std::vector<std::vector<int>> kChunkings = {
 class Chunking : public TargetTest {};
 
 /// The same prompt in chunks: the sizes are taken in turns until it is done.
-std::vector<double> run_in_chunks(Session& session, const Prompt& prompt, int length,
-                                  const std::vector<int>& sizes) {
+Elements run_in_chunks(Session& session, const Prompt& prompt, int length,
+                       const std::vector<int>& sizes) {
   const LayerConfig& layer = session.config();
-  std::vector<double> all;
+  Elements all;
   size_t turn = 0;
   for (int first = 0; first < length;) {
     const int end = std::min(length, first + sizes[turn++ % sizes.size()]);
     const auto result = session.step({{prompt.row(first, end)}});
-    const std::vector<double> part = outputs(layer, *result, end - first);
-    all.insert(all.end(), part.begin(), part.end());
+    all.append(outputs(layer, *result, end - first), session.weight_errors());
     first = end;
   }
   return all;
@@ -164,11 +175,10 @@ TEST_P(Chunking, DoesNotChangeResults) {
         const bh_cache_options pool = pool_of(prompt.num_blocks(), 16, cache_dtype);
         auto run = [&](const std::vector<int>& sizes) {
           Session session(GetParam(), 2, layer, pool);
-          return session.engine() ? run_in_chunks(session, prompt, c.length, sizes)
-                                  : std::vector<double>();
+          return session.engine() ? run_in_chunks(session, prompt, c.length, sizes) : Elements();
         };
-        const std::vector<double> whole = run({c.length});
-        if (whole.empty()) GTEST_SKIP() << GetParam().label() << " is not usable";
+        const Elements whole = run({c.length});
+        if (whole.values.empty()) GTEST_SKIP() << GetParam().label() << " is not usable";
         for (const std::vector<int>& sizes : kChunkings) {
           const double worst = compare_outputs(layer, whole, run(sizes));
           EXPECT_LE(worst, 1) << "chunks of " << testing::PrintToString(sizes);
@@ -200,7 +210,7 @@ TEST_P(Threads, AgreeAndAreDeterministic) {
     layer.head_size = 32;
     layer.sinks.assign(8, 0.5f);
     const Prompt prompt(layer, kLength, 16, dtype);
-    std::vector<double> with_one;
+    Elements with_one;
     for (const int threads : {1, 2, 3, 7, 16}) {
       SCOPED_TRACE(dtype_label(dtype) + ", threads " + std::to_string(threads));
       Session session(GetParam(), threads, layer, pool_of(prompt.num_blocks(), 16, dtype));
@@ -211,8 +221,9 @@ TEST_P(Threads, AgreeAndAreDeterministic) {
       session.step(fill);
       const StepBatch batch = threads_batch(prompt, kLength);
       const auto first = session.step(batch);
-      const std::vector<double> got = outputs(layer, *first, batch.num_queries(layer));
-      if (with_one.empty()) with_one = got;
+      Elements got;
+      got.append(outputs(layer, *first, batch.num_queries(layer)), session.weight_errors());
+      if (with_one.values.empty()) with_one = got;
       const double worst = compare_outputs(layer, with_one, got);
       EXPECT_LE(worst, 1);
       record("threads", GetParam(), worst);
@@ -388,6 +399,30 @@ TEST_P(StoredValues, Fp8DoesNotRoundTwice) {
 }
 
 BH_ON_EVERY_TARGET(StoredValues);
+
+// ---- results that fill a bus ----
+
+class LargeResults : public TargetTest {};
+
+/// Above a quarter of a megabyte a GPU's kernels write to its own memory first.
+TEST_P(LargeResults, AreWhole) {
+  LayerConfig layer;
+  layer.dtype = BH_FLOAT16;
+  layer.num_heads = 32;
+  layer.num_kv_heads = 8;
+  layer.head_size = 128;
+  layer.return_lse = true;
+  Prompt prompt(layer, 80, 16, BH_FLOAT16);
+  Session session(GetParam(), 2, layer, pool_of(prompt.num_blocks(), 16, BH_FLOAT16));
+  BH_SKIP_IF_UNUSABLE(session, GetParam());
+  session.step({{prompt.row(0, 40)}});
+  session.step({{prompt.row(40, 79)}});
+  session.step({{prompt.row(79, 80)}});
+  EXPECT_LE(session.worst(), 1);
+  record("large_results", GetParam(), session.worst());
+}
+
+BH_ON_EVERY_TARGET(LargeResults);
 
 // ---- NaN ----
 

@@ -57,7 +57,7 @@ Visible visible_keys(const LayerConfig& layer, int64_t position, int64_t count) 
 }
 
 void attend_one(const LayerConfig& layer, const Context& context, const double* query,
-                int64_t position, int head, double* output, double* lse) {
+                int64_t position, int head, double* output, double* weight_error, double* lse) {
   const int size = layer.head_size;
   const Visible visible = visible_keys(layer, position, context.count);
   const int64_t first = visible.first;
@@ -83,13 +83,21 @@ void attend_one(const LayerConfig& layer, const Context& context, const double* 
   }
   *lse = -kInfinity;
   std::fill(output, output + size, 0.0);
+  std::fill(weight_error, weight_error + size, 0.0);
   if (maximum == -kInfinity) return;
   double denominator = std::exp(sink - maximum);
   for (int64_t j = 0; j < seen; ++j) denominator += w[j] = std::exp(w[j] - maximum);
   for (int64_t j = 0; j < seen; ++j) {
     const double weight = w[j] / denominator;
+    // A weight may have been relative to another maximum, anywhere between two powers of two.
+    const double error =
+        std::max(w[j] * rounding_error(layer.dtype, 1), rounding_error(layer.dtype, 0)) /
+        denominator;
     const double* values = context.values.data() + (first + j) * size;
-    for (int d = 0; d < size; ++d) output[d] += weight * values[d];
+    for (int d = 0; d < size; ++d) {
+      output[d] += weight * values[d];
+      weight_error[d] += error * std::fabs(values[d]);
+    }
   }
   *lse = maximum + std::log(denominator);
 }
@@ -170,6 +178,7 @@ Expected attend_reference(const LayerConfig& layer, const StepBatch& batch,
   const auto size = static_cast<size_t>(layer.head_size);
   const auto heads = static_cast<size_t>(layer.num_heads);
   expected.output.resize(tokens * heads * size);
+  expected.weight_error.resize(tokens * heads * size);
   expected.lse.resize(tokens * heads);
   size_t first_token = 0;
   for (const StepRow& row : batch.rows) {
@@ -203,7 +212,8 @@ Expected attend_reference(const LayerConfig& layer, const StepBatch& batch,
           const int head = kv_head * layer.group_size() + g;
           const size_t at = (first_token + i) * heads + static_cast<size_t>(head);
           attend_one(layer, context, query.data() + (i * heads + static_cast<size_t>(head)) * size,
-                     position, head, expected.output.data() + at * size, expected.lse.data() + at);
+                     position, head, expected.output.data() + at * size,
+                     expected.weight_error.data() + at * size, expected.lse.data() + at);
         }
       }
     }

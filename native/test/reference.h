@@ -51,8 +51,9 @@ void update_reference(const LayerConfig& layer, const StepBatch& batch, LogicalC
 
 struct Expected {
   std::vector<double> output;  ///< [tokens, num_heads, head_size], before output_scale and rounding
-  std::vector<double> lse;     ///< [tokens, num_heads]
-  int64_t keys_seen = 0;       ///< summed over the tokens
+  std::vector<double> weight_error;  ///< of output, were each weight rounded once to the dtype
+  std::vector<double> lse;           ///< [tokens, num_heads]
+  int64_t keys_seen = 0;             ///< summed over the tokens
 };
 
 /// Attends over what `cache` holds; `cache` is NULL for encoder layers.

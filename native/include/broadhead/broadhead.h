@@ -94,7 +94,8 @@ typedef struct bh_engine_options {
   uint32_t struct_size;
   const char* backend; /**< "auto" (also NULL), or a name from bh_backend_describe */
   int32_t threads;     /**< CPU threads of one step, the calling one included; 0: one per core */
-  int32_t device;      /**< device index for GPU backends; ignored by the CPU */
+  int32_t device;      /**< device index for GPU backends, -1: the one with the most free memory;
+                            ignored by the CPU */
 } bh_engine_options;
 
 typedef struct bh_engine_info {
@@ -225,13 +226,14 @@ BH_API void bh_binding_destroy(bh_binding* binding);
 /* ---- step ------------------------------------------------------------------------------------ */
 
 /** What a step did. Addresses are those the kernels read and wrote: equal to the buffers of the
- * arrays that the caller passed unless bytes were staged. */
+ * arrays that the caller passed unless bytes were staged or transferred. */
 typedef struct bh_step_stats {
   int64_t query_tokens;
   int64_t written_tokens; /**< tokens whose key and value went to the cache */
   int64_t bytes_in_place; /**< tensor bytes used where the caller has them */
-  int64_t bytes_staged;   /**< tensor bytes that were copied to be used */
-  int64_t query_address;  /**< address of the first query element, 0 without queries */
+  int64_t bytes_staged;  /**< tensor bytes that were copied to be used: for a GPU, what lies neither
+                              in its memory nor in that of bh_engine_alloc */
+  int64_t query_address; /**< address of the first query element, 0 without queries */
   int64_t key_address;
   int64_t value_address;
   int64_t output_address;
@@ -241,6 +243,8 @@ typedef struct bh_step_stats {
                           for the rest of a tile of 16 */
   int64_t kernel_nanoseconds; /**< time in the kernels of update and attention: without import,
                                    checks and planning; 0 where a backend does not measure it */
+  int64_t bytes_transferred;  /**< bytes of results that kernels wrote to memory of the device and
+                                   that were transferred whole, asynchronously, staged ones too */
 } bh_step_stats;
 
 /**
@@ -330,6 +334,14 @@ BH_API int64_t bh_live_handles(void);
 /** Address of a release callback for arrays whose memory the caller keeps: it marks the array and
  * its children released and frees nothing. */
 BH_API int64_t bh_borrowed_release(void);
+
+/**
+ * Host memory that steps of `engine` use in place: for a GPU pinned and mapped into its address
+ * space, reused after it is freed because pinning is slow. At least `bytes` bytes at a multiple of
+ * 64, or 0 where the system refuses. From any thread; free it before the engine is destroyed.
+ */
+BH_API int64_t bh_engine_alloc(bh_engine* engine, int64_t bytes);
+BH_API void bh_engine_free(bh_engine* engine, int64_t address);
 
 /** `bytes` bytes at a multiple of `alignment` (a power of two), or 0. */
 BH_API int64_t bh_alloc(int64_t bytes, int64_t alignment);

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/backend.h"
 
+#include <cstdlib>
 #include <cstring>
 #include <string>
 
 #include "core/failure.h"
 #include "cpu/cpu_backend.h"
+#include "gpu/gpu_backend.h"
 
 namespace broadhead {
 
 const std::vector<const Backend*>& backends() {
-  static const std::vector<const Backend*> all = {&cpu_backend()};
+  static const std::vector<const Backend*> all = {&cuda_backend(), &hip_backend(), &cpu_backend()};
   return all;
 }
 
@@ -31,5 +33,13 @@ std::unique_ptr<Engine> open_engine(const bh_engine_options& options) {
   throw Failure(BH_INVALID_ARGUMENT, kNoRow, "backend must be one of %s, got '%s'", known.c_str(),
                 wanted);
 }
+
+void* Engine::allocate_host(int64_t bytes) {
+  constexpr int64_t kAlignment = 64;
+  const int64_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  return std::aligned_alloc(kAlignment, static_cast<size_t>(rounded));
+}
+
+void Engine::free_host(void* memory) { std::free(memory); }
 
 }  // namespace broadhead

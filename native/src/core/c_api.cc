@@ -404,6 +404,20 @@ int64_t bh_live_handles(void) { return live_handles.load(); }
 
 int64_t bh_borrowed_release(void) { return reinterpret_cast<int64_t>(&release_borrowed); }
 
+int64_t bh_engine_alloc(bh_engine* engine, int64_t bytes) {
+  void* memory = nullptr;
+  const int32_t status = guarded(nullptr, [&] {
+    need(engine, "engine");
+    if (bytes < 0) throw Failure(BH_INVALID_ARGUMENT, kNoRow, "bytes must not be negative");
+    memory = engine->engine->allocate_host(bytes > 0 ? bytes : 1);
+  });
+  return status == BH_OK ? reinterpret_cast<int64_t>(memory) : 0;
+}
+
+void bh_engine_free(bh_engine* engine, int64_t address) {
+  if (engine && address) engine->engine->free_host(reinterpret_cast<void*>(address));
+}
+
 int64_t bh_alloc(int64_t bytes, int64_t alignment) {
   if (bytes < 0 || alignment < static_cast<int64_t>(sizeof(void*)) ||
       (alignment & (alignment - 1)) != 0) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "broadhead/broadhead.h"
+#include "core/visible_keys.h"
 
 namespace broadhead {
 
@@ -34,6 +35,11 @@ struct LayerSpec {
 
   int group_size() const { return num_heads / num_kv_heads; }
   bool uses_cache() const { return attn_type == BH_DECODER || attn_type == BH_ENCODER_DECODER; }
+  /// The window as visible_keys takes it.
+  int32_t window() const {
+    return sliding_window > 0 && sliding_window < kNoWindow ? static_cast<int32_t>(sliding_window)
+                                                            : kNoWindow;
+  }
   bool is_causal() const { return attn_type == BH_DECODER; }
   int output_dtype() const { return output_scale > 0 ? BH_FLOAT8_E4M3FN : dtype; }
 };

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "core/visible_keys.h"
+
 namespace broadhead::cpu {
 namespace {
 
@@ -27,23 +29,17 @@ constexpr int kLeastUpdate = 16;
 /// What reading a key costs, in query rows that use it.
 constexpr double kReadCost = 4;
 
-/// A common prefix shorter than this is not worth a merge of its partial results.
-constexpr int kLeastSharedKeys = 128;
-
 int round_down(int x) { return x / kTile * kTile; }
 
-QueryToken visible_keys(const LayerSpec& spec, const StepRow& row, int64_t row_index, int index) {
+QueryToken query_token(const LayerSpec& spec, const StepRow& row, int64_t row_index, int index) {
+  const VisibleKeys keys = visible_keys(spec.is_causal(), spec.window(), row.seq_len,
+                                        row.num_queries, static_cast<int32_t>(index));
   QueryToken token{};
   token.row = static_cast<int32_t>(row_index);
   token.index = index;
-  token.position = spec.is_causal() ? row.seq_len - row.num_queries + index : index;
-  const int64_t window =
-      spec.sliding_window > 0 ? spec.sliding_window : std::numeric_limits<int32_t>::max();
-  const int64_t first = int64_t{token.position} - window + 1;
-  const int64_t end = spec.is_causal() ? int64_t{token.position} + 1 : token.position + window;
-  token.first = static_cast<int32_t>(std::max<int64_t>(first, 0));
-  token.end = static_cast<int32_t>(std::clamp<int64_t>(end, 0, row.seq_len));
-  token.first = std::min(token.first, token.end);
+  token.position = keys.position;
+  token.first = keys.first;
+  token.end = keys.end;
   return token;
 }
 
@@ -100,60 +96,38 @@ void Plan::find_tokens(const LayerSpec& spec, const Step& step) {
     first_token_of_row_.push_back(static_cast<int64_t>(tokens_.size()));
     for (int i = 0; i < row.num_queries; ++i) {
       order_.push_back(static_cast<int32_t>(tokens_.size()));
-      tokens_.push_back(visible_keys(spec, row, r, i));
+      tokens_.push_back(query_token(spec, row, r, i));
       keys_seen_ += tokens_.back().end - tokens_.back().first;
     }
   }
   first_token_of_row_.push_back(static_cast<int64_t>(tokens_.size()));
 }
 
-/// Finds decode rows whose block tables begin alike and makes one unit of what they share.
+/// Makes one unit of what decode rows share whose block tables begin alike.
 void Plan::share_prefixes(const LayerSpec& spec, const Step& step, int block_size) {
-  auto first_block = [&step](int64_t r) { return step.blocks(step.rows[r])[0]; };
-  by_first_block_.clear();
+  prefixes_.clear();
   for (int64_t r = 0; r < step.num_rows; ++r) {
     const StepRow& row = step.rows[r];
     if (row.num_queries == 0 || !is_decode(spec, row.num_queries)) continue;
-    // Every token of the row must see the whole prefix.
-    const auto end = static_cast<size_t>(first_token_of_row_[static_cast<size_t>(r) + 1]);
-    const QueryToken& last = tokens_[end - 1];
-    if (last.first == 0 && last.end >= kLeastSharedKeys) by_first_block_.push_back(r);
+    const int64_t first = first_token_of_row_[static_cast<size_t>(r)];
+    const int64_t end = first_token_of_row_[static_cast<size_t>(r) + 1];
+    if (tokens_[static_cast<size_t>(end - 1)].first > 0) continue;
+    prefixes_.add(r, tokens_[static_cast<size_t>(first)].end);
   }
-  std::sort(by_first_block_.begin(), by_first_block_.end(), [&](int64_t a, int64_t b) {
-    return first_block(a) != first_block(b) ? first_block(a) < first_block(b) : a < b;
-  });
-  const auto count = static_cast<int64_t>(by_first_block_.size());
-  for (int64_t begin = 0, end; begin < count; begin = end) {
-    const int64_t* rows = by_first_block_.data();
-    for (end = begin + 1; end < count && first_block(rows[end]) == first_block(rows[begin]);) ++end;
-    if (end - begin > 1) share_prefix(spec, step, block_size, rows + begin, end - begin);
-  }
-}
-
-void Plan::share_prefix(const LayerSpec& spec, const Step& step, int block_size,
-                        const int64_t* rows, int64_t count) {
-  const int32_t* blocks = step.blocks(step.rows[rows[0]]);
-  int64_t shared = std::numeric_limits<int64_t>::max();
-  for (int64_t i = 0; i < count; ++i) {
-    const auto first_token = static_cast<size_t>(first_token_of_row_[static_cast<size_t>(rows[i])]);
-    shared = std::min<int64_t>(shared, tokens_[first_token].end / block_size);
-    const int32_t* others = step.blocks(step.rows[rows[i]]);
-    shared = std::mismatch(blocks, blocks + shared, others).first - blocks;
-  }
-  const auto keys = static_cast<int>(shared * block_size);
-  if (keys < kLeastSharedKeys) return;
-  const auto first = static_cast<int64_t>(order_.size());
-  for (int64_t i = 0; i < count; ++i) {
-    const auto row = static_cast<size_t>(rows[i]);
-    shared_keys_[row] = keys;
-    for (int64_t t = first_token_of_row_[row]; t < first_token_of_row_[row + 1]; ++t) {
-      order_.push_back(static_cast<int32_t>(t));
+  prefixes_.for_each(step, block_size, [&](const auto* group, int64_t count, int keys) {
+    const auto first = static_cast<int64_t>(order_.size());
+    for (int64_t i = 0; i < count; ++i) {
+      const auto row = static_cast<size_t>(group[i].row);
+      shared_keys_[row] = keys;
+      for (int64_t t = first_token_of_row_[row]; t < first_token_of_row_[row + 1]; ++t) {
+        order_.push_back(static_cast<int32_t>(t));
+      }
     }
-  }
-  const auto num_tokens = static_cast<int>(static_cast<int64_t>(order_.size()) - first);
-  for_each_run(spec, num_tokens, [&](int begin, int run) {
-    units_.push_back({first + begin, run, static_cast<int32_t>(rows[0]), 0, keys,
-                      is_decode(spec, num_tokens) ? spec.num_kv_heads : 1, true});
+    const auto num_tokens = static_cast<int>(static_cast<int64_t>(order_.size()) - first);
+    for_each_run(spec, num_tokens, [&](int begin, int run) {
+      units_.push_back({first + begin, run, static_cast<int32_t>(group[0].row), 0, keys,
+                        is_decode(spec, num_tokens) ? spec.num_kv_heads : 1, true});
+    });
   });
 }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/layer_spec.h"
+#include "core/shared_prefix.h"
 #include "core/step.h"
 #include "cpu/kernels.h"
 
@@ -55,8 +56,6 @@ class Plan {
 
   void find_tokens(const LayerSpec& spec, const Step& step);
   void share_prefixes(const LayerSpec& spec, const Step& step, int block_size);
-  void share_prefix(const LayerSpec& spec, const Step& step, int block_size, const int64_t* rows,
-                    int64_t count);
   void add_rows(const LayerSpec& spec, const Step& step);
   void divide(const LayerSpec& spec, int threads);
   QueryToken& token_of(const Unit& unit, int i);
@@ -65,7 +64,7 @@ class Plan {
   std::vector<QueryToken> tokens_;
   std::vector<int32_t> order_;
   std::vector<int32_t> shared_keys_;  ///< of each row: leading keys that a shared unit attends to
-  std::vector<int64_t> by_first_block_;
+  SharedPrefixes prefixes_;
   std::vector<Unit> units_;
   std::vector<AttendItem> items_;
   std::vector<int32_t> items_of_row_;

@@ -20,9 +20,22 @@ public final class Allocators {
   /** Alignment of every buffer, as the Arrow specification recommends. */
   public static final long ALIGNMENT = 64;
 
-  private static final AllocationManager.Factory FACTORY = new AlignedFactory();
+  private static final AllocationManager.Factory FACTORY = new AlignedFactory(new JvmMemory());
 
   private Allocators() {}
+
+  /** Where buffers come from. Safe for use from several threads. */
+  public interface Memory {
+    /**
+     * At least {@code bytes} bytes at a multiple of {@link #ALIGNMENT}.
+     *
+     * @return the address, or 0 if the system refuses
+     */
+    long allocate(long bytes);
+
+    /** Frees what {@link #allocate} returned. */
+    void free(long address);
+  }
 
   /** A root allocator without a limit. */
   public static BufferAllocator root() {
@@ -31,10 +44,23 @@ public final class Allocators {
 
   /** A root allocator that refuses to hold more than {@code limit} bytes at once. */
   public static BufferAllocator root(long limit, AllocationListener listener) {
+    return root(FACTORY, limit, listener);
+  }
+
+  /**
+   * A root allocator whose buffers lie in {@code memory}: that of an engine, so that a GPU reads
+   * and writes them where they are.
+   */
+  public static BufferAllocator root(Memory memory, long limit, AllocationListener listener) {
+    return root(new AlignedFactory(memory), limit, listener);
+  }
+
+  private static BufferAllocator root(
+      AllocationManager.Factory factory, long limit, AllocationListener listener) {
     JvmFlags.requireJavaNioOpen();
     return new RootAllocator(
         RootAllocator.configBuilder()
-            .allocationManagerFactory(FACTORY)
+            .allocationManagerFactory(factory)
             .roundingPolicy(Allocators::roundUp)
             .maxAllocation(limit)
             .listener(listener)
@@ -51,13 +77,40 @@ public final class Allocators {
     return (size + ALIGNMENT - 1) & -ALIGNMENT;
   }
 
+  /** Memory of the C library; the block's own address is kept in front of the aligned one. */
+  private static final class JvmMemory implements Memory {
+    @Override
+    public long allocate(long bytes) {
+      long base;
+      try {
+        base = MemoryUtil.allocateMemory(bytes + ALIGNMENT);
+      } catch (OutOfMemoryError e) {
+        return 0;
+      }
+      // The C library aligns to 16 bytes, so there is always room for the address.
+      long address = roundUp(base + Long.BYTES);
+      MemoryUtil.putLong(address - Long.BYTES, base);
+      return address;
+    }
+
+    @Override
+    public void free(long address) {
+      MemoryUtil.freeMemory(MemoryUtil.getLong(address - Long.BYTES));
+    }
+  }
+
   private static final class AlignedFactory implements AllocationManager.Factory {
+    private final Memory memory;
     private final ArrowBuf empty =
         new ArrowBuf(org.apache.arrow.memory.ReferenceManager.NO_OP, null, 0, 0);
 
+    AlignedFactory(Memory memory) {
+      this.memory = memory;
+    }
+
     @Override
     public AllocationManager create(BufferAllocator accountingAllocator, long size) {
-      return new Aligned(accountingAllocator, size);
+      return new Aligned(accountingAllocator, memory, size);
     }
 
     @Override
@@ -67,17 +120,18 @@ public final class Allocators {
   }
 
   private static final class Aligned extends AllocationManager {
+    private final Memory memory;
     private final long size;
-    private final long base;
+    private final long address;
 
-    Aligned(BufferAllocator allocator, long size) {
+    Aligned(BufferAllocator allocator, Memory memory, long size) {
       super(allocator);
+      this.memory = memory;
       this.size = size;
-      try {
-        this.base = MemoryUtil.allocateMemory(size + ALIGNMENT);
-      } catch (OutOfMemoryError e) {
+      this.address = memory.allocate(size);
+      if (address == 0) {
         throw new OutOfMemoryException(
-            "the system refused " + size + " bytes for allocator " + allocator.getName(), e);
+            "the system refused " + size + " bytes for allocator " + allocator.getName());
       }
     }
 
@@ -88,12 +142,12 @@ public final class Allocators {
 
     @Override
     protected long memoryAddress() {
-      return roundUp(base);
+      return address;
     }
 
     @Override
     protected void release0() {
-      MemoryUtil.freeMemory(base);
+      memory.free(address);
     }
   }
 }

@@ -3,6 +3,7 @@ package io.broadhead.kernel;
 
 import static java.nio.charset.StandardCharsets.UTF_8;
 
+import io.broadhead.arrow.Allocators;
 import io.broadhead.nativelib.bh_backend_info;
 import io.broadhead.nativelib.bh_engine;
 import io.broadhead.nativelib.bh_engine_info;
@@ -87,6 +88,32 @@ public final class KernelEngine extends NativeHandle {
   /** Which backend, tier and device this is, and why. */
   public EngineInfo info() {
     return info;
+  }
+
+  /**
+   * Memory that this engine's steps use in place: for a GPU pinned and mapped, so that tensors are
+   * neither staged nor copied. Every buffer keeps the engine alive; for {@link
+   * io.broadhead.arrow.Allocators#root(Allocators.Memory, long,
+   * org.apache.arrow.memory.AllocationListener)}.
+   */
+  public Allocators.Memory memory() {
+    return new Allocators.Memory() {
+      @Override
+      public long allocate(long bytes) {
+        acquire();
+        long address = broadhead.bh_engine_alloc(handle, bytes);
+        if (address == 0) {
+          drop();
+        }
+        return address;
+      }
+
+      @Override
+      public void free(long address) {
+        broadhead.bh_engine_free(handle, address);
+        drop();
+      }
+    };
   }
 
   /**

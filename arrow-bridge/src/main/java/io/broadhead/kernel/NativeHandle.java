@@ -72,7 +72,8 @@ abstract class NativeHandle implements AutoCloseable {
     }
   }
 
-  private void acquire() {
+  /** Keeps the native object until {@link #drop()}. */
+  final void acquire() {
     if (!tryAcquire()) {
       throw new IllegalStateException(what + " was closed");
     }
@@ -82,7 +83,7 @@ abstract class NativeHandle implements AutoCloseable {
     return !closed.get() && references.getAndUpdate(n -> n > 0 ? n + 1 : n) > 0;
   }
 
-  private void drop() {
+  final void drop() {
     if (references.decrementAndGet() == 0) {
       try {
         destroy();

@@ -197,7 +197,8 @@ public final class StepBinding extends NativeHandle {
         MemoryUtil.getLong(at + 56),
         MemoryUtil.getLong(at + 64),
         MemoryUtil.getLong(at + 72),
-        MemoryUtil.getLong(at + 80));
+        MemoryUtil.getLong(at + 80),
+        MemoryUtil.getLong(at + 88));
   }
 
   private void begin() {

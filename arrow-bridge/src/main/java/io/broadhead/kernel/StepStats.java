@@ -3,7 +3,7 @@ package io.broadhead.kernel;
 
 /**
  * What a step did. Addresses are those that the kernels read and wrote: equal to the addresses of
- * the batch's buffers unless bytes were staged.
+ * the batch's buffers unless bytes were staged or transferred.
  *
  * @param queryTokens queries attended
  * @param writtenTokens tokens whose key and value went to the cache
@@ -14,6 +14,8 @@ package io.broadhead.kernel;
  * @param keysRead keys that were read from memory for them
  * @param kernelNanoseconds time in the kernels, without import, checks and planning; 0 where a
  *     backend does not measure it
+ * @param bytesTransferred bytes of results that kernels wrote to memory of a GPU and that were
+ *     transferred whole
  */
 public record StepStats(
     long queryTokens,
@@ -26,8 +28,9 @@ public record StepStats(
     long outputAddress,
     long keysSeen,
     long keysRead,
-    long kernelNanoseconds) {
+    long kernelNanoseconds,
+    long bytesTransferred) {
 
   /** A step that computed nothing. */
-  public static final StepStats NONE = new StepStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+  public static final StepStats NONE = new StepStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
 }

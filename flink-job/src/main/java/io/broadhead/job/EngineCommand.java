@@ -25,7 +25,9 @@ abstract class EngineCommand extends ReportingCommand {
       names = "--device",
       paramLabel = "N",
       defaultValue = "0",
-      description = "Device index for GPU backends. Default: ${DEFAULT-VALUE}.")
+      description =
+          "Device index for GPU backends; -1: the one with the most free memory. Default:"
+              + " ${DEFAULT-VALUE}.")
   int device;
 
   /** Does the work, the engine's options being in range. */
@@ -34,7 +36,7 @@ abstract class EngineCommand extends ReportingCommand {
   @Override
   final int execute() throws Exception {
     requireOption(threads >= 0, "--threads", "0 or more", threads);
-    requireOption(device >= 0, "--device", "0 or more", device);
+    requireOption(device >= -1, "--device", "0 or more, or -1", device);
     return executeOnEngine();
   }
 }

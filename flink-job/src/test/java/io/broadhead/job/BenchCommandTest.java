@@ -113,7 +113,7 @@ class BenchCommandTest {
         "bench prefill --tokens 512-1        | --tokens: expected NEW or NEW+OLD, as in 512+3584",
         "bench update --tokens 0             | --tokens: expected 1 or more",
         "bench mixed --chunk 0               | --chunk: expected 1 or more",
-        "bench decode --backend abc          | --backend: expected one of auto, cpu",
+        "bench decode --backend abc          | --backend: expected one of auto, cuda, hip, cpu",
         "bench report                        | Missing required parameter: 'FILE",
       })
   void usageErrorsAreExitCodeTwo(String args, String message) {

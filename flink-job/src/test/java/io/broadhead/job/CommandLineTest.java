@@ -40,7 +40,7 @@ class CommandLineTest {
         "attend --input i --output o                       | Missing required option: '--job=FILE'",
         "attend --job j --input i --output o --threads -1  | --threads: expected 0 or more, got -1",
         "attend --job j --input i --output o --threads two | --threads",
-        "attend --job j --input i --output o --backend abc | --backend: expected one of auto, cpu",
+        "attend --job j --input i --output o --backend abc | --backend: expected one of auto, cuda, hip, cpu",
         "attend --job j --input i --output o --on-bad-row x | --on-bad-row",
         "attend --job j --input i --output o --compression x | --compression",
         "run --job j --input i --output o --parallelism 0  | --parallelism: expected 1 or more",
@@ -50,7 +50,7 @@ class CommandLineTest {
         "run --job j --input i --output o --what           | Unknown option: '--what'",
         "inspect                                           | Missing required parameter: 'PATH'",
         "inspect p --values -1                             | --values: expected 0 or more",
-        "doctor --backend rocm9                            | --backend: expected one of auto, cpu",
+        "doctor --backend rocm9                            | --backend: expected one of auto, cuda, hip, cpu",
         "merge a --output o                                | PART",
         "observe                                           | Unmatched argument",
       })
@@ -131,7 +131,8 @@ class CommandLineTest {
     assertThat(cli.out())
         .startsWith("{\"versions\": {\"broadhead\": \"0.")
         .contains(
-            "\"backends\": [{\"name\": \"cpu\"",
+            "\"backends\": [{\"name\": \"cuda\"",
+            "{\"name\": \"cpu\"",
             "\"chosen\": {\"backend\": \"cpu\", \"tier\": \"",
             "\"threads\": 2,",
             "\"missing_jvm_flags\": [");

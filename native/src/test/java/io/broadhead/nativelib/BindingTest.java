@@ -40,11 +40,12 @@ class BindingTest {
   }
 
   @Test
-  void stepStatsAreElevenLongs() {
+  void stepStatsAreTwelveLongs() {
     try (bh_step_stats stats = new bh_step_stats()) {
-      assertThat(stats.sizeof()).isEqualTo(11 * Long.BYTES);
+      assertThat(stats.sizeof()).isEqualTo(12 * Long.BYTES);
       assertThat(stats.offsetof("output_address")).isEqualTo(7 * Long.BYTES);
       assertThat(stats.offsetof("kernel_nanoseconds")).isEqualTo(10 * Long.BYTES);
+      assertThat(stats.offsetof("bytes_transferred")).isEqualTo(11 * Long.BYTES);
     }
   }
 

@@ -36,6 +36,7 @@ public final class PagedAttentionMetrics {
   public static final String WAITING_TOKENS = "waitingTokens";
   public static final String BYTES_IN_PLACE = "bytesInPlace";
   public static final String BYTES_COPIED = "bytesCopied";
+  public static final String BYTES_TRANSFERRED = "bytesTransferred";
   public static final String REFUSED_ROWS = "refusedRows";
   public static final String CACHE_BYTES = "cacheBytes";
   public static final String CACHE_USAGE = "cacheUsage";
@@ -86,6 +87,11 @@ public final class PagedAttentionMetrics {
                   + " splits, results moved together where rows were refused, and staging; 0 for"
                   + " uncompressed, memory-mapped, chained input"),
           new Description(
+              BYTES_TRANSFERRED,
+              "counter",
+              "bytes of results that a GPU's kernels wrote to its own memory and that were"
+                  + " transferred whole; 0 on CPUs"),
+          new Description(
               CODE_GROUP + ".<error code>." + REFUSED_ROWS,
               "counter",
               "rows refused, by error code; a counter exists from the first such row on"),
@@ -125,6 +131,7 @@ public final class PagedAttentionMetrics {
   private final Counter writtenTokens;
   private final Counter bytesInPlace;
   private final Counter bytesCopied;
+  private final Counter bytesTransferred;
   private final Histogram stepTimeMicros;
   private final Histogram stepRows;
   private final Histogram stepTokens;
@@ -138,6 +145,7 @@ public final class PagedAttentionMetrics {
     writtenTokens = group.counter(WRITTEN_TOKENS);
     bytesInPlace = group.counter(BYTES_IN_PLACE);
     bytesCopied = group.counter(BYTES_COPIED);
+    bytesTransferred = group.counter(BYTES_TRANSFERRED);
     stepTimeMicros = histogram(STEP_TIME_MICROS);
     stepRows = histogram(STEP_ROWS);
     stepTokens = histogram(STEP_TOKENS);
@@ -184,6 +192,7 @@ public final class PagedAttentionMetrics {
     writtenTokens.inc(stats.writtenTokens());
     bytesInPlace.inc(stats.bytesInPlace());
     bytesCopied.inc(stats.bytesStaged());
+    bytesTransferred.inc(stats.bytesTransferred());
     stepTimeMicros.update(nanos / 1000);
     stepRows.update(report.rows());
     stepTokens.update(stats.queryTokens());

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "gpu/device.h"
+
+#include <string>
+
+#include "core/failure.h"
+
+namespace broadhead::gpu {
+
+Buffer::~Buffer() {
+  if (!data_) return;
+  if (kind_ == kOnDevice) {
+    api_.release(data_);
+  } else {
+    api_.release_host(data_);
+  }
+}
+
+bool Buffer::reserve(int64_t bytes) {
+  if (bytes <= capacity_) return false;
+  void* memory = nullptr;
+  const int64_t wanted = (bytes + bytes / 4 + 4095) / 4096 * 4096;
+  if (data_) {
+    if (kind_ == kOnDevice) {
+      api_.release(data_);
+    } else {
+      api_.release_host(data_);
+    }
+    data_ = device_address_ = nullptr;
+    capacity_ = 0;
+  }
+  const std::string what = std::string(name_) + ", " + std::to_string(wanted) + " bytes of " +
+                           (kind_ == kOnDevice ? "device" : "pinned host") +
+                           " memory beside the KV cache (kv_cache.num_blocks)";
+  if (kind_ == kOnDevice) {
+    check(api_, api_.allocate(wanted, &memory), what.c_str());
+    device_address_ = static_cast<char*>(memory);
+  } else {
+    check(api_, api_.allocate_host(wanted, &memory), what.c_str());
+    int32_t kind = kPageable;
+    void* address = nullptr;
+    check(api_, api_.locate(memory, &kind, &address), name_);
+    device_address_ = static_cast<char*>(address);
+  }
+  data_ = static_cast<char*>(memory);
+  capacity_ = wanted;
+  return true;
+}
+
+Workspace::Workspace(const DeviceApi& device)
+    : api(device),
+      plan_host(api, Buffer::kPinned, "plan"),
+      plan(api, Buffer::kOnDevice, "plan"),
+      query(api, Buffer::kOnDevice, "queries"),
+      partial_sums(api, Buffer::kOnDevice, "partial results"),
+      partial_state(api, Buffer::kOnDevice, "partial results"),
+      finished(api, Buffer::kOnDevice, "counters"),
+      temporary_cache(api, Buffer::kOnDevice, "keys and values of an encoder step"),
+      results(api, Buffer::kOnDevice, "results"),
+      staged_input(api, Buffer::kPinned, "staged input"),
+      staged_output(api, Buffer::kPinned, "staged output") {
+  check(api, api.create_stream(&stream), "stream");
+  check(api, api.create_event(&started), "event");
+  check(api, api.create_event(&done), "event");
+}
+
+Workspace::~Workspace() {
+  if (done) api.destroy_event(done);
+  if (started) api.destroy_event(started);
+  if (stream) api.destroy_stream(stream);
+}
+
+int64_t Workspace::nanoseconds() const {
+  float milliseconds = 0;
+  check(api, api.wait_event(done), "clock");
+  check(api, api.elapsed(started, done, &milliseconds), "clock");
+  return static_cast<int64_t>(double{milliseconds} * 1e6);
+}
+
+Device::Device(const DeviceApi& api, int index) : api_(api), index_(index) {
+  check(api_, api_.describe(index_, &info_), "device");
+  if (info_.reason[0]) {
+    throw Failure(BH_UNSUPPORTED, kNoRow, "device %d, %s: %s", index_, info_.name, info_.reason);
+  }
+}
+
+std::unique_ptr<Workspace> Device::take() {
+  use();
+  {
+    const std::lock_guard lock(mutex_);
+    if (!free_.empty()) {
+      std::unique_ptr<Workspace> workspace = std::move(free_.back());
+      free_.pop_back();
+      return workspace;
+    }
+  }
+  return std::make_unique<Workspace>(api_);
+}
+
+void Device::give_back(std::unique_ptr<Workspace> workspace) {
+  const std::lock_guard lock(mutex_);
+  free_.push_back(std::move(workspace));
+}
+
+}  // namespace broadhead::gpu

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "gpu/library.h"
+
+namespace broadhead::gpu {
+
+/// Memory that grows to the largest step seen and is kept; what it held is lost when it grows.
+class Buffer {
+ public:
+  enum Kind { kOnDevice, kPinned };
+  Buffer(const DeviceApi& api, Kind kind, const char* name) : api_(api), kind_(kind), name_(name) {}
+  ~Buffer();
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  /// Tells whether it grew.
+  bool reserve(int64_t bytes);
+  char* data() const { return data_; }
+  /// Its address for kernels.
+  char* device_address() const { return device_address_; }
+  int64_t capacity() const { return capacity_; }
+
+ private:
+  const DeviceApi& api_;
+  Kind kind_;
+  const char* name_;
+  char* data_ = nullptr;
+  char* device_address_ = nullptr;
+  int64_t capacity_ = 0;
+};
+
+/// What one step in flight needs besides its layer and cache.
+struct Workspace {
+  explicit Workspace(const DeviceApi& api);
+  ~Workspace();
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  const DeviceApi& api;
+  Stream stream = nullptr;
+  Event started = nullptr;
+  Event done = nullptr;
+  Buffer plan_host;
+  Buffer plan;
+  Buffer query;  ///< prepared
+  Buffer partial_sums;
+  Buffer partial_state;
+  Buffer finished;         ///< zero between steps
+  Buffer temporary_cache;  ///< of encoder layers
+  Buffer results;          ///< to be transferred
+  Buffer staged_input;
+  Buffer staged_output;
+
+  /// Around work that is put on the stream.
+  void start_clock() const { check(api, api.record(started, stream), "clock"); }
+  void stop_clock() const { check(api, api.record(done, stream), "clock"); }
+  /// Waits for that work and tells how long it took.
+  int64_t nanoseconds() const;
+};
+
+/// A GPU in use. Shared by an engine and what was created from it; any thread may use it.
+class Device {
+ public:
+  Device(const DeviceApi& api, int index);
+
+  const DeviceApi& api() const { return api_; }
+  int index() const { return index_; }
+  const DeviceInfo& info() const { return info_; }
+
+  /// Makes the device current on the calling thread.
+  void use() const { check(api_, api_.use(index_), "device"); }
+
+  /// A workspace for one step; give it back when the step is done.
+  std::unique_ptr<Workspace> take();
+  void give_back(std::unique_ptr<Workspace> workspace);
+
+ private:
+  const DeviceApi& api_;
+  int index_;
+  DeviceInfo info_{};
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Workspace>> free_;
+};
+
+/// A workspace for the time of a call.
+class Lease {
+ public:
+  explicit Lease(Device& device) : device_(device), workspace_(device.take()) {}
+  ~Lease() { device_.give_back(std::move(workspace_)); }
+  Lease(const Lease&) = delete;
+  Lease& operator=(const Lease&) = delete;
+
+  Workspace& operator*() const { return *workspace_; }
+  Workspace* operator->() const { return workspace_.get(); }
+
+ private:
+  Device& device_;
+  std::unique_ptr<Workspace> workspace_;
+};
+
+}  // namespace broadhead::gpu

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "gpu/gpu_layer.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "core/dtype.h"
+
+namespace broadhead::gpu {
+namespace {
+
+/// Tokens of a block of an encoder layer's temporary cache.
+constexpr int kTemporaryBlock = kTile;
+
+/// Blocks of threads of the update kernel for each multiprocessor.
+constexpr int kUpdateBlocks = 8;
+
+/// The largest divisor of `group` that is at most `limit`.
+int part_of_group(int group, int limit) {
+  int part = std::min(group, limit);
+  while (group % part != 0) --part;
+  return part;
+}
+
+}  // namespace
+
+GpuLayer::GpuLayer(const LayerSpec& spec, const GpuCache* cache, std::shared_ptr<Device> device,
+                   const Cancellation& cancellation)
+    : spec_(spec),
+      cache_(cache),
+      device_(std::move(device)),
+      cancellation_(cancellation),
+      constants_(device_->api(), Buffer::kOnDevice, "constants of a layer"),
+      cache_dtype_(cache ? cache->options().dtype : spec.dtype),
+      view_(cache ? cache->view()
+                  : cache_view(spec.dtype, kTemporaryBlock, spec.num_kv_heads, spec.head_size)),
+      graphs_(device_->api()) {
+  device_->use();
+  args_.num_heads = spec.num_heads;
+  args_.num_kv_heads = spec.num_kv_heads;
+  args_.head_size = spec.head_size;
+  args_.dtype = spec.dtype;
+  args_.output_dtype = spec.output_dtype();
+  args_.score_scale = spec.scale * spec.k_scale;
+  args_.k_scale = spec.k_scale;
+  args_.v_scale = spec.v_scale;
+  args_.output_scale = spec.output_scale;
+  args_.soft_cap = spec.logits_soft_cap;
+  args_.inverse_soft_cap = spec.logits_soft_cap > 0 ? 1 / spec.logits_soft_cap : 0;
+  args_.rotary_dim = spec.rotary_dim;
+  args_.is_neox = spec.is_neox;
+  upload_constants();
+  choose_kernels();
+}
+
+GpuLayer::~GpuLayer() { device_->api().use(device_->index()); }
+
+void GpuLayer::upload_constants() {
+  const size_t floats = spec_.alibi_slopes.size() + spec_.sinks.size() + spec_.cos_sin.size();
+  if (floats == 0) return;
+  const DeviceApi& api = device_->api();
+  const Lease work(*device_);
+  const auto bytes = static_cast<int64_t>(floats * sizeof(float));
+  constants_.reserve(bytes);
+  work->staged_input.reserve(bytes);
+  auto* host = reinterpret_cast<float*>(work->staged_input.data());
+  auto* device = reinterpret_cast<const float*>(constants_.data());
+  auto put = [&](const std::vector<float>& numbers, const float*& pointer) {
+    if (numbers.empty()) return;
+    std::copy(numbers.begin(), numbers.end(), host);
+    pointer = device;
+    host += numbers.size();
+    device += numbers.size();
+  };
+  put(spec_.alibi_slopes, args_.alibi_slopes);
+  put(spec_.sinks, args_.sinks);
+  put(spec_.cos_sin, args_.cos_sin);
+  check(api, api.copy(work->stream, constants_.data(), work->staged_input.data(), bytes), "layer");
+  check(api, api.synchronize(work->stream), "layer");
+}
+
+/// The matrix kernels take 16-bit tensors on a cache of their own dtype or of fp8.
+void GpuLayer::choose_kernels() {
+  const bool fast =
+      spec_.dtype != BH_FLOAT32 && (cache_dtype_ == spec_.dtype || is_fp8(cache_dtype_));
+  const DeviceInfo& info = device_->info();
+  limits_.decode_rows =
+      fast ? decode_rows(info.columns, spec_.head_size) : plain_rows(spec_.head_size);
+  limits_.prefill_rows = fast ? device_->api().prefill_rows(&args_, cache_dtype_) : 0;
+  limits_.columns = info.columns;
+  limits_.multiprocessors = info.multiprocessors;
+  args_.group_size =
+      part_of_group(spec_.group_size(), fast ? limits_.prefill_rows : limits_.decode_rows);
+  args_.groups_per_kv_head = spec_.group_size() / args_.group_size;
+  args_.num_groups = spec_.num_kv_heads * args_.groups_per_kv_head;
+  limits_.group_size = args_.group_size;
+  limits_.num_groups = args_.num_groups;
+  limits_.row_bytes = view_.row_bytes;
+  for (const bool large : {false, true}) {
+    int32_t slots = 0;
+    check(device_->api(),
+          device_->api().decode_slots(&args_, cache_dtype_,
+                                      large ? limits_.decode_rows : info.columns, &slots),
+          "kernel");
+    limits_.slots[large] = std::max(1, slots / args_.num_groups);
+  }
+}
+
+StepInFlight GpuLayer::prepare(const Step& step) {
+  StepInFlight flight;
+  flight.work = device_->take();
+  Workspace& work = *flight.work;
+  bh_step_stats& stats = flight.stats;
+  flight.memory.bring(device_->api(), spec_, step, work, stats);
+  StepArgs args{};
+  args.cache = view_;
+  if (spec_.rotary_dim > 0 || !flight.memory.queries_on_device()) {
+    work.query.reserve(step.num_queries * TensorBytes(spec_).query);
+    args.prepared_query = work.query.data();
+  }
+  plan_.plan(spec_, step, view_.block_size, flight.memory.parts(), args.prepared_query, limits_);
+  if (!cache_) {
+    work.temporary_cache.reserve(plan_.temporary_blocks() * block_bytes(view_));
+    args.cache.memory = work.temporary_cache.data();
+  }
+  write_plan(work, args);
+
+  stats.query_tokens = step.num_queries;
+  stats.written_tokens = cache_ ? plan_.written_tokens() : 0;
+  stats.keys_seen = plan_.keys_seen();
+  stats.keys_read = plan_.keys_read();
+  if (step.num_rows > 0 && step.rows[0].part == 0) {
+    const TensorBytes bytes(spec_);
+    const StepRow& row = step.rows[0];
+    const PartTensors& part = flight.memory.parts()[0];
+    auto address_of = [](const char* tensors, int64_t offset) {
+      return tensors ? reinterpret_cast<int64_t>(tensors + offset) : 0;
+    };
+    stats.query_address = address_of(part.query, row.query * bytes.query);
+    stats.key_address = address_of(part.key, row.key * bytes.key);
+    stats.value_address = address_of(part.value, row.value * bytes.key);
+    stats.output_address = reinterpret_cast<int64_t>(part.output);
+  }
+  return flight;
+}
+
+void GpuLayer::write_plan(Workspace& work, StepArgs args) {
+  const DeviceApi& api = device_->api();
+  const int64_t heads = plan_.num_partials() * spec_.num_heads;
+  work.partial_sums.reserve(heads * spec_.head_size * int64_t{sizeof(float)});
+  work.partial_state.reserve(heads * 2 * int64_t{sizeof(float)});
+  args.partial_sums = reinterpret_cast<float*>(work.partial_sums.data());
+  args.partial_state = reinterpret_cast<float*>(work.partial_state.data());
+  const int64_t counters = int64_t{plan_.num_rows()} * args_.num_groups * int64_t{sizeof(int32_t)};
+  if (work.finished.reserve(counters)) {
+    check(api, api.clear(work.stream, work.finished.data(), work.finished.capacity()), "counters");
+  }
+  args.finished = reinterpret_cast<int32_t*>(work.finished.data());
+  work.plan_host.reserve(plan_bytes());
+  work.plan.reserve(plan_bytes());
+  plan_.write(args, work.plan_host.data(), work.plan.data());
+}
+
+/// Rounded up, so that the steps of growing sequences are alike for a while.
+int64_t GpuLayer::plan_bytes() const {
+  return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(plan_.bytes())));
+}
+
+int32_t GpuLayer::update_blocks() const {
+  return static_cast<int32_t>(
+      std::min<int64_t>(plan_.update_work(), kUpdateBlocks * device_->info().multiprocessors));
+}
+
+void GpuLayer::send(const StepInFlight& flight) {
+  const Workspace& work = *flight.work;
+  check(device_->api(),
+        device_->api().copy(work.stream, work.plan.data(), work.plan_host.data(), plan_bytes()),
+        "plan");
+}
+
+void GpuLayer::launch(const StepInFlight& flight) {
+  const DeviceApi& api = device_->api();
+  const Stream stream = flight.work->stream;
+  const auto* step = reinterpret_cast<const StepArgs*>(flight.work->plan.data());
+  if (update_blocks() > 0) {
+    check(api, api.update(stream, &args_, cache_dtype_, step, update_blocks()), "cache update");
+  }
+  if (plan_.has_decode()) {
+    check(api,
+          api.decode(stream, &args_, cache_dtype_, step, plan_.decode_rows(), plan_.decode_slots()),
+          "decode");
+  }
+  if (plan_.num_prefill_items() > 0) {
+    check(api, api.prefill(stream, &args_, cache_dtype_, step, plan_.num_prefill_items()),
+          "prefill");
+  }
+}
+
+void GpuLayer::end(StepInFlight& flight) {
+  check(device_->api(), device_->api().synchronize(flight.work->stream), "step");
+  flight.stats.kernel_nanoseconds = flight.work->nanoseconds();
+  flight.memory.deliver();
+  device_->give_back(std::move(flight.work));
+}
+
+void GpuLayer::run(const Step& step, bh_step_stats& stats) {
+  cancellation_.check();
+  StepInFlight flight = prepare(step);
+  const Workspace& work = *flight.work;
+  auto put_on_stream = [&] {
+    send(flight);
+    launch(flight);
+  };
+  work.start_clock();
+  if (plan_.num_prefill_items() == 0) {
+    graphs_.run({work.plan_host.data(), work.plan.data(), plan_bytes(), update_blocks(),
+                 plan_.decode_rows(), plan_.has_decode()},
+                work.stream, put_on_stream);
+  } else {
+    put_on_stream();
+  }
+  work.stop_clock();
+  flight.memory.send_back(device_->api(), work.stream);
+  end(flight);
+  stats = flight.stats;
+}
+
+}  // namespace broadhead::gpu

@@ -1,0 +1,425 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "gpu/gpu_plan.h"
+
+#include <algorithm>
+#include <cstring>
+#include <unordered_map>
+#include <utility>
+
+#include "core/visible_keys.h"
+
+namespace broadhead::gpu {
+namespace {
+
+/// Tiles of decode work that are not worth to be divided further.
+constexpr int kLeastTiles = 8;
+
+/// A block of threads can stream several times as fast as its share of the device's bandwidth, so
+/// that the device stays busy though some have more work than others: only what is longer than so
+/// many shares is divided, for pieces cost a join.
+constexpr int kLargestShare = 2;
+
+/// Rows of so many bytes need more instructions for a byte and leave less room: then all blocks of
+/// threads get the same work.
+constexpr int kNarrowRow = 128;
+
+/// Keys likewise, in prefill.
+constexpr int kLeastKeys = 512;
+
+int round_down(int key) { return key / kTile * kTile; }
+int32_t position_of(const LayerSpec& spec, const Step& step, const StepRow& row, int32_t i) {
+  if (spec.rotary_dim == 0) return 0;
+  return static_cast<int32_t>(step.part(row).positions[row.positions + i]);
+}
+int tiles_of(int first_key, int end_key) { return (end_key - first_key + kTile - 1) / kTile; }
+
+}  // namespace
+
+void GpuPlan::plan(const LayerSpec& spec, const Step& step, int block_size,
+                   const std::vector<PartTensors>& parts, const char* prepared_query,
+                   const PlanLimits& limits) {
+  rows_.clear();
+  tokens_.clear();
+  blocks_.clear();
+  blocks_of_row_.clear();
+  update_tokens_.clear();
+  query_tokens_.clear();
+  decode_units_.clear();
+  prefill_units_.clear();
+  shared_keys_.assign(static_cast<size_t>(step.num_rows), 0);
+  shared_tokens_.clear();
+  temporary_blocks_ = written_tokens_ = keys_seen_ = keys_read_ = 0;
+  add_rows(spec, step, block_size, parts, prepared_query);
+  if (!spec.read_only_cache) add_updates(spec, step, block_size, parts);
+  if (spec.uses_cache()) share_prefixes(step, block_size, limits);
+  add_units(limits);
+  divide_decode(limits);
+  divide_prefill(limits);
+  place_partials();
+  order_decode();
+}
+
+void GpuPlan::add_rows(const LayerSpec& spec, const Step& step, int block_size,
+                       const std::vector<PartTensors>& parts, const char* prepared_query) {
+  const TensorBytes bytes(spec);
+  for (int64_t r = 0; r < step.num_rows; ++r) {
+    const StepRow& from = step.rows[r];
+    rows_.push_back({static_cast<int32_t>(tokens_.size()), from.num_queries, 0});
+    blocks_of_row_.push_back(static_cast<int32_t>(blocks_.size()));
+    const int64_t used = (int64_t{from.seq_len} + block_size - 1) / block_size;
+    if (spec.uses_cache()) {
+      // Only what is used: entries behind may be anything.
+      blocks_.insert(blocks_.end(), step.blocks(from), step.blocks(from) + used);
+    } else {
+      for (int64_t b = 0; b < used; ++b) {
+        blocks_.push_back(static_cast<int32_t>(temporary_blocks_ + b));
+      }
+      temporary_blocks_ += used;
+    }
+    const PartTensors& part = parts[static_cast<size_t>(from.part)];
+    for (int32_t i = 0; i < from.num_queries; ++i) {
+      const VisibleKeys keys =
+          visible_keys(spec.is_causal(), spec.window(), from.seq_len, from.num_queries, i);
+      keys_seen_ += keys.end - keys.first;
+      Token token{};
+      token.query = part.query + (from.query + i) * bytes.query;
+      token.output = part.output + (from.output + i) * bytes.output;
+      token.lse = part.lse ? part.lse + (from.output + i) * spec.num_heads : nullptr;
+      token.row = static_cast<int32_t>(r);
+      token.position = keys.position;
+      token.first = keys.first;
+      token.end = keys.end;
+      if (prepared_query) {
+        query_tokens_.push_back({token.query, position_of(spec, step, from, i), 0});
+        token.query = prepared_query + static_cast<int64_t>(tokens_.size()) * bytes.query;
+      }
+      tokens_.push_back(token);
+    }
+  }
+}
+
+void GpuPlan::add_updates(const LayerSpec& spec, const Step& step, int block_size,
+                          const std::vector<PartTensors>& parts) {
+  const int64_t bytes = TensorBytes(spec).key;
+  std::unordered_map<int64_t, size_t> places;  // of slots, where one may occur twice
+  for (int64_t r = 0; r < step.num_rows; ++r) {
+    const StepRow& from = step.rows[r];
+    const PartTensors& part = parts[static_cast<size_t>(from.part)];
+    for (int32_t i = 0; i < from.num_keys; ++i) {
+      UpdateToken token{};
+      token.key = part.key + (from.key + i) * bytes;
+      token.value = part.value + (from.value + i) * bytes;
+      token.position = position_of(spec, step, from, i);
+      int64_t slot;
+      if (spec.uses_cache()) {
+        slot = step.slots(from)[i];
+        if (slot < 0) continue;
+      } else {
+        const int32_t block = blocks_[static_cast<size_t>(blocks_of_row_[static_cast<size_t>(r)])];
+        slot = int64_t{block} * block_size + i;
+      }
+      token.block = static_cast<int32_t>(slot / block_size);
+      token.offset = static_cast<int32_t>(slot % block_size);
+      ++written_tokens_;
+      if (step.slots_repeat) {
+        const auto [place, is_new] = places.try_emplace(slot, update_tokens_.size());
+        if (!is_new) {
+          update_tokens_[place->second] = token;  // the last one stays
+          continue;
+        }
+      }
+      update_tokens_.push_back(token);
+    }
+  }
+}
+
+void GpuPlan::share_prefixes(const Step& step, int block_size, const PlanLimits& limits) {
+  prefixes_.clear();
+  for (size_t r = 0; r < rows_.size(); ++r) {
+    const Row& row = rows_[r];
+    if (row.num_queries == 0 || row.num_queries * limits.group_size > limits.decode_rows) continue;
+    const Token* tokens = tokens_.data() + row.first_token;
+    if (tokens[row.num_queries - 1].first == 0) {
+      prefixes_.add(static_cast<int64_t>(r), tokens[0].end);
+    }
+  }
+  prefixes_.for_each(step, block_size, [&](const auto* group, int64_t count, int keys) {
+    const auto first = static_cast<int32_t>(tokens_.size());
+    for (int64_t i = 0; i < count; ++i) {
+      const auto r = static_cast<size_t>(group[i].row);
+      shared_keys_[r] = keys;
+      for (int32_t t = 0; t < rows_[r].num_queries; ++t) {
+        shared_tokens_.push_back(rows_[r].first_token + t);
+        const Token token = tokens_[static_cast<size_t>(rows_[r].first_token + t)];
+        tokens_.push_back(token);
+      }
+    }
+    const auto end = static_cast<int32_t>(tokens_.size());
+    const bool small = (end - first) * limits.group_size <= limits.decode_rows;
+    const int rows = small || limits.prefill_rows == 0 ? limits.decode_rows : limits.prefill_rows;
+    const int run = std::max(1, rows / limits.group_size);
+    for (int32_t t = first; t < end; t += run) {
+      add_unit(limits, {t, std::min(run, end - t),
+                        blocks_of_row_[static_cast<size_t>(group[0].row)], 0, keys, 0, 0, 0});
+    }
+  });
+}
+
+void GpuPlan::add_units(const PlanLimits& limits) {
+  for (size_t r = 0; r < rows_.size(); ++r) {
+    const Row& row = rows_[r];
+    const Token* tokens = tokens_.data() + row.first_token;
+    const bool small = row.num_queries * limits.group_size <= limits.decode_rows;
+    const int query_rows =
+        small || limits.prefill_rows == 0 ? limits.decode_rows : limits.prefill_rows;
+    const int run = std::max(1, query_rows / limits.group_size);
+    // Later tokens see more keys: the last items are small ones.
+    for (int32_t end = row.num_queries; end > 0; end -= run) {
+      const int32_t begin = std::max(0, end - run);
+      Unit unit{};
+      unit.first_token = row.first_token + begin;
+      unit.num_tokens = end - begin;
+      unit.blocks = blocks_of_row_[r];
+      unit.first_seen = std::max(tokens[begin].first, shared_keys_[r]);
+      unit.first_key = round_down(unit.first_seen);
+      unit.end_key = std::max(tokens[end - 1].end, unit.first_key);
+      if (unit.end_key <= unit.first_seen) unit.end_key = unit.first_key;
+      add_unit(limits, unit);
+    }
+  }
+}
+
+void GpuPlan::add_unit(const PlanLimits& limits, const Unit& unit) {
+  const bool small = unit.num_tokens * limits.group_size <= limits.decode_rows;
+  (small || limits.prefill_rows == 0 ? decode_units_ : prefill_units_).push_back(unit);
+  keys_read_ += unit.end_key - unit.first_key;
+}
+
+void GpuPlan::divide_decode(const PlanLimits& limits) {
+  decode_items_.clear();
+  slot_ends_.clear();
+  int64_t total = 0;
+  decode_rows_ = 0;
+  for (const Unit& unit : decode_units_) {
+    total += tiles_of(unit.first_key, unit.end_key);
+    decode_rows_ = std::max(decode_rows_, unit.num_tokens * limits.group_size);
+  }
+  decode_slots_ = limits.slots[decode_rows_ > limits.columns];
+  const int64_t share = (total + decode_slots_ - 1) / decode_slots_;
+  if (limits.row_bytes > kNarrowRow) {
+    const int64_t largest = std::max<int64_t>(kLeastTiles, kLargestShare * share);
+    for (Unit& unit : decode_units_) {
+      const int32_t tiles = tiles_of(unit.first_key, unit.end_key);
+      cut(unit, static_cast<int32_t>((tiles + largest - 1) / largest), decode_items_);
+    }
+  } else {
+    share_evenly(std::max<int64_t>(kLeastTiles, share));
+  }
+}
+
+/// Fills one slot after the other; a unit goes on in the next slot where one is full.
+void GpuPlan::share_evenly(int64_t share) {
+  int64_t left = share;
+  for (Unit& unit : decode_units_) {
+    const int32_t tiles = tiles_of(unit.first_key, unit.end_key);
+    int32_t tile = 0;
+    do {
+      if (left < std::min(kLeastTiles, tiles - tile) &&
+          static_cast<int>(slot_ends_.size()) + 1 < decode_slots_) {
+        slot_ends_.push_back(static_cast<int32_t>(decode_items_.size()));
+        left = std::max<int64_t>(left + share, kLeastTiles);
+      }
+      int32_t take = tiles - tile;
+      const bool last_slot = static_cast<int>(slot_ends_.size()) + 1 == decode_slots_;
+      if (!last_slot && take > left && take - left >= kLeastTiles) {
+        take = static_cast<int32_t>(left);
+      }
+      add_item(unit, unit.first_key + tile * kTile,
+               std::min(unit.first_key + (tile + take) * kTile, unit.end_key), decode_items_);
+      tile += take;
+      left -= take;
+    } while (tile < tiles);
+  }
+  if (!decode_items_.empty()) slot_ends_.push_back(static_cast<int32_t>(decode_items_.size()));
+}
+
+/// Puts the first item of each slot to the slot's index and chains the others to it.
+void GpuPlan::order_decode() {
+  const auto count = static_cast<int32_t>(decode_items_.size());
+  for (AttendItem& item : decode_items_) item.next = -1;
+  if (slot_ends_.empty()) {
+    // The largest first, then back and forth over the slots: who got the largest of one round gets
+    // the smallest of the next.
+    std::stable_sort(decode_items_.begin(), decode_items_.end(),
+                     [](const AttendItem& a, const AttendItem& b) {
+                       return tiles_of(a.first_key, a.end_key) > tiles_of(b.first_key, b.end_key);
+                     });
+    for (int32_t slot = 0; slot < decode_slots_ && slot < count; ++slot) {
+      int32_t last = slot;
+      for (int32_t round = 1; round * decode_slots_ < count; ++round) {
+        const int32_t i =
+            round * decode_slots_ + (round % 2 == 0 ? slot : decode_slots_ - 1 - slot);
+        if (i >= count) continue;
+        decode_items_[static_cast<size_t>(last)].next = i;
+        last = i;
+      }
+    }
+    return;
+  }
+  ordered_.resize(decode_items_.size());
+  auto rest = static_cast<int32_t>(slot_ends_.size());
+  int32_t begin = 0;
+  for (size_t slot = 0; slot < slot_ends_.size(); ++slot) {
+    auto place = static_cast<int32_t>(slot);
+    for (int32_t i = begin; i < slot_ends_[slot]; ++i) {
+      AttendItem& item = ordered_[static_cast<size_t>(place)];
+      item = decode_items_[static_cast<size_t>(i)];
+      if (i + 1 < slot_ends_[slot]) item.next = place = rest++;
+    }
+    begin = slot_ends_[slot];
+  }
+  decode_items_.swap(ordered_);
+}
+
+/// Keys are divided only where the device would be idle otherwise.
+void GpuPlan::divide_prefill(const PlanLimits& limits) {
+  prefill_items_.clear();
+  const auto blocks = static_cast<int64_t>(prefill_units_.size()) * limits.num_groups;
+  const auto wanted = static_cast<int32_t>(
+      blocks == 0 || blocks >= limits.multiprocessors ? 1 : limits.multiprocessors / blocks);
+  std::stable_sort(prefill_units_.begin(), prefill_units_.end(), [](const Unit& a, const Unit& b) {
+    return a.end_key - a.first_key > b.end_key - b.first_key;
+  });
+  for (Unit& unit : prefill_units_) {
+    cut(unit, std::min(wanted, (unit.end_key - unit.first_key) / kLeastKeys), prefill_items_);
+  }
+}
+
+/// Appends an item for each of about `pieces` pieces of the unit's keys.
+void GpuPlan::cut(Unit& unit, int32_t pieces, std::vector<AttendItem>& items) {
+  pieces = std::max(1, pieces);
+  const int32_t tiles = (tiles_of(unit.first_key, unit.end_key) + pieces - 1) / pieces;
+  int32_t key = unit.first_key;
+  do {
+    const int32_t end = std::min(key + tiles * kTile, unit.end_key);
+    add_item(unit, key, end, items);
+    key = end;
+  } while (key < unit.end_key);
+}
+
+void GpuPlan::add_item(Unit& unit, int32_t first_key, int32_t end_key,
+                       std::vector<AttendItem>& items) {
+  AttendItem item{};
+  item.first_token = unit.first_token;
+  item.num_tokens = unit.num_tokens;
+  item.blocks = unit.blocks;
+  item.first_key = first_key;
+  item.end_key = end_key;
+  item.first_seen = unit.first_seen;
+  item.piece = unit.pieces++;
+  items.push_back(item);
+}
+
+/// A token's partial results lie side by side, those of a shared prefix first.
+void GpuPlan::place_partials() {
+  const auto own_tokens =
+      static_cast<int32_t>(tokens_.size() - shared_tokens_.size());  // the others repeat them
+  auto own = [&](int32_t token) -> Token& {
+    return tokens_[static_cast<size_t>(
+        token < own_tokens ? token : shared_tokens_[static_cast<size_t>(token - own_tokens)])];
+  };
+  for (const bool shared : {true, false}) {
+    for (auto* units : {&decode_units_, &prefill_units_}) {
+      for (Unit& unit : *units) {
+        if (shared != (unit.first_token >= own_tokens)) continue;
+        unit.first_piece = own(unit.first_token).num_partials;
+        for (int32_t t = 0; t < unit.num_tokens; ++t) {
+          own(unit.first_token + t).num_partials += unit.pieces;
+        }
+      }
+    }
+  }
+  num_partials_ = 0;
+  for (int32_t t = 0; t < own_tokens; ++t) {
+    Token& token = tokens_[static_cast<size_t>(t)];
+    token.first_partial = static_cast<int32_t>(num_partials_);
+    if (token.num_partials > 1) num_partials_ += token.num_partials;
+  }
+  for (auto t = static_cast<size_t>(own_tokens); t < tokens_.size(); ++t) {
+    tokens_[t] = own(static_cast<int32_t>(t));
+  }
+  for (auto [units, items] :
+       {std::pair(&decode_units_, &decode_items_), std::pair(&prefill_units_, &prefill_items_)}) {
+    size_t next = 0;
+    for (const Unit& unit : *units) {
+      for (int32_t p = 0; p < unit.pieces; ++p) (*items)[next++].piece += unit.first_piece;
+    }
+  }
+  count_items_of_rows(decode_items_);
+  count_items_of_rows(prefill_items_);
+}
+
+void GpuPlan::count_items_of_rows(std::vector<AttendItem>& items) {
+  for (AttendItem& item : items) {
+    int32_t last_row = -1;
+    for (int32_t t = 0; t < item.num_tokens; ++t) {
+      const Token& token = tokens_[static_cast<size_t>(item.first_token + t)];
+      if (token.row == last_row || token.num_partials == 1) continue;
+      last_row = token.row;
+      item.is_partial = 1;
+      ++rows_[static_cast<size_t>(token.row)].items;
+    }
+  }
+}
+
+namespace {
+
+/// Visits the arrays behind StepArgs in the order in which they lie.
+template <class Visit>
+int64_t lay_out(Visit&& visit, int64_t at = (sizeof(StepArgs) + 15) / 16 * 16) {
+  visit([&](const auto& array) {
+    const int64_t here = at;
+    at += (static_cast<int64_t>(array.size() * sizeof(array[0])) + 15) / 16 * 16;
+    return here;
+  });
+  return at;
+}
+
+}  // namespace
+
+int64_t GpuPlan::bytes() const {
+  return lay_out([&](auto&& place) {
+    place(rows_);
+    place(tokens_);
+    place(blocks_);
+    place(update_tokens_);
+    place(query_tokens_);
+    place(decode_items_);
+    place(prefill_items_);
+  });
+}
+
+void GpuPlan::write(StepArgs args, char* host, char* device) const {
+  lay_out([&](auto&& place) {
+    auto put = [&](const auto& array, auto& pointer) {
+      const int64_t at = place(array);
+      if (!array.empty()) std::memcpy(host + at, array.data(), array.size() * sizeof(array[0]));
+      pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(device + at);
+    };
+    put(rows_, args.rows);
+    put(tokens_, args.tokens);
+    put(blocks_, args.blocks);
+    put(update_tokens_, args.update_tokens);
+    put(query_tokens_, args.query_tokens);
+    put(decode_items_, args.decode_items);
+    put(prefill_items_, args.prefill_items);
+  });
+  args.num_update_tokens = static_cast<int32_t>(update_tokens_.size());
+  args.num_query_tokens = static_cast<int32_t>(query_tokens_.size());
+  args.num_decode_chains = slot_ends_.empty()
+                               ? std::min(decode_slots_, static_cast<int>(decode_items_.size()))
+                               : static_cast<int32_t>(slot_ends_.size());
+  std::memcpy(host, &args, sizeof args);
+}
+
+}  // namespace broadhead::gpu

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/layer_spec.h"
+#include "core/shared_prefix.h"
+#include "core/step.h"
+#include "gpu/kernel_args.h"
+#include "gpu/step_memory.h"
+
+namespace broadhead::gpu {
+
+/// What planning must know of a layer's kernels on their device.
+struct PlanLimits {
+  int decode_rows;      ///< query rows up to which an item is decode work
+  int prefill_rows;     ///< query rows of a prefill item; 0: decode takes all
+  int columns;          ///< query rows of decode's small items
+  int slots[2];         ///< resident blocks of threads of decode for each group of heads: if all
+                        ///< items are small, and otherwise
+  int multiprocessors;  ///< blocks of threads that prefill should have at least
+  int group_size;
+  int num_groups;
+  int row_bytes;  ///< of a token's head in the cache
+};
+
+/// One step as kernels take it: checked rows become flat arrays, decode work is shared out
+/// over the blocks of threads that are resident at once. Keeps its memory between steps.
+class GpuPlan {
+ public:
+  /// `block_size` is that of the cache, also of the temporary one of encoder layers, whose tables
+  /// and slots are made here. `parts` says where tensors are. Where `prepared_query` is given,
+  /// queries pass through the update kernel, which puts them there.
+  void plan(const LayerSpec& spec, const Step& step, int block_size,
+            const std::vector<PartTensors>& parts, const char* prepared_query,
+            const PlanLimits& limits);
+
+  /// Bytes of StepArgs and its arrays.
+  int64_t bytes() const;
+
+  /// Writes them to `host`, with pointers for their copy at `device`; the other fields of `args`
+  /// are the caller's.
+  void write(StepArgs args, char* host, char* device) const;
+
+  int64_t num_partials() const { return num_partials_; }
+  int num_rows() const { return static_cast<int>(rows_.size()); }
+  int num_prefill_items() const { return static_cast<int>(prefill_items_.size()); }
+  bool has_decode() const { return !decode_items_.empty(); }
+  int decode_rows() const { return decode_rows_; }  ///< of the largest item
+  int decode_slots() const { return decode_slots_; }
+  int64_t update_work() const {
+    return static_cast<int64_t>(update_tokens_.size() + query_tokens_.size());
+  }
+  int64_t written_tokens() const { return written_tokens_; }
+  /// Blocks that an encoder layer's temporary cache needs.
+  int64_t temporary_blocks() const { return temporary_blocks_; }
+  int64_t keys_seen() const { return keys_seen_; }
+  int64_t keys_read() const { return keys_read_; }
+
+ private:
+  /// A run of tokens against a range of the keys of a row, not yet divided.
+  struct Unit {
+    int32_t first_token;
+    int32_t num_tokens;
+    int32_t blocks;  ///< index into blocks_
+    int32_t first_key;
+    int32_t end_key;
+    int32_t first_seen;
+    int32_t pieces;
+    int32_t first_piece;
+  };
+
+  void add_rows(const LayerSpec& spec, const Step& step, int block_size,
+                const std::vector<PartTensors>& parts, const char* prepared_query);
+  void add_updates(const LayerSpec& spec, const Step& step, int block_size,
+                   const std::vector<PartTensors>& parts);
+  void share_prefixes(const Step& step, int block_size, const PlanLimits& limits);
+  void add_units(const PlanLimits& limits);
+  void add_unit(const PlanLimits& limits, const Unit& unit);
+  void divide_decode(const PlanLimits& limits);
+  void divide_prefill(const PlanLimits& limits);
+  void share_evenly(int64_t share);
+  static void add_item(Unit& unit, int32_t first_key, int32_t end_key,
+                       std::vector<AttendItem>& items);
+  static void cut(Unit& unit, int32_t pieces, std::vector<AttendItem>& items);
+  void place_partials();
+  void count_items_of_rows(std::vector<AttendItem>& items);
+  void order_decode();
+
+  std::vector<Row> rows_;
+  std::vector<Token> tokens_;
+  std::vector<int32_t> blocks_;
+  std::vector<UpdateToken> update_tokens_;
+  std::vector<QueryToken> query_tokens_;
+  std::vector<int32_t> blocks_of_row_;  ///< indices into blocks_
+  std::vector<int32_t> shared_keys_;    ///< of each row
+  std::vector<int32_t> shared_tokens_;  ///< tokens_ entries of shared units name these again
+  std::vector<Unit> decode_units_;
+  std::vector<Unit> prefill_units_;
+  std::vector<AttendItem> decode_items_;
+  std::vector<int32_t> slot_ends_;  ///< decode items of each slot, where they were shared evenly
+  std::vector<AttendItem> ordered_;
+  std::vector<AttendItem> prefill_items_;
+  SharedPrefixes prefixes_;
+  int decode_rows_ = 0;
+  int decode_slots_ = 0;
+  int64_t num_partials_ = 0;
+  int64_t temporary_blocks_ = 0;
+  int64_t written_tokens_ = 0;
+  int64_t keys_seen_ = 0;
+  int64_t keys_read_ = 0;
+};
+
+}  // namespace broadhead::gpu

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the host hands to kernels: plain memory, read by device code of every vendor.
+#pragma once
+
+#include <cstdint>
+
+#include "core/host_device.h"
+
+namespace broadhead::gpu {
+
+/// Tokens that attention reads at a time. A block is a run of tiles.
+constexpr int kTile = 16;
+
+/// Query rows (tokens times heads of a group) up to which an item is decode work, on a device whose
+/// matrix tiles have `columns` of them.
+BH_HOST_DEVICE constexpr int decode_rows(int columns, int head_size) {
+  return head_size <= 128 ? 16 : columns;
+}
+
+/// Waves of a block of threads in the attention kernels.
+constexpr int kWaves = 4;
+
+/// Query rows of a block of threads in prefill; RDNA's registers hold few.
+BH_HOST_DEVICE constexpr int prefill_rows(int head_size, bool is_rdna) {
+  return head_size <= 128 && !is_rdna ? 128 : 64;
+}
+
+/// Query rows of an item of the kernel for any dtypes: what 64 KiB of shared memory hold.
+BH_HOST_DEVICE constexpr int plain_rows(int head_size) {
+  return head_size <= 64 ? 64 : head_size <= 128 ? 32 : 16;
+}
+
+/// A pool of blocks: [num_blocks][num_kv_heads] runs of keys, then as many values, in panels; see
+/// hip/cache_layout.h.
+struct CacheView {
+  char* memory;
+  int32_t block_size;
+  int32_t num_kv_heads;
+  int32_t head_size;
+  int32_t dtype;  ///< bh_dtype
+
+  int32_t row_bytes;   ///< bytes of a token's head
+  int64_t half_bytes;  ///< keys of a block of one head; its values follow
+};
+
+/// A layer, the same for all of its steps.
+struct LayerArgs {
+  int32_t num_heads;
+  int32_t num_kv_heads;
+  /// Query heads that a block of threads takes together: those of a KV head, or a part of them
+  /// where they are too many.
+  int32_t group_size;
+  int32_t num_groups;
+  int32_t groups_per_kv_head;
+  int32_t head_size;
+  int32_t dtype;         ///< bh_dtype of query, key, value
+  int32_t output_dtype;  ///< bh_dtype
+  float score_scale;     ///< softmax scale times k_scale
+  float k_scale;
+  float v_scale;
+  float output_scale;  ///< 0: none
+  float soft_cap;      ///< 0: none
+  float inverse_soft_cap;
+  const float* alibi_slopes;  ///< [num_heads] or NULL
+  const float* sinks;         ///< [num_heads] or NULL
+  int32_t rotary_dim;         ///< 0: none
+  int32_t is_neox;
+  const float* cos_sin;  ///< [max_position, rotary_dim]
+};
+
+/// A new token whose key and value go to the cache.
+struct alignas(16) UpdateToken {
+  const char* key;
+  const char* value;
+  int32_t block;
+  int32_t offset;  ///< within the block
+  int32_t position;
+  int32_t unused;
+};
+
+/// A query on its way to where attention reads it.
+struct alignas(16) QueryToken {
+  const char* query;
+  int32_t position;
+  int32_t unused;
+};
+
+/// A row whose tokens have partial results.
+struct Row {
+  int32_t first_token;
+  int32_t num_queries;
+  int32_t items;  ///< items that end with partial results of this row; 0: none does
+};
+
+/// A query token of an item.
+struct alignas(16) Token {
+  const char* query;  ///< where attention reads it
+  char* output;
+  float* lse;  ///< or NULL
+  int32_t row;
+  int32_t position;
+  int32_t first;  ///< keys that it sees: first .. end - 1
+  int32_t end;
+  int32_t first_partial;
+  int32_t num_partials;  ///< 1: the item's result is whole
+};
+
+/// Query tokens against a range of keys of one row, for each group of heads.
+struct AttendItem {
+  int32_t first_token;
+  int32_t num_tokens;
+  int32_t first_key;  ///< a multiple of kTile
+  int32_t end_key;
+  int32_t first_seen;  ///< keys before it are seen by no token: their values may be anything
+  int32_t piece;       ///< which of its tokens' partial results this is
+  int32_t blocks;      ///< index of the keys' first block table entry
+  int32_t is_partial;  ///< some token has partial results
+  int32_t next;        ///< decode: what the same block of threads does next; -1: nothing
+};
+
+/// One step. Lies in device memory in front of the arrays that it points to, so that a recorded
+/// graph can be replayed for other steps.
+struct StepArgs {
+  CacheView cache;
+
+  char* prepared_query;  ///< where the update puts the queries of query_tokens
+  const UpdateToken* update_tokens;
+  const QueryToken* query_tokens;
+  int32_t num_update_tokens;
+  int32_t num_query_tokens;
+
+  const Row* rows;
+  const Token* tokens;
+  const int32_t* blocks;
+  const AttendItem* decode_items;
+  const AttendItem* prefill_items;
+  int32_t num_decode_chains;  ///< items that blocks of threads begin with: the first so many
+  int32_t unused;
+
+  float* partial_sums;   ///< [partial][num_heads][head_size]
+  float* partial_state;  ///< [partial][num_heads][2]: maximum, base 2, and denominator
+  int32_t* finished;     ///< [rows][num_groups], zero between steps
+};
+
+/// Results to join: see bh_merge. `outputs` and `lses` hold one address for each part.
+struct MergeArgs {
+  const void* const* outputs;
+  const float* const* lses;
+  int32_t count;
+  int32_t dtype;
+  int64_t states;  ///< tokens * num_heads
+  int32_t head_size;
+  int32_t unused;
+  void* output;
+  float* lse;
+};
+
+}  // namespace broadhead::gpu

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+// What decode and prefill share: score transforms, the running softmax of a wave's columns, the
+// way out. Every mask is an interval of keys for each query token.
+#pragma once
+
+#include "hip/cache_layout.h"
+#include "hip/tile.h"
+
+namespace broadhead::gpu {
+
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kLn2 = 0.6931471805599453f;
+
+/// How far scores may rise above the maximum that weights are relative to, as a power of two,
+/// before sums are rescaled: float16 weights hold 2^8 easily.
+constexpr float kSlack = 8;
+
+/// Bytes of an element of query, key and value.
+BH_INLINE int tensor_bytes(const LayerArgs& layer) { return layer.dtype == BH_FLOAT32 ? 4 : 2; }
+
+/// From a product of query and key to a score, in the order of the step format. A new transform
+/// goes here.
+BH_INLINE float transform_score(const LayerArgs& layer, float slope, float product, int distance) {
+  float score = product * layer.score_scale;
+  if (layer.soft_cap != 0) score = layer.soft_cap * tanhf(score * layer.inverse_soft_cap);
+  return score + slope * static_cast<float>(distance);
+}
+
+/// Whether transform_score is nothing but a multiplication that keeps the order: kernels then leave
+/// it to the exponent. Weights are 2^(factor * number - maximum), rounded once.
+BH_INLINE bool is_plain(const LayerArgs& layer) {
+  return layer.soft_cap == 0 && layer.alibi_slopes == nullptr && layer.score_scale > 0;
+}
+BH_INLINE float exponent_factor(const LayerArgs& layer) {
+  return is_plain(layer) ? layer.score_scale * kLog2E : kLog2E;
+}
+
+/// What is left to do to the sums of a head: to multiply them.
+struct Finish {
+  float factor;
+  float lse;
+};
+
+/// `maximum` is what weights are relative to, base 2.
+BH_INLINE Finish finish(const LayerArgs& layer, int head, float maximum, float denominator) {
+  float keep = 1;
+  if (layer.sinks) {
+    const float sink = layer.sinks[head] * kLog2E;
+    const float highest = sink > maximum ? sink : maximum;
+    if (highest > -infinity()) {
+      keep = exp2_fast(maximum - highest);
+      denominator = denominator * keep + exp2_fast(sink - highest);
+      maximum = highest;
+    }
+  }
+  if (denominator == 0) return {0, -infinity()};
+  return {keep * layer.v_scale / denominator, (maximum + log2f(denominator)) * kLn2};
+}
+
+/// Stores kCount successive numbers of T.
+template <class T, int kCount>
+BH_INLINE void store_numbers(void* to, int64_t index, const float* numbers) {
+  T* at = static_cast<T*>(to) + index;
+  if constexpr (sizeof(T) == 2 && kCount % 2 == 0) {
+    uint32_t words[kCount / 2];
+#pragma unroll
+    for (int i = 0; i < kCount / 2; ++i) words[i] = pack<T>(numbers[2 * i], numbers[2 * i + 1]);
+    if constexpr (kCount % 8 == 0) {
+#pragma unroll
+      for (int i = 0; i < kCount / 8; ++i) {
+        reinterpret_cast<Chunk*>(at)[i] = {
+            {words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3]}};
+      }
+    } else if constexpr (kCount == 4) {
+      *reinterpret_cast<Words2*>(at) = {{words[0], words[1]}};
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount / 2; ++i) reinterpret_cast<uint32_t*>(at)[i] = words[i];
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) narrow(numbers[i], at[i]);
+  }
+}
+
+/// Writes a run of a head's result to a token's output.
+template <class T, int kCount>
+BH_INLINE void store_output(const LayerArgs& layer, char* output, int head, int dimension,
+                            float factor, const float* sums) {
+  const int64_t index = int64_t{head} * layer.head_size + dimension;
+  float numbers[kCount];
+  if (layer.output_scale > 0) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) numbers[i] = sums[i] * factor / layer.output_scale;
+    store_numbers<Float8E4M3, kCount>(output, index, numbers);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) numbers[i] = sums[i] * factor;
+    store_numbers<T, kCount>(output, index, numbers);
+  }
+}
+
+/// The threads that work on an item together.
+struct WholeBlock {
+  BH_INLINE int index() const { return static_cast<int>(threadIdx.x); }
+  BH_INLINE int size() const { return static_cast<int>(blockDim.x); }
+  BH_INLINE void synchronize() const { __syncthreads(); }
+};
+
+template <class Op>
+BH_INLINE float over_wave(float x, Op&& op) {
+#pragma unroll
+  for (int mask = 1; mask < kWave; mask *= 2) x = op(x, shuffle_xor(x, mask));
+  return x;
+}
+
+/// Joins the partial results of a row's tokens for the heads of one group, and writes them: a wave
+/// for each token's head.
+template <class T, class Team>
+BH_INLINE void merge_row(const LayerArgs& layer, const StepArgs& step, const Row& row, int group,
+                         const Team& team) {
+  constexpr int kRun = 4;
+  constexpr int kRuns = 256 / (kRun * kWave);  // of a lane, for the largest head
+  for (int i = team.index() / kWave; i < row.num_queries * layer.group_size;
+       i += team.size() / kWave) {
+    const int head = group * layer.group_size + i % layer.group_size;
+    const Token token = step.tokens[row.first_token + i / layer.group_size];
+    if (token.num_partials == 1) continue;
+    const int64_t first = int64_t{token.first_partial} * layer.num_heads + head;
+    auto state = [&](int p, int which) {
+      return load_across_blocks(step.partial_state + (first + int64_t{p} * layer.num_heads) * 2 +
+                                which);
+    };
+    float maximum = -infinity();
+    for (int p = lane_index(); p < token.num_partials; p += kWave) {
+      maximum = fmaxf(maximum, state(p, 0));
+    }
+    maximum = over_wave(maximum, [](float a, float b) { return fmaxf(a, b); });
+    float denominator = 0;
+    float sums[kRuns][kRun] = {};
+    for (int base = 0; base < token.num_partials; base += kWave) {
+      const int count = token.num_partials - base < kWave ? token.num_partials - base : kWave;
+      float factor = 0;
+      if (lane_index() < count) {
+        const float part = state(base + lane_index(), 1);
+        const float m = state(base + lane_index(), 0);
+        factor = part == 0 ? 0.0f : m == maximum ? 1.0f : exp2_fast(m - maximum);
+        denominator += factor * part;
+      }
+#pragma unroll 8
+      for (int p = 0; p < count; ++p) {
+        const float of_part = shuffle(factor, p);
+        const float* from =
+            step.partial_sums + (first + int64_t{base + p} * layer.num_heads) * layer.head_size;
+#pragma unroll
+        for (int r = 0; r < kRuns; ++r) {
+          const int dimension = (r * kWave + lane_index()) * kRun;
+          if (dimension >= layer.head_size) continue;
+          float part[kRun];
+          load_across_blocks(from + dimension, part);
+#pragma unroll
+          for (int d = 0; d < kRun; ++d) sums[r][d] += of_part * part[d];
+        }
+      }
+    }
+    denominator = over_wave(denominator, [](float a, float b) { return a + b; });
+    const Finish last = finish(layer, head, maximum, denominator);
+#pragma unroll
+    for (int r = 0; r < kRuns; ++r) {
+      const int dimension = (r * kWave + lane_index()) * kRun;
+      if (dimension >= layer.head_size) continue;
+      store_output<T, kRun>(layer, token.output, head, dimension, last.factor, sums[r]);
+    }
+    if (token.lse && lane_index() == 0) token.lse[head] = last.lse;
+  }
+}
+
+/// Called by every thread of a team when an item is done: whoever ends the last item of a row joins
+/// the row's partial results. `shared` is a word of shared memory.
+template <class T, class Team = WholeBlock>
+BH_INLINE void finish_item(const LayerArgs& layer, const StepArgs& step, const AttendItem& item,
+                           int group, int32_t* shared, const Team& team = {}) {
+  if (!item.is_partial) return;
+  int32_t last_row = -1;
+  for (int t = 0; t < item.num_tokens; ++t) {
+    const Token token = step.tokens[item.first_token + t];
+    if (token.row == last_row || token.num_partials == 1) continue;
+    last_row = token.row;
+    const Row row = step.rows[token.row];
+    int32_t* finished = step.finished + int64_t{token.row} * layer.num_groups + group;
+    __threadfence();
+    team.synchronize();
+    if (team.index() == 0) {
+      *shared = atomicAdd(finished, 1) + 1 == row.items;
+      if (*shared) *finished = 0;
+    }
+    team.synchronize();
+    if (*shared) {
+      __threadfence();
+      merge_row<T>(layer, step, row, group, team);
+    }
+  }
+}
+
+}  // namespace broadhead::gpu

@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "emulator.h"
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+// ---- fibers: a thread of a block each, switched by hand ----
+
+// Saves what a call must keep, stores the stack's place in *from and goes on where `to` was.
+extern "C" void emulator_switch(void** from, void* to);
+asm(R"(
+.text
+.globl emulator_switch
+.hidden emulator_switch
+.type emulator_switch, @function
+emulator_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size emulator_switch, .-emulator_switch
+)");
+
+namespace emulator {
+namespace {
+
+constexpr size_t kStack = 256 * 1024;
+constexpr size_t kMostLanes = 64;
+constexpr size_t kMostBytes = 128;
+
+struct Fiber {
+  std::unique_ptr<char[]> stack{new char[kStack]};
+  void* at = nullptr;
+  Position position;
+  bool done = false;
+};
+
+struct Wave {
+  int arrived = 0;
+  int64_t generation = 0;
+  alignas(16) char bytes[2][kMostLanes * kMostBytes];
+};
+
+/// What one system thread runs: a block at a time.
+struct Machine {
+  std::vector<Fiber> fibers;
+  std::vector<Wave> waves;
+  std::vector<char> shared;
+  int count = 0;
+  int current = 0;
+  int waiting = 0;
+  int64_t generation = 0;
+  void* scheduler = nullptr;
+  const std::function<void()>* kernel = nullptr;
+};
+
+Machine& machine() {
+  static thread_local Machine machine;
+  return machine;
+}
+
+void yield(Machine& m) {
+  emulator_switch(&m.fibers[static_cast<size_t>(m.current)].at, m.scheduler);
+}
+
+void enter() {
+  Machine& m = machine();
+  (*m.kernel)();
+  m.fibers[static_cast<size_t>(m.current)].done = true;
+  yield(m);
+  std::abort();
+}
+
+void prepare(Fiber& fiber) {
+  auto top = reinterpret_cast<uintptr_t>(fiber.stack.get() + kStack) & ~uintptr_t{63};
+  auto* stack = reinterpret_cast<void**>(top);
+  *--stack = nullptr;  // where enter would return to
+  *--stack = reinterpret_cast<void*>(&enter);
+  for (int i = 0; i < 6; ++i) *--stack = nullptr;
+  fiber.at = stack;
+  fiber.done = false;
+}
+
+void run_block(Machine& m) {
+  for (int i = 0; i < m.count; ++i) prepare(m.fibers[static_cast<size_t>(i)]);
+  for (Wave& wave : m.waves) wave.arrived = 0;
+  m.waiting = 0;
+  std::fill(m.shared.begin(), m.shared.end(), static_cast<char>(0xff));
+  for (int left = m.count; left > 0;) {
+    left = 0;
+    for (m.current = 0; m.current < m.count; ++m.current) {
+      Fiber& fiber = m.fibers[static_cast<size_t>(m.current)];
+      if (fiber.done) continue;
+      emulator_switch(&m.scheduler, fiber.at);
+      left += !fiber.done;
+    }
+  }
+}
+
+// ---- memory ----
+
+struct Allocation {
+  size_t bytes;
+  hipMemoryType type;
+};
+std::mutex allocations_mutex;
+std::map<const char*, Allocation>& allocations() {
+  static std::map<const char*, Allocation> all;
+  return all;
+}
+
+hipError_t allocate(void** memory, size_t bytes, hipMemoryType type) {
+  if (bytes > size_t{1} << 32) return hipErrorMemoryAllocation;
+  *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256 + 256);
+  if (!*memory) return hipErrorMemoryAllocation;
+  std::memset(*memory, 0xff, bytes);  // NaN of every type
+  const std::lock_guard lock(allocations_mutex);
+  allocations()[static_cast<const char*>(*memory)] = {bytes, type};
+  return hipSuccess;
+}
+
+hipError_t release(void* memory) {
+  if (!memory) return hipSuccess;
+  const std::lock_guard lock(allocations_mutex);
+  if (allocations().erase(static_cast<const char*>(memory)) == 0) return hipErrorInvalidValue;
+  std::free(memory);
+  return hipSuccess;
+}
+
+using Graph = std::vector<std::function<void()>>;
+thread_local std::unique_ptr<Graph> recording;
+
+}  // namespace
+
+const Position& position() {
+  Machine& m = machine();
+  return m.fibers[static_cast<size_t>(m.current)].position;
+}
+
+char* shared_memory() { return machine().shared.data(); }
+
+void synchronize_block() {
+  Machine& m = machine();
+  const int64_t generation = m.generation;
+  if (++m.waiting == m.count) {
+    m.waiting = 0;
+    ++m.generation;
+  }
+  while (m.generation == generation) yield(m);
+}
+
+const void* gather_bytes(const void* bytes, size_t size) {
+  Machine& m = machine();
+  const int thread = m.current;
+  Wave& w = m.waves[static_cast<size_t>(thread / wave())];
+  const int64_t generation = w.generation;
+  char* buffer = w.bytes[generation % 2];
+  if (size > kMostBytes) std::abort();
+  std::memcpy(buffer + static_cast<size_t>(thread % wave()) * size, bytes, size);
+  if (++w.arrived == wave()) {
+    w.arrived = 0;
+    ++w.generation;
+  }
+  while (w.generation == generation) yield(m);
+  return buffer;
+}
+
+void submit(std::function<void()> work) {
+  if (recording) {
+    recording->push_back(std::move(work));
+  } else {
+    work();
+  }
+}
+
+void run(dim3 grid, int threads, size_t shared_bytes, const std::function<void()>& kernel) {
+  Machine& m = machine();
+  m.count = threads;
+  m.kernel = &kernel;
+  if (m.fibers.size() < static_cast<size_t>(threads)) m.fibers.resize(static_cast<size_t>(threads));
+  m.waves.resize(static_cast<size_t>((threads + wave() - 1) / wave()));
+  m.shared.resize(shared_bytes + 128);
+  for (int t = 0; t < threads; ++t) {
+    Position& p = m.fibers[static_cast<size_t>(t)].position;
+    p.thread = dim3(static_cast<unsigned>(t), 0, 0);
+    p.threads = dim3(static_cast<unsigned>(threads));
+    p.blocks = grid;
+  }
+  for (unsigned y = 0; y < grid.y; ++y) {
+    for (unsigned x = 0; x < grid.x; ++x) {
+      for (int t = 0; t < threads; ++t)
+        m.fibers[static_cast<size_t>(t)].position.block = dim3(x, y, 0);
+      run_block(m);
+    }
+  }
+}
+
+}  // namespace emulator
+
+using namespace emulator;
+
+const char* hipGetErrorString(hipError_t error) {
+  return error == hipErrorMemoryAllocation ? "out of memory" : "invalid value";
+}
+hipError_t hipGetDeviceCount(int* count) { return *count = 1, hipSuccess; }
+hipError_t hipGetDeviceProperties(hipDeviceProp_t* properties, int) {
+  std::snprintf(properties->name, sizeof properties->name, "emulated %s", architecture());
+  std::snprintf(properties->gcnArchName, sizeof properties->gcnArchName, "%s", architecture());
+  properties->warpSize = wave();
+  properties->multiProcessorCount = 3;
+  return hipSuccess;
+}
+hipError_t hipMemGetInfo(size_t* free, size_t* total) {
+  *free = *total = size_t{4} << 30;
+  return hipSuccess;
+}
+hipError_t hipMalloc(void** memory, size_t bytes) {
+  return allocate(memory, bytes, hipMemoryTypeDevice);
+}
+hipError_t hipFree(void* memory) { return release(memory); }
+hipError_t hipHostMalloc(void** memory, size_t bytes, unsigned) {
+  return allocate(memory, bytes, hipMemoryTypeHost);
+}
+hipError_t hipHostFree(void* memory) { return release(memory); }
+hipError_t hipPointerGetAttributes(hipPointerAttribute_t* attributes, const void* memory) {
+  const auto* at = static_cast<const char*>(memory);
+  const std::lock_guard lock(allocations_mutex);
+  auto next = allocations().upper_bound(at);
+  if (next == allocations().begin()) return hipErrorInvalidValue;
+  --next;
+  if (at >= next->first + next->second.bytes) return hipErrorInvalidValue;
+  *attributes = {next->second.type, const_cast<char*>(at)};
+  return hipSuccess;
+}
+hipError_t hipMemcpyAsync(void* to, const void* from, size_t bytes, int, hipStream_t) {
+  submit([=] { std::memcpy(to, from, bytes); });
+  return hipSuccess;
+}
+hipError_t hipMemsetAsync(void* memory, int value, size_t bytes, hipStream_t) {
+  submit([=] { std::memset(memory, value, bytes); });
+  return hipSuccess;
+}
+hipError_t hipStreamCreateWithFlags(hipStream_t* stream, unsigned) {
+  *stream = new char;
+  return hipSuccess;
+}
+hipError_t hipStreamDestroy(hipStream_t stream) {
+  delete static_cast<char*>(stream);
+  return hipSuccess;
+}
+
+using Time = std::chrono::steady_clock::time_point;
+hipError_t hipEventCreate(hipEvent_t* event) {
+  *event = new Time;
+  return hipSuccess;
+}
+hipError_t hipEventDestroy(hipEvent_t event) {
+  delete static_cast<Time*>(event);
+  return hipSuccess;
+}
+hipError_t hipEventRecord(hipEvent_t event, hipStream_t) {
+  *static_cast<Time*>(event) = std::chrono::steady_clock::now();
+  return hipSuccess;
+}
+hipError_t hipEventElapsedTime(float* milliseconds, hipEvent_t start, hipEvent_t end) {
+  const std::chrono::duration<float, std::milli> passed =
+      *static_cast<Time*>(end) - *static_cast<Time*>(start);
+  *milliseconds = passed.count();
+  return hipSuccess;
+}
+
+hipError_t hipStreamBeginCapture(hipStream_t, int) {
+  recording = std::make_unique<Graph>();
+  return hipSuccess;
+}
+hipError_t hipStreamEndCapture(hipStream_t, hipGraph_t* graph) {
+  *graph = recording.release();
+  return hipSuccess;
+}
+hipError_t hipGraphInstantiate(hipGraphExec_t* executable, hipGraph_t graph) {
+  *executable = graph;
+  return hipSuccess;
+}
+hipError_t hipGraphExecDestroy(hipGraphExec_t executable) {
+  delete static_cast<Graph*>(executable);
+  return hipSuccess;
+}
+hipError_t hipGraphLaunch(hipGraphExec_t executable, hipStream_t) {
+  for (const auto& work : *static_cast<Graph*>(executable)) work();
+  return hipSuccess;
+}

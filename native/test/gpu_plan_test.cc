@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+// Plans of GPU steps, without a GPU: whatever the rows are, items see every key of every token
+// once.
+#include "gpu/gpu_plan.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <set>
+#include <vector>
+
+#include "random.h"
+
+namespace broadhead::gpu {
+namespace {
+
+struct Sequence {
+  int queries;
+  int length;
+};
+
+struct PlanCase {
+  const char* name;
+  std::vector<Sequence> rows;
+  int shared_blocks = 0;  ///< that all rows begin with
+  int group_size = 4;
+  int row_bytes = 256;
+  int64_t window = 0;
+  int decode_rows = 16;
+  int prefill_rows = 128;
+  int slots = 6;
+};
+
+/// What plan.write() puts in front of its arrays, read where it was written.
+struct Written {
+  std::vector<char> memory;
+  const StepArgs& args() const { return *reinterpret_cast<const StepArgs*>(memory.data()); }
+};
+
+class PlanChecker {
+ public:
+  explicit PlanChecker(const PlanCase& c) : case_(c) {
+    constexpr int kBlockSize = 16;
+    spec_.num_heads = c.group_size;
+    spec_.num_kv_heads = 1;
+    spec_.head_size = 64;
+    spec_.dtype = BH_FLOAT16;
+    spec_.attn_type = BH_DECODER;
+    spec_.sliding_window = c.window;
+    int32_t next_block = c.shared_blocks;
+    for (const Sequence& sequence : c.rows) {
+      StepRow row{};
+      row.query = row.output = num_queries_;
+      row.num_queries = sequence.queries;
+      row.seq_len = sequence.length;
+      row.blocks = static_cast<int64_t>(blocks_.size());
+      num_queries_ += sequence.queries;
+      for (int b = 0; b * kBlockSize < sequence.length; ++b) {
+        blocks_.push_back(b < c.shared_blocks ? b : next_block++);
+      }
+      rows_.push_back(row);
+    }
+    StepPart part{};
+    part.blocks = blocks_.data();
+    Step step{};
+    step.rows = rows_.data();
+    step.num_rows = static_cast<int64_t>(rows_.size());
+    step.parts = &part;
+    step.num_queries = num_queries_;
+    outputs_.resize(static_cast<size_t>(num_queries_ * TensorBytes(spec_).output));
+    PartTensors tensors{};
+    tensors.query = tensors.output = outputs_.data();
+    const PlanLimits limits = {
+        c.decode_rows, c.prefill_rows, 8, {c.slots, c.slots}, 8, c.group_size, 1, c.row_bytes};
+    plan_.plan(spec_, step, kBlockSize, {tensors}, nullptr, limits);
+    written_.memory.resize(static_cast<size_t>(plan_.bytes()));
+    plan_.write({}, written_.memory.data(), written_.memory.data());
+  }
+
+  void check() {
+    const StepArgs& args = written_.args();
+    std::set<int> reached;
+    ASSERT_LE(args.num_decode_chains, plan_.decode_slots());
+    for (int slot = 0; slot < args.num_decode_chains; ++slot) {
+      for (int i = slot; i >= 0; i = args.decode_items[i].next) {
+        ASSERT_TRUE(reached.insert(i).second) << "item " << i << " twice";
+        add(args.decode_items[i]);
+      }
+    }
+    for (int i = 0; i < plan_.num_prefill_items(); ++i) add(args.prefill_items[i]);
+    int64_t tokens = 0;
+    for (const auto& [output, seen] : seen_) {
+      ++tokens;
+      const Token& token = seen.token;
+      EXPECT_EQ(static_cast<int>(seen.keys.size()), token.end - token.first) << "token " << tokens;
+      EXPECT_EQ(static_cast<int>(seen.pieces.size()), token.num_partials) << "token " << tokens;
+      EXPECT_EQ(*seen.pieces.rbegin(), token.num_partials - 1);
+    }
+    EXPECT_EQ(tokens, num_queries_);
+    for (size_t r = 0; r < rows_.size(); ++r) {
+      EXPECT_EQ(args.rows[r].items, items_of_row_[static_cast<int>(r)]) << "row " << r;
+    }
+  }
+
+ private:
+  struct Seen {
+    Token token;
+    std::set<int> keys;
+    std::set<int> pieces;
+  };
+
+  void add(const AttendItem& item) {
+    const StepArgs& args = written_.args();
+    EXPECT_EQ(item.first_key % kTile, 0);
+    std::set<int> partial_rows;
+    for (int t = 0; t < item.num_tokens; ++t) {
+      const Token& token = args.tokens[item.first_token + t];
+      Seen& seen = seen_[token.output];
+      seen.token = token;
+      if (token.num_partials > 1) partial_rows.insert(token.row);
+      EXPECT_TRUE(seen.pieces.insert(item.piece).second);
+      const int first = std::max({token.first, item.first_seen, item.first_key});
+      for (int key = first; key < std::min(token.end, item.end_key); ++key) {
+        EXPECT_TRUE(seen.keys.insert(key).second) << "key " << key << " twice";
+        EXPECT_EQ(args.blocks[item.blocks + key / 16],
+                  blocks_[static_cast<size_t>(rows_[static_cast<size_t>(token.row)].blocks) +
+                          static_cast<size_t>(key / 16)]);
+      }
+    }
+    EXPECT_EQ(item.is_partial != 0, !partial_rows.empty());
+    for (const int row : partial_rows) ++items_of_row_[row];
+  }
+
+  PlanCase case_;
+  LayerSpec spec_{};
+  std::vector<StepRow> rows_;
+  std::vector<int32_t> blocks_;
+  int64_t num_queries_ = 0;
+  GpuPlan plan_;
+  Written written_;
+  std::vector<char> outputs_;
+  std::map<const char*, Seen> seen_;
+  std::map<int, int> items_of_row_;
+};
+
+TEST(GpuPlan, ItemsSeeEveryKeyOnce) {
+  // clang-format off
+  const std::vector<PlanCase> cases = {
+      {.name = "one row", .rows = {{1, 1}}},
+      {.name = "long row", .rows = {{1, 5000}}},
+      {.name = "long narrow row", .rows = {{1, 5000}}, .row_bytes = 64},
+      {.name = "rows", .rows = {{1, 100}, {1, 2000}, {3, 40}, {0, 20}, {1, 700}, {1, 701}}},
+      {.name = "narrow rows", .rows = {{1, 100}, {1, 2000}, {3, 40}, {0, 20}, {1, 700}, {1, 701}}, .row_bytes = 128},
+      {.name = "prefill", .rows = {{200, 200}, {1, 50}, {40, 3000}}},
+      {.name = "window", .rows = {{1, 1000}, {300, 900}}, .window = 77},
+      {.name = "shared", .rows = {{1, 300}, {1, 161}, {3, 300}, {1, 290}}, .shared_blocks = 9},
+      {.name = "shared, narrow", .rows = {{1, 300}, {1, 161}, {3, 300}, {1, 290}}, .shared_blocks = 9, .row_bytes = 64},
+      {.name = "shared by many", .rows = std::vector<Sequence>(70, {1, 400}), .shared_blocks = 20, .row_bytes = 128},
+      {.name = "all shared", .rows = {{1, 160}, {1, 160}, {2, 163}, {4, 170}, {1, 161}}, .shared_blocks = 10, .row_bytes = 128},
+      {.name = "any dtypes", .rows = {{1, 300}, {200, 200}, {3, 300}}, .shared_blocks = 9, .row_bytes = 128, .prefill_rows = 0},
+      {.name = "more slots than work", .rows = {{1, 20}, {1, 30}}, .row_bytes = 128, .slots = 400},
+  };
+  // clang-format on
+  for (const PlanCase& c : cases) {
+    SCOPED_TRACE(c.name);
+    PlanChecker(c).check();
+  }
+}
+
+}  // namespace
+}  // namespace broadhead::gpu
