@@ -11,6 +11,10 @@
 namespace broadhead {
 namespace {
 
+void require(bool holds, const char* message) {
+  if (!holds) throw Failure(BH_INVALID_ARGUMENT, kNoRow, "%s", message);
+}
+
 template <class... Args>
 void require(bool holds, const char* format, Args... args) {
   if (!holds) throw Failure(BH_INVALID_ARGUMENT, kNoRow, format, args...);

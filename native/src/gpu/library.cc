@@ -52,7 +52,7 @@ Library open(const std::string& name) {
 
 }  // namespace
 
-const Library& library(const std::string& name) {
+const Library& library(const char* name) {
   static std::mutex mutex;
   static std::map<std::string, Library> libraries;
   const std::lock_guard lock(mutex);

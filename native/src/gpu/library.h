@@ -15,7 +15,7 @@ struct Library {
 
 /// Opens libbroadhead_NAME.so, by absolute path: from the folder that BROADHEAD_LIBRARY_PATH names,
 /// or else from beside the library that this code is in.
-const Library& library(const std::string& name);
+const Library& library(const char* name);
 
 /// Throws what went wrong as Failure, with `what` in front of the library's own words.
 void check(const DeviceApi& api, int32_t status, const char* what);
