@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # Builds libbroadhead_hip.so for AMD GPUs without an AMD GPU: Debian's hipcc in a chroot, made once.
 #
-#   native/amd/build.sh [BUILD_FOLDER]        default native/target/amd; as root, with debootstrap
+#   native/amd/build.sh [BUILD_FOLDER [HEAD_SIZES]]     default native/target/amd; as root, with debootstrap
 #
+# With some head sizes only, "64 128", it is a test of the sources: such a library does not load.
 # BROADHEAD_AMD_CHROOT names the chroot, default /var/tmp/broadhead-amd. A compiler's report of
 # registers, local memory and spills is beside each object, as FILE.log.
 set -euo pipefail
@@ -28,7 +29,7 @@ done
 mkdir -p "$chroot/broadhead"
 rm -rf "$chroot/broadhead/src" "$chroot/broadhead/include"
 cp -rp "$source_folder/src" "$source_folder/include" "$source_folder/amd/Makefile" "$chroot/broadhead/"
-chroot "$chroot" make -C /broadhead -j "$(nproc)"
+chroot "$chroot" make -C /broadhead -j "$(nproc)" ${2:+HEAD_SIZES="$2"}
 mkdir -p "$build"
 cp "$chroot/broadhead/build/libbroadhead_hip.so" "$chroot"/broadhead/build/*.log "$build/"
 ls -l "$build/libbroadhead_hip.so"

@@ -175,7 +175,7 @@ BH_INLINE Halves halves_of(const Float8E4M3* from) {
 
 BH_INLINE void widen_run(const Float8E4M3* from, Float16* to) {
   const Halves half = halves_of(from);
-  store_halves(to, half | (half + half == 0x3f80 * 2));
+  store_halves(to, half | ((half & int16_t{0x7fff}) == 0x3f80));
 }
 
 /// The upper half of a float16.
