@@ -21,6 +21,8 @@ if [[ ! -x $chroot/usr/bin/hipcc ]]; then
   cp -f /etc/resolv.conf "$chroot/etc/" 2> /dev/null || true
   chroot "$chroot" apt-get install -y --no-install-recommends hipcc libamdhip64-dev make
 fi
+# Nothing stays mounted: who removes the chroot must not remove devices.
+trap 'umount "$chroot/proc" "$chroot/dev"' EXIT
 for folder in proc dev; do
   mountpoint -q "$chroot/$folder" || mount --bind "/$folder" "$chroot/$folder"
 done
