@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The C ABI: handles, and the guard that turns exceptions into statuses.
 #include <atomic>
+#include <cinttypes>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -80,6 +81,12 @@ int32_t guarded(bh_error* error, Body&& body) noexcept {
 
 void need(const void* argument, const char* name) {
   if (!argument) throw Failure(BH_INVALID_ARGUMENT, kNoRow, "%s must not be NULL", name);
+}
+
+void need_some(int64_t count, const char* name) {
+  if (count < 1) {
+    throw Failure(BH_INVALID_ARGUMENT, kNoRow, "%s must be at least 1, got %" PRId64, name, count);
+  }
 }
 
 void release_borrowed(ArrowArray* array) {
@@ -333,9 +340,7 @@ int32_t bh_merge(bh_engine* engine, const bh_partial* parts, int32_t count, int3
   return guarded(error, [&] {
     need(engine, "engine");
     need(parts, "parts");
-    if (count < 1) {
-      throw Failure(BH_INVALID_ARGUMENT, kNoRow, "count must be at least 1, got %d", count);
-    }
+    need_some(count, "count");
     if (dtype != BH_FLOAT32 && dtype != BH_FLOAT16 && dtype != BH_BFLOAT16) {
       throw Failure(BH_INVALID_ARGUMENT, kNoRow,
                     "dtype must be float32, float16 or bfloat16, got %s",
@@ -364,10 +369,7 @@ int32_t bh_probe_read(bh_engine* engine, const bh_cache* cache, const int32_t* b
     need(cache, "cache");
     need(blocks, "blocks");
     need(nanoseconds, "nanoseconds");
-    if (count < 1) {
-      throw Failure(BH_INVALID_ARGUMENT, kNoRow, "count must be at least 1, got %lld",
-                    static_cast<long long>(count));
-    }
+    need_some(count, "count");
     for (int64_t i = 0; i < count; ++i) check_block(*cache->cache, blocks[i]);
     *nanoseconds = engine->engine->probe_read(*cache->cache, {blocks, static_cast<size_t>(count)});
   });
@@ -377,10 +379,7 @@ int32_t bh_probe_compute(bh_engine* engine, int64_t flops, int64_t* nanoseconds,
   return guarded(error, [&] {
     need(engine, "engine");
     need(nanoseconds, "nanoseconds");
-    if (flops < 1) {
-      throw Failure(BH_INVALID_ARGUMENT, kNoRow, "flops must be at least 1, got %lld",
-                    static_cast<long long>(flops));
-    }
+    need_some(flops, "flops");
     *nanoseconds = engine->engine->probe_compute(flops);
   });
 }
@@ -392,10 +391,7 @@ int32_t bh_probe_copy(bh_engine* engine, const void* source, void* target, int64
     need(source, "source");
     need(target, "target");
     need(nanoseconds, "nanoseconds");
-    if (bytes < 1) {
-      throw Failure(BH_INVALID_ARGUMENT, kNoRow, "bytes must be at least 1, got %lld",
-                    static_cast<long long>(bytes));
-    }
+    need_some(bytes, "bytes");
     *nanoseconds = engine->engine->probe_copy(source, target, bytes);
   });
 }

@@ -8,7 +8,8 @@ import java.util.Objects;
  *
  * @param backend {@code auto}, or a name that {@link KernelEngine#backends()} lists
  * @param threads CPU threads of one step, the calling one included; 0: one per core
- * @param device device index for GPU backends; the CPU ignores it
+ * @param device device index for GPU backends, -1: the one with the most free memory; the CPU
+ *     ignores it
  */
 public record EngineConfig(String backend, int threads, int device) {
   public EngineConfig {

@@ -9,6 +9,7 @@ import io.broadhead.attention.InvalidBatchException;
 import io.broadhead.attention.Job;
 import io.broadhead.attention.JobFile;
 import io.broadhead.attention.PagedAttention;
+import io.broadhead.flink.OnBadRow;
 import io.broadhead.job.sink.ResultLayout;
 import io.broadhead.kernel.EngineInfo;
 import java.nio.file.Path;
@@ -72,7 +73,7 @@ final class AttendCommand extends EngineCommand {
       description =
           "fail: a row that is wrong ends the work; side-output: it is left out and written to"
               + " --refused. Default: ${DEFAULT-VALUE}.")
-  BadRows onBadRow;
+  OnBadRow onBadRow;
 
   @Mixin BlockPoolOptions pool;
 
@@ -166,7 +167,7 @@ final class AttendCommand extends EngineCommand {
       PagedAttention attention, ArrowBatch batch, StepInput.Origin origin, RefusedFile refusedRows)
       throws WorkFailedException {
     try {
-      return onBadRow == BadRows.FAIL
+      return onBadRow == OnBadRow.FAIL
           ? attention.step(batch)
           : attention.step(batch, row -> refusedRows.add(origin, row));
     } catch (InvalidBatchException e) {

@@ -11,7 +11,6 @@ import io.broadhead.attention.PagedAttention;
 import io.broadhead.flink.OnBadRow;
 import io.broadhead.flink.PagedAttentionMetrics;
 import io.broadhead.flink.PagedAttentionOptions;
-import io.broadhead.flink.StateMode;
 import io.broadhead.job.sink.ResultFileSink;
 import io.broadhead.job.source.StepFileSource;
 import io.broadhead.kernel.EngineConfig;
@@ -303,14 +302,12 @@ final class FlinkRun {
     configuration.set(PagedAttentionOptions.BACKEND, options.backend);
     configuration.set(PagedAttentionOptions.DEVICE, options.device);
     configuration.set(PagedAttentionOptions.OUT_OF_BLOCKS, options.pool.outOfBlocks);
-    configuration.set(PagedAttentionOptions.STATE, StateMode.valueOf(options.state.name()));
+    configuration.set(PagedAttentionOptions.STATE, options.state);
     configuration.setString(ROCKSDB_OPTIONS_FACTORY, ROCKSDB_OPTIONS);
     configuration.set(PagedAttentionOptions.BATCH_MAX_TOKENS, options.batchMaxTokens);
     configuration.set(
         PagedAttentionOptions.BATCH_MAX_DELAY, RunCommand.seconds(options.batchMaxDelay));
-    configuration.set(
-        PagedAttentionOptions.ON_BAD_ROW,
-        options.onBadRow == BadRows.FAIL ? OnBadRow.FAIL : OnBadRow.SIDE_OUTPUT);
+    configuration.set(PagedAttentionOptions.ON_BAD_ROW, options.onBadRow);
     options.configuration.forEach(configuration::setString);
     return configuration;
   }
@@ -326,7 +323,7 @@ final class FlinkRun {
             ? StepFileSource.watching(input, RunCommand.seconds(options.watchInterval))
             : StepFileSource.bounded(input),
         output,
-        options.onBadRow == BadRows.FAIL ? null : refused,
+        options.onBadRow == OnBadRow.FAIL ? null : refused,
         options.written.compression,
         parallelism,
         !options.watch);

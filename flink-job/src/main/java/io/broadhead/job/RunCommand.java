@@ -3,6 +3,8 @@ package io.broadhead.job;
 
 import io.broadhead.attention.Job;
 import io.broadhead.attention.JobFile;
+import io.broadhead.flink.OnBadRow;
+import io.broadhead.flink.StateMode;
 import java.nio.file.Path;
 import java.time.Duration;
 import java.util.LinkedHashMap;
@@ -100,7 +102,7 @@ final class RunCommand extends EngineCommand {
       description =
           "What checkpoints and savepoints hold of the KV caches: full, metadata (which sequences"
               + " there are) or none. Default: ${DEFAULT-VALUE}.")
-  SavedState state;
+  StateMode state;
 
   @Option(
       names = "--batch-max-tokens",
@@ -125,7 +127,7 @@ final class RunCommand extends EngineCommand {
       description =
           "fail: a row that is wrong ends the job; side-output: it is left out and written to"
               + " --refused. Default: ${DEFAULT-VALUE}.")
-  BadRows onBadRow;
+  OnBadRow onBadRow;
 
   @Mixin BlockPoolOptions pool;
 

@@ -9,7 +9,8 @@ import java.util.Objects;
  *
  * @param backend {@code auto}, or a backend's name
  * @param threads CPU threads of one step, the calling one included; 0: one per core
- * @param device device index for GPU backends; the CPU ignores it
+ * @param device device index for GPU backends, -1: the one with the most free memory; the CPU
+ *     ignores it
  * @param outOfBlocks what happens when the pool of managed block tables is full
  */
 public record AttentionConfig(String backend, int threads, int device, OutOfBlocks outOfBlocks)

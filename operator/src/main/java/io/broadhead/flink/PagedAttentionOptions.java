@@ -30,14 +30,18 @@ public final class PagedAttentionOptions {
       ConfigOptions.key("broadhead.device")
           .intType()
           .defaultValue(0)
-          .withDescription("Index of the device of a GPU backend. The CPU backend ignores it.");
+          .withDescription(
+              "Index of the device of a GPU backend; -1: the one with the most free memory. The CPU"
+                  + " backend ignores it.");
 
   public static final ConfigOption<OnBadRow> ON_BAD_ROW =
       ConfigOptions.key("broadhead.on-bad-row")
           .enumType(OnBadRow.class)
           .defaultValue(OnBadRow.FAIL)
           .withDescription(
-              "What happens to a row with a value out of range, such as a slot beyond the pool.");
+              "What happens to a row with a value out of range, such as a slot beyond the pool. fail:"
+                  + " the job fails. side-output: the row goes to the side output, and its batch"
+                  + " goes on without it.");
 
   public static final ConfigOption<OutOfBlocks> OUT_OF_BLOCKS =
       ConfigOptions.key("broadhead.out-of-blocks")
@@ -54,7 +58,14 @@ public final class PagedAttentionOptions {
       ConfigOptions.key("broadhead.state")
           .enumType(StateMode.class)
           .defaultValue(StateMode.FULL)
-          .withDescription("What checkpoints and savepoints hold of the KV caches.");
+          .withDescription(
+              "What checkpoints and savepoints hold of the KV caches. full: keys and values, so that"
+                  + " a job that is restored goes on where it was; each token is written once, at the"
+                  + " first checkpoint after its step, or when its sequence makes room for others."
+                  + " metadata: which sequences there are; after a restart, rows of these are"
+                  + " refused with SEQUENCE_LOST until the producer sends them again from the first"
+                  + " token. Needs managed block tables. none: nothing; a job that is restored"
+                  + " begins with empty caches.");
 
   public static final ConfigOption<Integer> BATCH_MAX_TOKENS =
       ConfigOptions.key("broadhead.batch.max-tokens")
@@ -91,7 +102,7 @@ public final class PagedAttentionOptions {
     return new AttentionConfig(
         config.get(BACKEND),
         atLeast(THREADS, config, 0),
-        atLeast(DEVICE, config, 0),
+        atLeast(DEVICE, config, -1),
         config.get(OUT_OF_BLOCKS));
   }
 

@@ -11,10 +11,7 @@ import java.util.Map;
 import java.util.TreeMap;
 import java.util.stream.Collectors;
 import org.apache.flink.configuration.ConfigOption;
-import org.apache.flink.configuration.DescribedEnum;
-import org.apache.flink.configuration.description.Description;
 import org.apache.flink.configuration.description.HtmlFormatter;
-import org.apache.flink.configuration.description.InlineElement;
 
 /** Writes the reference pages from the classes that declare what they list. */
 final class ReferencePages {
@@ -56,22 +53,9 @@ final class ReferencePages {
               code(option.key()),
               typeName(type),
               byDefault,
-              new HtmlFormatter().format(option.description()) + valueMeanings(type)));
+              new HtmlFormatter().format(option.description())));
     }
     return page.toString();
-  }
-
-  private static String valueMeanings(Class<?> type) {
-    if (!DescribedEnum.class.isAssignableFrom(type)) {
-      return "";
-    }
-    return Arrays.stream(type.getEnumConstants())
-        .map(value -> code(value) + ": " + text(((DescribedEnum) value).getDescription()))
-        .collect(Collectors.joining(". ", " ", "."));
-  }
-
-  private static String text(InlineElement description) {
-    return new HtmlFormatter().format(Description.builder().text("%s", description).build());
   }
 
   private static String typeName(Class<?> type) {

@@ -192,6 +192,8 @@ class PagedAttentionOperatorTest {
     threads.set(PagedAttentionOptions.THREADS, -1);
     assertThatThrownBy(() -> new PagedAttentionOperatorFactory(job, threads, 1))
         .hasMessage("broadhead.threads: expected 0 or more, got -1");
+    Configuration anyDevice = new Configuration().set(PagedAttentionOptions.DEVICE, -1);
+    assertThat(PagedAttentionOptions.attentionConfig(anyDevice).device()).isEqualTo(-1);
     Configuration onBadRow = new Configuration();
     onBadRow.setString("broadhead.on-bad-row", "ignore");
     assertThatThrownBy(() -> new PagedAttentionOperatorFactory(job, onBadRow, 1))
