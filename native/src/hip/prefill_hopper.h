@@ -26,9 +26,13 @@ struct HopperPrefill {
   static constexpr int kScores = kKeys / 2;          ///< numbers of a thread
   static constexpr int kResults = kHead / 2;
   static constexpr int kValueColumns = kHead % 128 == 0 ? 128 : 64;
-  /// Registers after the roles part: 65536 in all.
-  static constexpr int kProducerRegisters = 32;
-  static constexpr int kConsumerRegisters = 240;
+  /// Registers of a thread at launch, and after the roles part. What the producer gives is all that
+  /// there is to take: a warpgroup that asks for more waits for ever.
+  static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
+  static constexpr int kProducerRegisters = 40;
+  static constexpr int kConsumerRegisters = 232;
+  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <=
+                (1 + kConsumers) * kLaunchRegisters);
 
   struct Shared {
     char query[kPanels * kRows * kPanel];
@@ -287,14 +291,19 @@ struct HopperPrefill {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const QueryRow row = shared.rows[first_row + 8 * r];
+        // From the thread's first key on, which leaves the fewest numbers to keep.
+        const int key = first_key + lane_index() % 4 * 2;
+        const int distance = key - row.position;
+        const int first = row.first - key;
+        const int end = row.end - key;
 #pragma unroll
         for (int j = 0; j < kScores / 4; ++j) {
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
-            const int key = first_key + 8 * j + lane_index() % 4 * 2 + c;
+            const int at = 8 * j + c;
             float& score = scores[4 * j + 2 * r + c];
-            if (!plain) score = transform_score(layer, row.slope, score, key - row.position);
-            if (key < row.first || key >= row.end) score = -infinity();
+            if (!plain) score = transform_score(layer, row.slope, score, distance + at);
+            if (at < first || at >= end) score = -infinity();
           }
         }
       }
