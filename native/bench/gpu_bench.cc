@@ -147,13 +147,34 @@ class Bench {
                : double(w.batch) * w.context * 2 * w.kv_heads * w.head_size * cache_bytes +
                      2 * double(scene.query_bytes());
     const double flops = 4 * keys * w.heads * w.head_size;
-    std::printf("%s,%d,%d,%d,%d/%d,%d,%s,%s,%d,%.2f,%.1f,%.3f,%.1f,%.2f,%.3f\n", w.kind, w.batch,
-                w.queries, w.context, w.heads, w.kv_heads, w.head_size, dtype_name(w.dtype),
-                dtype_name(scene.cache_dtype()), w.block_size, seconds * 1e6,
-                bytes / seconds * 1e-9, bytes / seconds / limit_, flops / seconds * 1e-12,
-                clean * 1e6, bytes / clean / limit_);
-    std::fflush(stdout);
+    print(w, w.kind, bytes, flops, seconds, clean);
     layer.end(flight);
+    if (update) run_copy(w, bytes);
+  }
+
+  /// A copy that moves as many bytes: what such short work gets of the bandwidth at best.
+  void run_copy(const Workload& w, double bytes) {
+    const auto half = static_cast<int64_t>(bytes / 2);
+    DeviceMemory from(api_, half), to(api_, half);
+    const Lease work(*device_);
+    auto time_copy = [&](Flush flush) {
+      return median(work->stream, 21, flush, [&] {
+        check(api_, api_.copy(work->stream, to.data(), from.data(), half), "copy");
+      });
+    };
+    const double seconds = time_copy(Flush::kOverwrite);
+    print(w, "copy", bytes, 0, seconds, time_copy(Flush::kRead));
+  }
+
+  void print(const Workload& w, const char* kind, double bytes, double flops, double seconds,
+             double clean) const {
+    const int cache_dtype = w.cache_dtype ? w.cache_dtype : w.dtype;
+    std::printf("%s,%d,%d,%d,%d/%d,%d,%s,%s,%d,%.2f,%.1f,%.3f,%.1f,%.2f,%.3f\n", kind, w.batch,
+                w.queries, w.context, w.heads, w.kv_heads, w.head_size, dtype_name(w.dtype),
+                dtype_name(cache_dtype), w.block_size, seconds * 1e6, bytes / seconds * 1e-9,
+                bytes / seconds / limit_, flops / seconds * 1e-12, clean * 1e6,
+                bytes / clean / limit_);
+    std::fflush(stdout);
   }
 
   /// Whole steps, update and attention, on tensors in host memory: pinned, then pageable.

@@ -29,7 +29,7 @@ extern "C" {
 #endif
 
 /** Raised whenever a declaration in this header changes its meaning or layout. */
-#define BH_ABI_VERSION 1
+#define BH_ABI_VERSION 2
 
 /** The version that the loaded library was built with; compare with #BH_ABI_VERSION at load. */
 BH_API int32_t bh_abi_version(void);
@@ -104,6 +104,8 @@ typedef struct bh_engine_info {
   char device[128];
   char reason[256]; /**< why this backend and tier */
   int32_t threads;
+  int64_t free_memory; /**< bytes of a GPU that were free when it was opened; 0 for the CPU, whose
+                            memory is the machine's */
 } bh_engine_info;
 
 BH_API int32_t bh_engine_create(const bh_engine_options* options, bh_engine** engine,

@@ -11,7 +11,7 @@
 namespace broadhead::gpu {
 
 /// Raised whenever the table or a structure of kernel_args.h changes.
-constexpr uint32_t kDeviceApiVersion = 1;
+constexpr uint32_t kDeviceApiVersion = 2;
 
 /// What went wrong in a call, for bh_error.
 enum DeviceStatus : int32_t { kOk = 0, kOutOfMemory, kDeviceError, kDeviceLost };
@@ -62,8 +62,6 @@ struct DeviceApi {
   int32_t (*create_event)(Event* event);
   void (*destroy_event)(Event event);
   int32_t (*record)(Event event, Stream stream);
-  /// What `stream` is given later waits for the event.
-  int32_t (*wait_in_stream)(Stream stream, Event event);
   int32_t (*wait_event)(Event event);
   int32_t (*elapsed)(Event start, Event end, float* milliseconds);
 

@@ -53,6 +53,7 @@ class GpuEngine final : public Engine {
     copy_text(info.device, device_->info().name);
     copy_text(info.reason, reason_);
     info.threads = 1;
+    info.free_memory = device_->info().free_memory;
     return info;
   }
 

@@ -12,8 +12,9 @@ namespace {
 /// Kernels load and store so many bytes at a time: what is not aligned to them is staged.
 constexpr uintptr_t kAlignment = 16;
 
-/// Results above this are transferred: the time of a transfer is that of so many bytes.
-constexpr int64_t kLeastTransfer = int64_t{256} << 10;
+/// Results from this size on are transferred. Smaller ones are those of decode steps, which spread
+/// their stores over the whole step.
+constexpr int64_t kLeastTransfer = int64_t{4} << 20;
 
 int64_t aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 

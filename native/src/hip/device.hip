@@ -181,11 +181,6 @@ int32_t record(Event event, Stream stream) {
   return report(hipEventRecord(static_cast<hipEvent_t>(event), static_cast<hipStream_t>(stream)),
                 "event");
 }
-int32_t wait_in_stream(Stream stream, Event event) {
-  return report(
-      hipStreamWaitEvent(static_cast<hipStream_t>(stream), static_cast<hipEvent_t>(event), 0),
-      "event");
-}
 int32_t wait_event(Event event) {
   return report(hipEventSynchronize(static_cast<hipEvent_t>(event)), "step");
 }
@@ -418,7 +413,6 @@ broadhead_device_api() {
                                  create_event,
                                  destroy_event,
                                  record,
-                                 wait_in_stream,
                                  wait_event,
                                  elapsed,
                                  begin_graph,

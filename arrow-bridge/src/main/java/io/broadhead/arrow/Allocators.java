@@ -48,11 +48,11 @@ public final class Allocators {
   }
 
   /**
-   * A root allocator whose buffers lie in {@code memory}: that of an engine, so that a GPU reads
-   * and writes them where they are.
+   * A root allocator without a limit whose buffers lie in {@code memory}: that of an engine, so
+   * that a GPU reads and writes them where they are.
    */
-  public static BufferAllocator root(Memory memory, long limit, AllocationListener listener) {
-    return root(new AlignedFactory(memory), limit, listener);
+  public static BufferAllocator root(Memory memory) {
+    return root(new AlignedFactory(memory), Long.MAX_VALUE, AllocationListener.NOOP);
   }
 
   private static BufferAllocator root(

@@ -8,5 +8,23 @@ package io.broadhead.kernel;
  * @param device processor or GPU name
  * @param reason why this backend and tier
  * @param threads CPU threads of one step
+ * @param freeMemory bytes of a GPU that were free when it was opened; 0 for the CPU, whose memory
+ *     is the machine's
  */
-public record EngineInfo(String backend, String tier, String device, String reason, int threads) {}
+public record EngineInfo(
+    String backend, String tier, String device, String reason, int threads, long freeMemory) {
+  /** What was chosen and why, for a log or a terminal. */
+  public String describe() {
+    return "backend "
+        + backend
+        + ", tier "
+        + tier
+        + ", "
+        + threads
+        + (threads == 1 ? " thread" : " threads")
+        + (device.isEmpty() ? "" : ", " + device)
+        + " ("
+        + reason
+        + ")";
+  }
+}

@@ -34,7 +34,8 @@ public final class KernelEngine extends NativeHandle {
               NativeErrors.text(description.tier()),
               NativeErrors.text(description.device()),
               NativeErrors.text(description.reason()),
-              description.threads());
+              description.threads(),
+              description.free_memory());
     }
   }
 
@@ -93,8 +94,7 @@ public final class KernelEngine extends NativeHandle {
   /**
    * Memory that this engine's steps use in place: for a GPU pinned and mapped, so that tensors are
    * neither staged nor copied. Every buffer keeps the engine alive; for {@link
-   * io.broadhead.arrow.Allocators#root(Allocators.Memory, long,
-   * org.apache.arrow.memory.AllocationListener)}.
+   * Allocators#root(Allocators.Memory)}.
    */
   public Allocators.Memory memory() {
     return new Allocators.Memory() {

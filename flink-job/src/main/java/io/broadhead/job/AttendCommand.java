@@ -9,9 +9,11 @@ import io.broadhead.attention.InvalidBatchException;
 import io.broadhead.attention.Job;
 import io.broadhead.attention.JobFile;
 import io.broadhead.attention.PagedAttention;
+import io.broadhead.attention.cache.CacheStores;
 import io.broadhead.flink.OnBadRow;
 import io.broadhead.job.sink.ResultLayout;
 import io.broadhead.kernel.EngineInfo;
+import io.broadhead.kernel.KernelEngine;
 import java.nio.file.Path;
 import java.util.List;
 import org.apache.arrow.memory.BufferAllocator;
@@ -92,12 +94,11 @@ final class AttendCommand extends EngineCommand {
     Failure.requireReadable(input, "--input");
     Job loaded = JobFile.load(job);
     long start = System.nanoTime();
-    try (BufferAllocator allocator = Allocators.root();
+    try (KernelEngine kernels = new AttentionConfig(backend, threads, device).openEngine();
+        BufferAllocator allocator = Allocators.root(kernels.memory());
         PagedAttention attention =
             PagedAttention.open(
-                loaded,
-                new AttentionConfig(backend, threads, device, pool.outOfBlocks),
-                allocator);
+                loaded, kernels, pool.outOfBlocks, allocator, CacheStores.onHeap());
         ResultFiles results =
             ResultFiles.create(
                 output,
@@ -109,7 +110,7 @@ final class AttendCommand extends EngineCommand {
         RefusedFile refusedRows = new RefusedFile(refusedFile())) {
       EngineInfo engine = attention.engine();
       if (!written.quiet) {
-        err().println(EngineLine.start(spec.name(), engine, loaded, 1));
+        err().println(EngineLine.start(spec.name(), engine, attention.job(), 1));
       }
       StepCounts counts = new StepCounts(true);
       long bytesCopied = attendAll(attention, allocator, results, refusedRows, counts);

@@ -237,7 +237,7 @@ abstract class BenchModeCommand extends ReportingCommand {
     }
     try (KernelEngine engine =
         KernelEngine.open(new EngineConfig(backend, threads.get(0), device))) {
-      err().println("broadhead bench: " + EngineLine.of(engine.info()));
+      err().println("broadhead bench: " + engine.info().describe());
     }
     for (Peer peer : peers.all()) {
       err().println("broadhead bench: beside " + peer.name() + ", " + peer.description());

@@ -120,7 +120,7 @@ final class DoctorCommand extends EngineCommand {
       if (chosen == null) {
         row(out, "chosen", "none: " + refusal);
       } else {
-        row(out, "chosen", EngineLine.of(chosen));
+        row(out, "chosen", chosen.describe());
       }
       if (missingFlags.isEmpty()) {
         row(out, "jvm flags", "nothing is missing");

@@ -10,31 +10,18 @@ import java.util.OptionalLong;
 final class EngineLine {
   private EngineLine() {}
 
-  static String of(EngineInfo engine) {
-    return "backend "
-        + engine.backend()
-        + ", tier "
-        + engine.tier()
-        + ", "
-        + engine.threads()
-        + (engine.threads() == 1 ? " thread" : " threads")
-        + (engine.device().isEmpty() ? "" : ", " + engine.device())
-        + " ("
-        + engine.reason()
-        + ")";
-  }
-
   /** What {@code command} starts with. */
   static String start(String command, EngineInfo engine, Job job, int instances) {
-    return "broadhead " + command + ": " + of(engine) + "; " + memory(job, instances);
+    return "broadhead " + command + ": " + engine.describe() + "; " + memory(job, instances);
   }
 
   /** The memory of {@code instances} parallel instances of the job. */
   private static String memory(Job job, int instances) {
     OptionalLong cache = job.cacheBytes();
     String blocks =
-        job.kvCache().numBlocks()
-            + " blocks of "
+        (job.kvCache().isFraction()
+                ? job.kvCache().memoryFraction() + " of the GPU's free memory in blocks of "
+                : job.kvCache().numBlocks() + " blocks of ")
             + job.kvCache().blockSize()
             + " tokens for each of "
             + job.layers().size()
@@ -43,7 +30,7 @@ final class EngineLine {
     return "KV cache "
         + (cache.isPresent()
             ? Units.bytes(Math.multiplyExact(cache.getAsLong(), (long) instances)) + ", " + blocks
-            : blocks + ", of the first batch's dtype")
+            : blocks + (job.kvCache().isFraction() ? "" : ", of the first batch's dtype"))
         + "; Java heap up to "
         + Units.bytes(Runtime.getRuntime().maxMemory());
   }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.attention;
 
+import io.broadhead.kernel.EngineConfig;
+import io.broadhead.kernel.KernelEngine;
 import java.io.Serializable;
 import java.util.Objects;
 
@@ -28,5 +30,14 @@ public record AttentionConfig(String backend, int threads, int device, OutOfBloc
   /** The best backend that works here, with one thread per core. */
   public static AttentionConfig auto() {
     return new AttentionConfig("auto", 0, 0);
+  }
+
+  /**
+   * Opens the backend; the caller closes it.
+   *
+   * @throws io.broadhead.kernel.KernelException with the reason if it cannot be used
+   */
+  public KernelEngine openEngine() {
+    return KernelEngine.open(new EngineConfig(backend, threads, device));
   }
 }

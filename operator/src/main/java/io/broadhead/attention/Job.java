@@ -33,7 +33,9 @@ public record Job(KvCacheSpec kvCache, List<LayerSpec> layers) implements Serial
     }
     layers = List.copyOf(byName.values());
     for (LayerSpec layer : layers) {
-      if (layer.attnType().cached() && kvCache.numBlocks() == 0) {
+      if (kvCache.isFraction()) {
+        requireDtype(layer);
+      } else if (layer.attnType().cached() && kvCache.numBlocks() == 0) {
         throw new InvalidJobException(
             JobFileKey.KV_CACHE.key() + "." + JobFileKey.NUM_BLOCKS.key(),
             "missing; expected "
@@ -44,6 +46,18 @@ public record Job(KvCacheSpec kvCache, List<LayerSpec> layers) implements Serial
       }
     }
     requireCountableBytes(kvCache, layers);
+  }
+
+  /** How many blocks there can be must not depend on the first batch. */
+  private static void requireDtype(LayerSpec layer) {
+    if (layer.attnType().cached() && layer.kvCacheDtype() == KvCacheDtype.AUTO) {
+      throw InvalidJobException.expected(
+          JobFileKey.KV_CACHE.key() + "." + JobFileKey.MEMORY_FRACTION.key(),
+          "a kv_cache_dtype other than auto, which says how large a block is, for layer '"
+              + layer.name()
+              + "'",
+          KvCacheDtype.AUTO.label());
+    }
   }
 
   /** Even the widest element type leaves the bytes of all caches a number that a long holds. */
@@ -79,20 +93,59 @@ public record Job(KvCacheSpec kvCache, List<LayerSpec> layers) implements Serial
 
   /**
    * Bytes that the KV caches of all layers take in one parallel instance; empty if a layer's dtype
-   * is {@code auto}, so that its first batch decides.
+   * is {@code auto}, so that its first batch decides, or if the free memory of a GPU decides.
    */
   public OptionalLong cacheBytes() {
+    if (kvCache.isFraction()) {
+      return OptionalLong.empty();
+    }
     long sum = 0;
-    for (LayerSpec layer : layers) {
-      if (!layer.attnType().cached() || layer.kvSharingTargetLayerName() != null) {
-        continue;
-      }
+    for (LayerSpec layer : cacheOwners()) {
       if (layer.kvCacheDtype() == KvCacheDtype.AUTO) {
         return OptionalLong.empty();
       }
       sum = Math.addExact(sum, kvCache.bytes(layer, layer.kvCacheDtype().dtype().orElseThrow()));
     }
     return OptionalLong.of(sum);
+  }
+
+  private List<LayerSpec> cacheOwners() {
+    return layers.stream()
+        .filter(layer -> layer.attnType().cached() && layer.kvSharingTargetLayerName() == null)
+        .toList();
+  }
+
+  /**
+   * This job with as many blocks as {@code kv_cache.memory_fraction} allows.
+   *
+   * @param freeMemory bytes that a GPU has free; 0: the backend is none
+   * @throws InvalidJobException if there is no GPU, or not one block fits
+   */
+  Job sizedFor(long freeMemory) {
+    if (!kvCache.isFraction() || cacheOwners().isEmpty()) {
+      return this;
+    }
+    String key = JobFileKey.KV_CACHE.key() + "." + JobFileKey.MEMORY_FRACTION.key();
+    if (freeMemory == 0) {
+      throw InvalidJobException.expected(
+          key,
+          "num_blocks instead on a backend without memory of its own",
+          kvCache.memoryFraction());
+    }
+    long blockBytes = 0;
+    for (LayerSpec layer : cacheOwners()) {
+      DType stored = layer.kvCacheDtype().dtype().orElseThrow();
+      blockBytes = Math.addExact(blockBytes, kvCache.blockBytes(layer, stored));
+    }
+    long budget = (long) (kvCache.memoryFraction() * freeMemory);
+    long blocks = Math.min(budget / blockBytes, KvCacheSpec.MAX_BLOCKS);
+    if (blocks == 0) {
+      throw InvalidJobException.expected(
+          key,
+          "room for a block of every layer, " + blockBytes + " bytes",
+          budget + " bytes of " + freeMemory + " free ones");
+    }
+    return new Job(new KvCacheSpec(kvCache.blockSize(), blocks, kvCache.dtype()), layers);
   }
 
   private static LayerSpec resolve(

@@ -97,9 +97,10 @@ public final class JobFile {
             .map(Long::intValue)
             .orElse(KvCacheSpec.DEFAULT_BLOCK_SIZE);
     long numBlocks = map.integer(JobFileKey.NUM_BLOCKS, 1, KvCacheSpec.MAX_BLOCKS).orElse(0L);
+    double memoryFraction = map.number(JobFileKey.MEMORY_FRACTION).orElse(0.0);
     KvCacheDtype dtype =
         map.text(JobFileKey.DTYPE).map(t -> dtype(map, JobFileKey.DTYPE, t)).orElse(null);
-    return map.within(() -> new KvCacheSpec(blockSize, numBlocks, dtype));
+    return map.within(() -> new KvCacheSpec(blockSize, numBlocks, memoryFraction, dtype));
   }
 
   private LayerSpec layer(YamlMapping map) {

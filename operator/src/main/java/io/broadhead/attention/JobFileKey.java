@@ -20,8 +20,15 @@ public enum JobFileKey {
       Section.KV_CACHE,
       "num_blocks",
       "integer, 1 to 2147483647",
-      "required by layers with a cache",
+      "required by layers with a cache, unless there is memory_fraction",
       "blocks of the pool that each layer with a cache gets, in every parallel instance"),
+  MEMORY_FRACTION(
+      Section.KV_CACHE,
+      "memory_fraction",
+      "number above 0, at most 1",
+      "none",
+      "instead of num_blocks: so much of the memory that a GPU has free when an instance opens it"
+          + " goes to the pools of all layers together; their kv_cache_dtype must not be auto"),
   DTYPE(
       Section.KV_CACHE,
       "dtype",

@@ -12,7 +12,6 @@ import io.broadhead.attention.cache.CacheStores;
 import io.broadhead.attention.cache.ExternalBlocks;
 import io.broadhead.attention.cache.KvCacheManager;
 import io.broadhead.attention.cache.RowRefusedException;
-import io.broadhead.kernel.EngineConfig;
 import io.broadhead.kernel.EngineInfo;
 import io.broadhead.kernel.ErrorCode;
 import io.broadhead.kernel.KernelCache;
@@ -72,7 +71,7 @@ public final class PagedAttention implements AutoCloseable {
 
   private PagedAttention(
       Job job,
-      AttentionConfig config,
+      OutOfBlocks outOfBlocks,
       KernelEngine engine,
       BufferAllocator allocator,
       CacheStores stores) {
@@ -81,7 +80,7 @@ public final class PagedAttention implements AutoCloseable {
     this.allocator = allocator;
     this.layers = new LayerSet(job, engine);
     this.stores = stores;
-    this.outOfBlocks = config.outOfBlocks();
+    this.outOfBlocks = outOfBlocks;
     this.cacheLayers = CacheLayers.of(job);
     this.schemas = new BoundSchemas(layers, cacheLayers.roles(), allocator);
     this.memory = new PoolMemory(layers, cacheLayers.owners(), allocator);
@@ -107,10 +106,22 @@ public final class PagedAttention implements AutoCloseable {
    */
   public static PagedAttention open(
       Job job, AttentionConfig config, BufferAllocator allocator, CacheStores stores) {
-    KernelEngine engine =
-        KernelEngine.open(new EngineConfig(config.backend(), config.threads(), config.device()));
+    return open(job, config.openEngine(), config.outOfBlocks(), allocator, stores);
+  }
+
+  /**
+   * As above, on an engine that is open; this closes it. On a GPU results need not be copied if
+   * {@code allocator} is one of {@link KernelEngine#memory}.
+   */
+  public static PagedAttention open(
+      Job job,
+      KernelEngine engine,
+      OutOfBlocks outOfBlocks,
+      BufferAllocator allocator,
+      CacheStores stores) {
     try {
-      PagedAttention attention = new PagedAttention(job, config, engine, allocator, stores);
+      Job sized = job.sizedFor(engine.info().freeMemory());
+      PagedAttention attention = new PagedAttention(sized, outOfBlocks, engine, allocator, stores);
       job.layers().forEach(attention.layers::requireSupport);
       return attention;
     } catch (RuntimeException e) {
@@ -627,22 +638,12 @@ public final class PagedAttention implements AutoCloseable {
 
   /** One line on what was opened and what memory the KV caches take. */
   public String describe() {
-    EngineInfo info = engine.info();
-    String device = info.device().isEmpty() ? "" : " on " + info.device();
     String planned =
         job.cacheBytes().isPresent()
             ? job.cacheBytes().getAsLong() + " bytes"
             : "sized by each layer's first batch (kv_cache_dtype auto)";
-    return "backend "
-        + info.backend()
-        + ", tier "
-        + info.tier()
-        + device
-        + " ("
-        + info.reason()
-        + "), "
-        + info.threads()
-        + " threads, "
+    return engine.info().describe()
+        + ", "
         + job.layers().size()
         + (job.layers().size() == 1 ? " layer" : " layers")
         + ", KV cache "

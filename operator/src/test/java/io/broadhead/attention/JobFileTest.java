@@ -109,6 +109,36 @@ class JobFileTest {
   }
 
   @Test
+  void aFractionOfAGpusFreeMemoryIsSharedByThePoolsOfAllLayers() {
+    Job job =
+        JobFile.parse(
+            """
+            kv_cache: {block_size: 32, memory_fraction: 0.5, dtype: float16}
+            layers:
+              - {name: a, num_heads: 4, num_kv_heads: 2, head_size: 64}
+              - {name: b, num_heads: 4, head_size: 32, kv_cache_dtype: fp8}
+              - {name: c, num_heads: 4, head_size: 32, kv_sharing_target_layer_name: b}
+              - {name: d, num_heads: 4, head_size: 32, attn_type: encoder}
+            """,
+            "job.yaml");
+    long blockOfA = 2L * 32 * 2 * 64 * 2;
+    long blockOfB = 2L * 32 * 4 * 32;
+
+    assertThat(job.cacheBytes()).isEmpty();
+    Job sized = job.sizedFor(2 * (10 * (blockOfA + blockOfB) + 100));
+    assertThat(sized.kvCache()).isEqualTo(new KvCacheSpec(32, 10, KvCacheDtype.FLOAT16));
+    assertThat(sized.layers()).isEqualTo(job.layers());
+    assertThat(sized.cacheBytes()).hasValue(10 * (blockOfA + blockOfB));
+    assertThatThrownBy(() -> job.sizedFor(2 * (blockOfA + blockOfB) - 2))
+        .isInstanceOf(InvalidJobException.class)
+        .hasMessageContaining("kv_cache.memory_fraction")
+        .hasMessageContaining((blockOfA + blockOfB) + " bytes");
+    assertThatThrownBy(() -> job.sizedFor(0))
+        .isInstanceOf(InvalidJobException.class)
+        .hasMessageContaining("num_blocks instead");
+  }
+
+  @Test
   void encoderLayersNeedNoCacheAndIgnoreItsDtype() {
     Job job =
         JobFile.parse(
@@ -313,6 +343,20 @@ class JobFileTest {
         badFile(
             "kv_cache: {block_size: 24}\nlayers: []\n", "job.yaml:1:24: kv_cache.block_size", "24"),
         badFile("kv_cache: {num_blocks: 0}\nlayers: []\n", "kv_cache.num_blocks", "got 0"),
+        badFile(
+            "kv_cache: {memory_fraction: 1.5}\nlayers: []\n",
+            "job.yaml:1:29: kv_cache.memory_fraction: expected number above 0",
+            "got 1.5"),
+        badFile(
+            "kv_cache: {num_blocks: 1, memory_fraction: 0.5}\nlayers: []\n",
+            "kv_cache.memory_fraction: expected no such key beside num_blocks"),
+        badFile(
+            """
+            kv_cache: {memory_fraction: 0.5}
+            layers: [{name: a, num_heads: 8, head_size: 256}]
+            """,
+            "kv_cache.memory_fraction: expected a kv_cache_dtype other than auto",
+            "layer 'a'"),
         badFile("kv_cache: {num_blocks: 3000000000}\nlayers: []\n", "kv_cache.num_blocks", "30000"),
         badFile(
             """

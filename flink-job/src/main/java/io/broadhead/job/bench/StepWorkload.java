@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.job.bench;
 
+import io.broadhead.arrow.Allocators;
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.attention.AttentionConfig;
 import io.broadhead.attention.Job;
@@ -8,6 +9,8 @@ import io.broadhead.attention.KvCacheDtype;
 import io.broadhead.attention.KvCacheSpec;
 import io.broadhead.attention.LayerSpec;
 import io.broadhead.attention.PagedAttention;
+import io.broadhead.attention.cache.CacheStores;
+import io.broadhead.kernel.KernelEngine;
 import java.util.List;
 import java.util.stream.IntStream;
 import org.apache.arrow.memory.BufferAllocator;
@@ -23,8 +26,9 @@ final class StepWorkload implements AutoCloseable {
 
   private final PagedAttention attention;
   private final ArrowBatch batch;
+  private final BufferAllocator allocator;
 
-  StepWorkload(StepShape shape, AttentionConfig config, BufferAllocator allocator) {
+  StepWorkload(StepShape shape, AttentionConfig config) {
     Heads heads = shape.heads();
     LayerSpec layer =
         LayerSpec.builder(heads.name(), heads.numHeads(), heads.headSize())
@@ -35,12 +39,16 @@ final class StepWorkload implements AutoCloseable {
             new KvCacheSpec(shape.blockSize(), shape.blocks(), KvCacheDtype.AUTO), List.of(layer));
     NormalValues values = new NormalValues(shape.dtype(), SEED);
     int[] blocks = IntStream.range(0, Math.toIntExact(shape.blocks())).toArray();
-    attention = PagedAttention.open(job, config, allocator);
+    KernelEngine engine = config.openEngine();
+    allocator = Allocators.root(engine.memory());
+    attention =
+        PagedAttention.open(job, engine, config.outOfBlocks(), allocator, CacheStores.onHeap());
     try (ArrowBatch contents = RandomStepBatch.build(contents(shape), blocks, values, allocator)) {
       attention.step(contents).close();
       batch = RandomStepBatch.build(shape, blocks, values, allocator);
     } catch (RuntimeException | Error e) {
       attention.close();
+      allocator.close();
       throw e;
     }
   }
@@ -86,5 +94,6 @@ final class StepWorkload implements AutoCloseable {
   public void close() {
     batch.close();
     attention.close();
+    allocator.close();
   }
 }
