@@ -132,21 +132,29 @@ BH_INLINE void merge_row(const LayerArgs& layer, const StepArgs& step, const Row
                                 which);
     };
     float maximum = -infinity();
-    for (int p = lane_index(); p < token.num_partials; p += kWave) {
-      maximum = fmaxf(maximum, state(p, 0));
-    }
-    maximum = over_wave(maximum, [](float a, float b) { return fmaxf(a, b); });
     float denominator = 0;
     float sums[kRuns][kRun] = {};
     for (int base = 0; base < token.num_partials; base += kWave) {
       const int count = token.num_partials - base < kWave ? token.num_partials - base : kWave;
-      float factor = 0;
+      float part = 0;
+      float m = -infinity();
       if (lane_index() < count) {
-        const float part = state(base + lane_index(), 1);
-        const float m = state(base + lane_index(), 0);
-        factor = part == 0 ? 0.0f : m == maximum ? 1.0f : exp2_fast(m - maximum);
-        denominator += factor * part;
+        part = state(base + lane_index(), 1);
+        m = state(base + lane_index(), 0);
       }
+      const float raised =
+          fmaxf(maximum, over_wave(m, [](float a, float b) { return fmaxf(a, b); }));
+      if (raised != maximum && base > 0) {
+        const float keep = exp2_fast(maximum - raised);
+        denominator *= keep;
+#pragma unroll
+        for (auto& run : sums) {
+          for (float& sum : run) sum *= keep;
+        }
+      }
+      maximum = raised;
+      const float factor = part == 0 ? 0.0f : m == maximum ? 1.0f : exp2_fast(m - maximum);
+      denominator += factor * part;
 #pragma unroll 8
       for (int p = 0; p < count; ++p) {
         const float of_part = shuffle(factor, p);
@@ -156,10 +164,10 @@ BH_INLINE void merge_row(const LayerArgs& layer, const StepArgs& step, const Row
         for (int r = 0; r < kRuns; ++r) {
           const int dimension = (r * kWave + lane_index()) * kRun;
           if (dimension >= layer.head_size) continue;
-          float part[kRun];
-          load_across_blocks(from + dimension, part);
+          float numbers[kRun];
+          load_across_blocks(from + dimension, numbers);
 #pragma unroll
-          for (int d = 0; d < kRun; ++d) sums[r][d] += of_part * part[d];
+          for (int d = 0; d < kRun; ++d) sums[r][d] += of_part * numbers[d];
         }
       }
     }
