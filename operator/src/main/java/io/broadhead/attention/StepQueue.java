@@ -39,12 +39,17 @@ public final class StepQueue implements AutoCloseable {
   }
 
   /**
-   * Adds a batch. Computes what waits first where that decides what the batch means.
+   * Adds a batch. Computes what waits first where that decides what the batch means. A batch of no
+   * layer of the job does not wait.
    *
    * @param shard of all its rows
    * @throws InvalidBatchException if its schema is wrong
    */
   public void add(ArrowBatch batch, int shard, StepHandler handler) {
+    if (attention.isOfNoLayer(batch)) {
+      attention.turnDown(batch, handler);
+      return;
+    }
     PendingBatch added = attention.pend(batch, shard, handler);
     boolean queued = false;
     try {
