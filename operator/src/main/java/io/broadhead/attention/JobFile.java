@@ -2,6 +2,7 @@
 package io.broadhead.attention;
 
 import java.io.IOException;
+import java.nio.charset.CharacterCodingException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -38,7 +39,12 @@ public final class JobFile {
    * @throws IOException if it cannot be read
    */
   public static Job load(Path path) throws IOException {
-    return parse(Files.readString(path), path.toString());
+    try {
+      return parse(Files.readString(path), path.toString());
+    } catch (CharacterCodingException e) {
+      throw new InvalidJobException("", "expected text in UTF-8, got other bytes")
+          .at(path.toString());
+    }
   }
 
   /**
