@@ -2,7 +2,7 @@
 package io.broadhead.job;
 
 import java.io.PrintWriter;
-import java.util.Arrays;
+import java.util.Collections;
 import java.util.List;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
@@ -52,7 +52,7 @@ public final class Main {
       if (System.getProperty(LOG_CONFIGURATION) == null) {
         System.setProperty(LOG_CONFIGURATION, "io/broadhead/job/log4j2.properties");
       }
-      if (Arrays.asList(args).contains("--verbose")) {
+      if (!Collections.disjoint(List.of(args), List.of("-v", "--verbose"))) {
         Logging.verbose();
       }
       System.exit(execute(args));
