@@ -152,6 +152,12 @@ public final class JobFile {
     String name = map.required(JobFileKey.ROPE_TYPE, map.text(JobFileKey.ROPE_TYPE));
     RopeScaling.Type type =
         RopeScaling.Type.parse(name).orElseThrow(() -> map.unaccepted(JobFileKey.ROPE_TYPE, name));
+    for (JobFileKey key : JobFileKey.Section.ROPE_SCALING.keys()) {
+      if (map.has(key) && !type.uses(key)) {
+        throw new InvalidJobException(
+            map.path(key), "expected no such key, because rope_type " + name + " does not use it");
+      }
+    }
     Optional<Double> given = map.number(JobFileKey.FACTOR);
     double factor =
         type == RopeScaling.Type.DEFAULT

@@ -143,6 +143,10 @@ final class YamlMapping {
     return InvalidJobException.expected(path(key), key.accepted(), "'" + got + "'");
   }
 
+  boolean has(JobFileKey key) {
+    return values.containsKey(key);
+  }
+
   Optional<String> text(JobFileKey key) {
     return Optional.ofNullable(values.get(key))
         .map(
