@@ -36,7 +36,8 @@ import picocli.CommandLine.IVersionProvider;
       "0:everything was done",
       "1:the work failed; one line on stderr says where and why",
       "2:the command line is wrong",
-    })
+    },
+    footer = "%nIn examples, broadhead stands for: java -jar broadhead.jar")
 public final class Main {
   /** Exit code of work that failed. */
   static final int FAILED = 1;
