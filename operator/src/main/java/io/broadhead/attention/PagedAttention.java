@@ -229,11 +229,11 @@ public final class PagedAttention implements AutoCloseable {
   private List<RefusedRow> refusedOf(ArrowBatch batch, Consumer<PendingBatch> rehearsal) {
     List<RefusedRow> refused = new ArrayList<>();
     Outcome outcome = new Outcome(refused::add);
-    if (isOfNoLayer(batch)) {
-      turnDown(batch, outcome);
+    Optional<PendingBatch> taken = pend(batch, ONLY_SHARD, outcome);
+    if (taken.isEmpty()) {
       outcome.result.close();
     } else {
-      try (PendingBatch pending = pend(batch, ONLY_SHARD, outcome)) {
+      try (PendingBatch pending = taken.get()) {
         rehearsal.accept(pending);
       }
     }
@@ -244,17 +244,11 @@ public final class PagedAttention implements AutoCloseable {
 
   // ---- admission -----------------------------------------------------------------------------
 
-  /** Whether no row of the batch names a layer of the job: {@link #turnDown} it. */
-  boolean isOfNoLayer(ArrowBatch batch) {
-    return layerOf(batch, schemas.of(batch.schema())).isEmpty();
-  }
-
   /**
    * Refuses all rows of a batch of no layer, if it has any, and hands over a result without rows.
    * Touches no cache and reserves none: whose it would be nobody can tell.
    */
-  void turnDown(ArrowBatch batch, StepHandler handler) {
-    StepBatchSchema schema = schemas.of(batch.schema());
+  private void turnDown(ArrowBatch batch, StepBatchSchema schema, StepHandler handler) {
     LayerSpec layer = layerByQuery(batch.schema());
     try (ResultDraft draft = resultColumns(layer, schema).draft(batch)) {
       for (int row = 0; row < batch.numRows(); row++) {
@@ -282,10 +276,17 @@ public final class PagedAttention implements AutoCloseable {
 
   /**
    * Takes a batch on: finds its layer, and refuses rows that are of no sequence or another layer.
+   *
+   * @return empty if no row names a layer of the job: the batch is done then
    */
-  PendingBatch pend(ArrowBatch batch, int shard, StepHandler handler) {
+  Optional<PendingBatch> pend(ArrowBatch batch, int shard, StepHandler handler) {
     StepBatchSchema schema = schemas.of(batch.schema());
-    LayerSpec layer = layerOf(batch, schema).orElseThrow();
+    Optional<LayerSpec> named = layerOf(batch, schema);
+    if (named.isEmpty()) {
+      turnDown(batch, schema, handler);
+      return Optional.empty();
+    }
+    LayerSpec layer = named.get();
     PendingBatch pending;
     try {
       BoundLayer bound = schemas.of(batch.schema(), layer);
@@ -301,7 +302,7 @@ public final class PagedAttention implements AutoCloseable {
         refuseMisplaced(pending, layer);
       }
       admitted = true;
-      return pending;
+      return Optional.of(pending);
     } finally {
       if (!admitted) {
         pending.close();

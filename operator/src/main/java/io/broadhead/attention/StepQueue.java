@@ -6,6 +6,7 @@ import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import java.util.Set;
 
 /**
@@ -46,11 +47,11 @@ public final class StepQueue implements AutoCloseable {
    * @throws InvalidBatchException if its schema is wrong
    */
   public void add(ArrowBatch batch, int shard, StepHandler handler) {
-    if (attention.isOfNoLayer(batch)) {
-      attention.turnDown(batch, handler);
+    Optional<PendingBatch> taken = attention.pend(batch, shard, handler);
+    if (taken.isEmpty()) {
       return;
     }
-    PendingBatch added = attention.pend(batch, shard, handler);
+    PendingBatch added = taken.get();
     boolean queued = false;
     try {
       if (!isEmpty() && attention.forks(added)) {
