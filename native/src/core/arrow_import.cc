@@ -160,17 +160,35 @@ void check_length(const char* column, const char* what, int64_t got, int64_t at_
   }
 }
 
-/// Refuses nulls where the step format has none. A null_count of -1 means that nobody counted.
-void check_no_nulls(const char* column, const char* what, const ArrowArray& array) {
-  int64_t nulls = array.null_count;
-  if (nulls < 0) {
-    const auto* validity = static_cast<const uint8_t*>(array.buffers[0]);
-    nulls = 0;
-    for (int64_t i = 0; validity && i < array.length; ++i) {
-      nulls += !is_valid(validity, array.offset + i);
+bool has_null(const ArrowArray& array, int64_t begin, int64_t end) {
+  const auto* validity = static_cast<const uint8_t*>(array.buffers[0]);
+  for (int64_t i = begin; validity && i < end; ++i) {
+    if (!is_valid(validity, array.offset + i)) return true;
+  }
+  return false;
+}
+
+/// Whether an array has nulls. A null_count of -1 means that nobody counted.
+bool has_null(const ArrowArray& array) {
+  return array.null_count > 0 || (array.null_count < 0 && has_null(array, 0, array.length));
+}
+
+/// Refuses nulls inside lists, naming the first of the `num_rows` rows that has one. `array` is the
+/// child, or the child's, with `width` elements from `first` on for each entry of the lists.
+void check_no_nulls(const ListColumn& list, int64_t num_rows, const char* what,
+                    const ArrowArray& array, int64_t first = 0, int64_t width = 1) {
+  if (!has_null(array)) return;
+  std::string where;
+  for (int64_t row = 0; list.offsets && row < num_rows && where.empty(); ++row) {
+    const int64_t begin = list.offsets[row], end = list.offsets[row + 1];
+    const bool inside = 0 <= begin && begin <= end && end <= list.child_length &&
+                        end <= (array.length - first) / width;
+    if (inside && has_null(array, first + begin * width, first + end * width)) {
+      where = ", row " + std::to_string(row);
     }
   }
-  if (nulls > 0) bad_array(column, what, nulls, 0);
+  throw Failure(BH_SCHEMA_MISMATCH, kNoRow, "column %s%s: expected no %s, got some", list.name,
+                where.c_str(), what);
 }
 
 const void* data_buffer(const char* column, const ArrowArray& array, int64_t length) {
@@ -200,7 +218,7 @@ ListColumn open_scalars(const char* name, const ArrowArray& parent, const ArrowA
   ListColumn column = open_list(name, parent, list);
   const ArrowArray& child = *list.children[0];
   check_shape(name, child, 2, 0);
-  check_no_nulls(name, "nulls inside lists", child);
+  check_no_nulls(column, parent.length, "nulls inside lists", child);
   auto data = static_cast<const T*>(data_buffer(name, child, child.length));
   values = data ? data + child.offset : nullptr;
   return column;
@@ -212,10 +230,10 @@ ListColumn open_tensors(const char* name, const ArrowArray& parent, const ArrowA
   ListColumn column = open_list(name, parent, list);
   const ArrowArray& tensors = *list.children[0];
   check_shape(name, tensors, 1, 1);
-  check_no_nulls(name, "null tensors", tensors);
+  check_no_nulls(column, parent.length, "null tensors", tensors);
   const ArrowArray& elements = *tensors.children[0];
   check_shape(name, elements, 2, 0);
-  check_no_nulls(name, "null elements", elements);
+  check_no_nulls(column, parent.length, "null elements", elements, tensors.offset * width, width);
   if (elements.length / width - tensors.offset < tensors.length) {
     throw Failure(BH_INVALID_ARGUMENT, kNoRow,
                   "column %s: number of elements is %" PRId64 ", expected %" PRId64
@@ -339,7 +357,9 @@ StepReader::StepReader(const LayerSpec& spec, const Cache* cache, StepColumns co
 
 void StepReader::open(const ArrowArray& batch) {
   check_shape("(all)", batch, 1, columns_.num_columns);
-  check_no_nulls("(all)", "null rows", batch);
+  if (has_null(batch)) {
+    throw Failure(BH_INVALID_ARGUMENT, kNoRow, "expected no null rows, got some");
+  }
   num_rows_ = batch.length;
   memory_ = StepPart{};
   auto child = [&batch](int index) -> const ArrowArray& { return *batch.children[index]; };

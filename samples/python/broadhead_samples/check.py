@@ -15,8 +15,8 @@ from broadhead_samples.rope import rotate
 
 EXAMPLE = """\
 example:
-  broadhead-check --job job.yaml --steps steps.arrow out.arrow       compute the reference, then compare
-  broadhead-check --expected expected.arrow results/                 compare with a stored expectation
+  broadhead-check --job job.yaml --steps steps.arrow out.arrow     # computes the reference, then compares
+  broadhead-check --expected expected.arrow results/               # compares with a stored expectation
 """
 
 #: Largest allowed error by the dtype of the output

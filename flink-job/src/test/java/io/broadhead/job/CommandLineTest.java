@@ -27,6 +27,35 @@ class CommandLineTest {
         .contains("Examples:", "  broadhead " + command, "--backend=NAME", "--threads=N");
   }
 
+  /** What is longer than a line would be wrapped, and not work as printed. */
+  @ParameterizedTest
+  @ValueSource(
+      strings = {
+        "attend",
+        "run",
+        "inspect",
+        "compare",
+        "merge",
+        "doctor",
+        "bench",
+        "bench decode",
+        "bench prefill",
+        "bench mixed",
+        "bench update",
+        "bench step",
+        "bench report"
+      })
+  void examplesCanBePasted(String command) {
+    String help = Cli.run((Object[]) (command + " --help").split(" ")).out();
+    String[] examples = help.substring(help.indexOf("Example")).split("\\R+");
+
+    assertThat(examples).hasSizeGreaterThan(1);
+    for (int i = 1; i < examples.length && examples[i].startsWith(" "); i++) {
+      assertThat(examples[i])
+          .startsWith(examples[i - 1].endsWith("\\") ? "      " : "  broadhead " + command);
+    }
+  }
+
   @Test
   void versionAndOverview() {
     assertThat(Cli.run("--version").out()).startsWith("broadhead 0.");

@@ -32,6 +32,7 @@ class PackagedIT {
             List.of(
                 Path.of(System.getProperty("java.home"), "bin", "java").toString(),
                 "-Xlog:class+load:file=" + temp.resolve("classes"),
+                "-Dorg.bytedeco.javacpp.cachedir=" + temp.resolve("unpacked"),
                 "-jar",
                 TARGET.resolve("broadhead.jar").toString()));
     Arrays.stream(args).map(Object::toString).forEach(command::add);
@@ -63,6 +64,13 @@ class PackagedIT {
     assertThat(cli.err()).isEmpty();
     assertThat(cli.out()).contains("jvm flags  nothing is missing", "chosen     backend cpu");
     assertNoFlink();
+  }
+
+  /** JavaCPP would take the library of an older build of the same size for this one. */
+  @Test
+  void theLibraryIsUnpackedForItsBuild() throws Exception {
+    assertThat(java("doctor").code()).isZero();
+    assertThat(temp.resolve("unpacked")).isDirectoryContaining("glob:**/broadhead-????????");
   }
 
   /** Flink's classes would double the time to start. */

@@ -14,7 +14,7 @@ public final class InvalidBatchException extends RuntimeException {
   private final ErrorCode code;
   private final long row;
 
-  InvalidBatchException(ErrorCode code, long row, String message, Throwable cause) {
+  public InvalidBatchException(ErrorCode code, long row, String message, Throwable cause) {
     super(message, cause);
     this.code = code;
     this.row = row;

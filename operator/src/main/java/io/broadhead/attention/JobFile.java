@@ -2,6 +2,7 @@
 package io.broadhead.attention;
 
 import java.io.IOException;
+import java.nio.charset.CharacterCodingException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -38,7 +39,12 @@ public final class JobFile {
    * @throws IOException if it cannot be read
    */
   public static Job load(Path path) throws IOException {
-    return parse(Files.readString(path), path.toString());
+    try {
+      return parse(Files.readString(path), path.toString());
+    } catch (CharacterCodingException e) {
+      throw new InvalidJobException("", "expected text in UTF-8, got other bytes")
+          .at(path.toString());
+    }
   }
 
   /**
@@ -146,6 +152,12 @@ public final class JobFile {
     String name = map.required(JobFileKey.ROPE_TYPE, map.text(JobFileKey.ROPE_TYPE));
     RopeScaling.Type type =
         RopeScaling.Type.parse(name).orElseThrow(() -> map.unaccepted(JobFileKey.ROPE_TYPE, name));
+    for (JobFileKey key : JobFileKey.Section.ROPE_SCALING.keys()) {
+      if (map.has(key) && !type.uses(key)) {
+        throw new InvalidJobException(
+            map.path(key), "expected no such key, because rope_type " + name + " does not use it");
+      }
+    }
     Optional<Double> given = map.number(JobFileKey.FACTOR);
     double factor =
         type == RopeScaling.Type.DEFAULT

@@ -57,6 +57,8 @@ public record LayerSpec(
         JobFileKey.HEAD_SIZE,
         "one of " + JobFileKey.HEAD_SIZE.accepted(),
         headSize);
+    int mostHeads = Integer.MAX_VALUE / headSize;
+    require(numHeads <= mostHeads, JobFileKey.NUM_HEADS, "at most " + mostHeads, numHeads);
     require(Float.isFinite(scale), JobFileKey.SCALE, "a finite number", scale);
     require(slidingWindow >= 0, JobFileKey.SLIDING_WINDOW, "at least 1", slidingWindow);
     require(

@@ -19,6 +19,7 @@ import io.broadhead.kernel.KernelEngine;
 import io.broadhead.kernel.KernelException;
 import io.broadhead.kernel.LayerConfig;
 import io.broadhead.kernel.ResultColumns;
+import io.broadhead.kernel.ResultDraft;
 import io.broadhead.kernel.ResultMerger;
 import io.broadhead.kernel.StepStats;
 import java.util.ArrayList;
@@ -227,8 +228,14 @@ public final class PagedAttention implements AutoCloseable {
 
   private List<RefusedRow> refusedOf(ArrowBatch batch, Consumer<PendingBatch> rehearsal) {
     List<RefusedRow> refused = new ArrayList<>();
-    try (PendingBatch pending = pend(batch, ONLY_SHARD, new Outcome(refused::add))) {
-      rehearsal.accept(pending);
+    Outcome outcome = new Outcome(refused::add);
+    Optional<PendingBatch> taken = pend(batch, ONLY_SHARD, outcome);
+    if (taken.isEmpty()) {
+      outcome.result.close();
+    } else {
+      try (PendingBatch pending = taken.get()) {
+        rehearsal.accept(pending);
+      }
     }
     schemas.trim();
     refused.sort(Comparator.comparingLong(RefusedRow::row));
@@ -238,11 +245,48 @@ public final class PagedAttention implements AutoCloseable {
   // ---- admission -----------------------------------------------------------------------------
 
   /**
-   * Takes a batch on: finds its layer, and refuses rows that are of no sequence or another layer.
+   * Refuses all rows of a batch of no layer, if it has any, and hands over a result without rows.
+   * Touches no cache and reserves none: whose it would be nobody can tell.
    */
-  PendingBatch pend(ArrowBatch batch, int shard, StepHandler handler) {
+  private void turnDown(ArrowBatch batch, StepBatchSchema schema, StepHandler handler) {
+    LayerSpec layer = layerByQuery(batch.schema());
+    try (ResultDraft draft = resultColumns(layer, schema).draft(batch)) {
+      for (int row = 0; row < batch.numRows(); row++) {
+        String name = schema.layer(batch, row);
+        String message =
+            schema.firstNullSequence(batch, row) == row
+                ? StepBatchSchema.NULL_SEQUENCE
+                : misplacedMessage(Optional.empty(), null, name);
+        handler.refused(
+            new RefusedRow(
+                ErrorCode.INVALID_ROW, name, schema.sequenceId(batch, row), row, message));
+        draft.refuse(row);
+      }
+      handler.done(draft.finish(0));
+    }
+  }
+
+  private ResultColumns resultColumns(LayerSpec layer, StepBatchSchema schema) {
+    try {
+      return new ResultColumns(layers.config(layer, schema.dtype()), schema.schema(), allocator);
+    } catch (KernelException e) {
+      throw StepRunner.named(e, layer);
+    }
+  }
+
+  /**
+   * Takes a batch on: finds its layer, and refuses rows that are of no sequence or another layer.
+   *
+   * @return empty if no row names a layer of the job: the batch is done then
+   */
+  Optional<PendingBatch> pend(ArrowBatch batch, int shard, StepHandler handler) {
     StepBatchSchema schema = schemas.of(batch.schema());
-    LayerSpec layer = layerOf(batch, schema);
+    Optional<LayerSpec> named = layerOf(batch, schema);
+    if (named.isEmpty()) {
+      turnDown(batch, schema, handler);
+      return Optional.empty();
+    }
+    LayerSpec layer = named.get();
     PendingBatch pending;
     try {
       BoundLayer bound = schemas.of(batch.schema(), layer);
@@ -258,7 +302,7 @@ public final class PagedAttention implements AutoCloseable {
         refuseMisplaced(pending, layer);
       }
       admitted = true;
-      return pending;
+      return Optional.of(pending);
     } finally {
       if (!admitted) {
         pending.close();
@@ -266,18 +310,21 @@ public final class PagedAttention implements AutoCloseable {
     }
   }
 
-  /** The layer of the first row that names one of the job, or the one that the queries fit. */
-  private LayerSpec layerOf(ArrowBatch batch, StepBatchSchema schema) {
+  /** The layer of the first row that names one of the job. */
+  private Optional<LayerSpec> layerOf(ArrowBatch batch, StepBatchSchema schema) {
     if (!schema.hasLayer()) {
-      return onlyLayer();
+      return Optional.of(onlyLayer());
+    }
+    if (batch.numRows() == 0 && job.layers().size() == 1) {
+      return Optional.of(job.layers().get(0));
     }
     for (int row = 0; row < batch.numRows(); row++) {
       Optional<LayerSpec> layer = layers.find(schema.layer(batch, row));
       if (layer.isPresent()) {
-        return layer.get();
+        return layer;
       }
     }
-    return layerByQuery(batch.schema());
+    return Optional.empty();
   }
 
   private boolean isOfOneLayer(ArrowBatch batch, StepBatchSchema schema) {
@@ -323,13 +370,13 @@ public final class PagedAttention implements AutoCloseable {
     return job.layers().get(0);
   }
 
-  /** A batch without rows names no layer: its result has the shape of the first that fits. */
+  /** A batch that names no layer: its result has the shape of the first that fits. */
   private LayerSpec layerByQuery(BatchSchema schema) {
     int query = schema.index(StepColumns.QUERY);
     Optional<TensorField> tensors =
         query < 0 ? Optional.empty() : TensorField.of(schema.field(query));
     return job.layers().stream()
-        .filter(l -> tensors.stream().anyMatch(t -> t.elements() == l.numHeads() * l.headSize()))
+        .filter(l -> tensors.stream().anyMatch(t -> fits(t, l)))
         .findFirst()
         .orElse(job.layers().get(0));
   }
@@ -466,8 +513,7 @@ public final class PagedAttention implements AutoCloseable {
     boolean fits =
         tensors
             .filter(t -> LayerSet.ELEMENT_TYPES.contains(t.dtype()))
-            .filter(t -> t.elements() == layer.numHeads() * layer.headSize())
-            .filter(t -> !t.canonical() || t.shape().get(0) == layer.numHeads())
+            .filter(t -> fits(t, layer))
             .isPresent();
     if (!fits) {
       throw new InvalidBatchException(
@@ -489,6 +535,11 @@ public final class PagedAttention implements AutoCloseable {
     } catch (KernelException e) {
       throw StepRunner.named(e, layer);
     }
+  }
+
+  private static boolean fits(TensorField query, LayerSpec layer) {
+    return query.elements() == layer.numHeads() * layer.headSize()
+        && (!query.canonical() || query.shape().get(0) == layer.numHeads());
   }
 
   private LayerSpec profiledLayer(ArrowBatch batch) {

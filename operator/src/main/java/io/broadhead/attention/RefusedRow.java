@@ -17,6 +17,7 @@ public record RefusedRow(
 
   @Override
   public String toString() {
-    return "layer '" + layer + "', sequence " + sequenceId + ", row " + row + ": " + message;
+    String sequence = sequenceId.isEmpty() ? "" : ", sequence " + sequenceId;
+    return "layer '" + layer + "'" + sequence + ", row " + row + ": " + message;
   }
 }

@@ -57,6 +57,17 @@ public record RopeScaling(
       return Arrays.stream(values()).filter(type -> type.text().equals(text)).findFirst();
     }
 
+    /** Whether the rule has a use for {@code key} of {@link JobFileKey.Section#ROPE_SCALING}. */
+    boolean uses(JobFileKey key) {
+      return switch (key) {
+        case ROPE_TYPE -> true;
+        case FACTOR -> this != DEFAULT;
+        case ORIGINAL_MAX_POSITION_EMBEDDINGS -> needsOriginalContext();
+        case LOW_FREQ_FACTOR, HIGH_FREQ_FACTOR -> this == LLAMA3;
+        default -> this == YARN;
+      };
+    }
+
     boolean needsOriginalContext() {
       return this == DYNAMIC || this == LLAMA3 || this == YARN;
     }

@@ -6,6 +6,7 @@ import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import java.util.Set;
 
 /**
@@ -39,13 +40,18 @@ public final class StepQueue implements AutoCloseable {
   }
 
   /**
-   * Adds a batch. Computes what waits first where that decides what the batch means.
+   * Adds a batch. Computes what waits first where that decides what the batch means. A batch of no
+   * layer of the job does not wait.
    *
    * @param shard of all its rows
    * @throws InvalidBatchException if its schema is wrong
    */
   public void add(ArrowBatch batch, int shard, StepHandler handler) {
-    PendingBatch added = attention.pend(batch, shard, handler);
+    Optional<PendingBatch> taken = attention.pend(batch, shard, handler);
+    if (taken.isEmpty()) {
+      return;
+    }
+    PendingBatch added = taken.get();
     boolean queued = false;
     try {
       if (!isEmpty() && attention.forks(added)) {

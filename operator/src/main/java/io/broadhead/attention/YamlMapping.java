@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.attention;
 
+import java.math.BigInteger;
 import java.util.ArrayList;
 import java.util.EnumMap;
 import java.util.List;
@@ -142,6 +143,10 @@ final class YamlMapping {
     return InvalidJobException.expected(path(key), key.accepted(), "'" + got + "'");
   }
 
+  boolean has(JobFileKey key) {
+    return values.containsKey(key);
+  }
+
   Optional<String> text(JobFileKey key) {
     return Optional.ofNullable(values.get(key))
         .map(
@@ -172,13 +177,10 @@ final class YamlMapping {
               if (!(node instanceof ScalarNode scalar) || !node.getTag().equals(Tag.INT)) {
                 throw mistyped(key, node, "");
               }
-              try {
-                long value = parseLong(scalar.getValue());
-                if (value >= least && value <= most) {
-                  return value;
-                }
-              } catch (NumberFormatException beyondLong) {
-                // Reported below, as any number out of range.
+              BigInteger value = parseInteger(scalar.getValue());
+              if (value.compareTo(BigInteger.valueOf(least)) >= 0
+                  && value.compareTo(BigInteger.valueOf(most)) <= 0) {
+                return value.longValue();
               }
               throw InvalidJobException.expected(path(key), key.accepted(), scalar.getValue());
             });
@@ -255,11 +257,7 @@ final class YamlMapping {
     }
     String text = scalar.getValue();
     if (node.getTag().equals(Tag.INT)) {
-      try {
-        return Optional.of((double) parseLong(text));
-      } catch (NumberFormatException beyondLong) {
-        return Optional.of(Double.parseDouble(text));
-      }
+      return Optional.of(parseInteger(text).doubleValue());
     }
     if (!node.getTag().equals(Tag.FLOAT)) {
       return Optional.empty();
@@ -273,11 +271,11 @@ final class YamlMapping {
   }
 
   /** Reads the integers of YAML's core schema: decimal, 0o octal, 0x hexadecimal. */
-  private static long parseLong(String text) {
+  private static BigInteger parseInteger(String text) {
     if (text.startsWith("0x")) {
-      return Long.parseLong(text.substring(2), 16);
+      return new BigInteger(text.substring(2), 16);
     }
-    return text.startsWith("0o") ? Long.parseLong(text.substring(2), 8) : Long.parseLong(text);
+    return text.startsWith("0o") ? new BigInteger(text.substring(2), 8) : new BigInteger(text);
   }
 
   static String describe(Node node) {

@@ -4,6 +4,8 @@ package io.broadhead.flink;
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.ArrowColumn;
 import io.broadhead.arrow.StepColumns;
+import io.broadhead.attention.InvalidBatchException;
+import io.broadhead.kernel.ErrorCode;
 import java.util.HashMap;
 import java.util.Map;
 import org.apache.arrow.vector.types.pojo.ArrowType;
@@ -22,6 +24,8 @@ import org.apache.flink.runtime.state.KeyGroupRangeAssignment;
  */
 public final class ShardKey implements KeySelector<ArrowBatch, Integer> {
   private static final long serialVersionUID = 1;
+
+  private static final ArrowType INT64 = new ArrowType.Int(64, true);
 
   private final int[] keys;
 
@@ -84,14 +88,17 @@ public final class ShardKey implements KeySelector<ArrowBatch, Integer> {
     if (ids != null && field.getType() instanceof ArrowType.Utf8) {
       return shardOf(ids.getBytes(row), shards);
     }
-    if (ids != null && field.getType() instanceof ArrowType.Int) {
+    if (ids != null && field.getType().equals(INT64)) {
       return shardOf(ids.getLong(row), shards);
     }
-    throw new IllegalArgumentException(
+    throw new InvalidBatchException(
+        ErrorCode.SCHEMA_MISMATCH,
+        -1,
         "column "
             + name
             + ": expected int64 or utf8, got "
-            + (field == null ? "no such column" : field));
+            + (field == null ? "no such column" : field),
+        null);
   }
 
   static int shardOf(long id, int shards) {

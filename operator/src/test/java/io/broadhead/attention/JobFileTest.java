@@ -8,6 +8,7 @@ import java.io.ByteArrayInputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.ObjectInputStream;
 import java.io.ObjectOutputStream;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Collections;
@@ -198,6 +199,11 @@ class JobFileTest {
 
     Files.writeString(file, EVERY_KEY.replace("head_size: 80", "head_size: 81"));
     assertThatThrownBy(() -> JobFile.load(file)).hasMessageStartingWith(file + ":6:16: ");
+
+    Files.write(file, EVERY_KEY.getBytes(StandardCharsets.UTF_16));
+    assertThatThrownBy(() -> JobFile.load(file))
+        .isInstanceOf(InvalidJobException.class)
+        .hasMessage(file + ": expected text in UTF-8, got other bytes");
   }
 
   @Test
@@ -255,6 +261,9 @@ class JobFileTest {
         badLayer("num_kv_heads: two", "expected integer", "got 'two'"),
         badLayer("num_kv_heads: 2.5", "expected integer", "got 2.5"),
         badLayer("num_kv_heads: 99999999999999999999", "got 99999999999999999999"),
+        badLayer("sliding_window: 0xffffffffffffffffffff", "got 0xffffffffffffffffffff"),
+        badLayer("logits_soft_cap: 0o7777777777777777777777777777777777777777777777777777", "got"),
+        badFile(layer("").replace("num_heads: 4", "num_heads: 2147483647"), "got 2147483647"),
         badLayer("num_kv_heads: [2]", "expected integer", "got a list"),
         badLayer("num_heads: 2", "job.yaml:6:5: layers[0].num_heads: given twice"),
         badLayer("scale: fast", "layers[0].scale: expected finite number, got 'fast'"),

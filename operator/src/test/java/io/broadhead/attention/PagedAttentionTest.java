@@ -380,14 +380,27 @@ class PagedAttentionTest {
     }
   }
 
+  /** A batch of no layer must not be taken for one of a layer that only has the same shape. */
   @Test
-  void batchesWithoutRowsGiveResultsWithoutRows() {
-    LayerSpec layer = small("a").build();
-    Job job = job(16, 8, layer, small("b").build());
+  void batchesOfNoLayerSettleNothing() {
+    LayerSpec rotating = small("a").rope(new RopeSpec(16, 64, 10000, true)).build();
+    LayerSpec layer = small("b").build();
+    Job job = job(16, 8, rotating, layer);
+    StepRow stray = new Scenario(job, DType.FLOAT32, 1).next("s", layer, 2).withLayer("x");
+    List<RefusedRow> refused = new ArrayList<>();
     try (PagedAttention attention = PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
-        ArrowBatch batch = StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, List.of());
-        ArrowBatch result = attention.step(batch)) {
-      assertThat(result.numRows()).isZero();
+        ArrowBatch empty = StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, List.of());
+        ArrowBatch strays =
+            StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, List.of(stray));
+        ArrowBatch ofEmpty = attention.step(empty);
+        ArrowBatch ofStrays = attention.step(strays, refused::add)) {
+      assertThat(ofEmpty.numRows()).isZero();
+      assertThat(ofStrays.numRows()).isZero();
+      assertThat(refused).singleElement().satisfies(row -> assertThat(row.layer()).isEqualTo("x"));
+      assertThat(attention.check(empty)).isEmpty();
+      assertThat(attention.check(strays)).hasSize(1);
+      assertThat(attention.cacheBytes()).isZero();
+      assertThat(attention.blockTables()).isEmpty();
     }
   }
 

@@ -115,6 +115,12 @@ class RopeScalingTest {
         .hasMessageContaining("layers[0].rope.rope_scaling.rope_type")
         .hasMessageContaining("default, linear, dynamic, llama3, yarn")
         .hasMessageContaining("'su'");
+    assertThatThrownBy(
+            () ->
+                parse(
+                    "max_position: 9, rope_scaling: {rope_type: linear, factor: 2, beta_fast: 3}"))
+        .hasMessageContaining("rope_scaling.beta_fast: expected no such key")
+        .hasMessageContaining("rope_type linear");
     assertThatThrownBy(() -> parse("max_position: 9, rope_scaling: {rope_type: linear}"))
         .hasMessageContaining("rope_scaling.factor: missing");
     assertThatThrownBy(() -> parse("max_position: 9, rope_scaling: {rope_type: yarn, factor: 2}"))

@@ -8,6 +8,7 @@ import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.BatchSchema;
 import io.broadhead.arrow.DType;
 import io.broadhead.arrow.TensorField;
+import io.broadhead.attention.InvalidBatchException;
 import io.broadhead.attention.Job;
 import io.broadhead.attention.JobFile;
 import io.broadhead.attention.LayerSpec;
@@ -16,10 +17,13 @@ import io.broadhead.attention.testing.Scenario;
 import io.broadhead.attention.testing.StepBatches;
 import io.broadhead.attention.testing.StepRow;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.function.Consumer;
 import java.util.stream.LongStream;
 import org.apache.arrow.memory.ArrowBuf;
+import org.apache.arrow.vector.types.pojo.ArrowType;
+import org.apache.arrow.vector.types.pojo.Field;
 import org.apache.flink.api.common.functions.util.ListCollector;
 import org.apache.flink.core.memory.DataInputDeserializer;
 import org.apache.flink.core.memory.DataOutputSerializer;
@@ -139,22 +143,31 @@ class ShardSplitterTest {
     }
   }
 
-  @Test
-  void aBatchWithoutSequenceIdsIsRefused() {
-    BatchSchema schema = BatchSchema.of(TensorField.list("query", DType.FLOAT32, 4, 64));
-    ArrowBuf empty = noLeaks.allocator().getEmpty();
+  private void assertRefused(Field ids, String got) {
+    BatchSchema schema = BatchSchema.of(ids);
+    ArrowBuf[] buffers = new ArrowBuf[schema.bufferCount()];
+    Arrays.fill(buffers, noLeaks.allocator().getEmpty());
+    long[] lengths = new long[schema.nodeCount()];
     try (ArrowBatch batch =
-        ArrowBatch.adopt(
-            schema,
-            1,
-            new long[schema.nodeCount()],
-            new long[schema.nodeCount()],
-            new ArrowBuf[] {empty, empty, empty, empty, empty},
-            0)) {
+        ArrowBatch.adopt(schema, 1, lengths, new long[lengths.length], buffers, 0)) {
       assertThatThrownBy(
               () -> new ShardSplitter(2).flatMap(batch, new ListCollector<>(new ArrayList<>())))
-          .hasMessage("column sequence_id: expected int64 or utf8, got no such column");
+          .isInstanceOf(InvalidBatchException.class)
+          .hasMessage("column sequence_id: expected int64 or utf8, got " + got);
     }
+  }
+
+  @Test
+  void aBatchWithoutSequenceIdsIsRefused() {
+    assertRefused(TensorField.list("query", DType.FLOAT32, 4, 64), "no such column");
+  }
+
+  /** Eight bytes of an id of four would be read past the buffer's end. */
+  @Test
+  void idsOfAnotherWidthAreRefused() {
+    assertRefused(
+        Field.notNullable("sequence_id", new ArrowType.Int(32, true)),
+        "sequence_id: Int(32, true) not null");
   }
 
   @ParameterizedTest

@@ -15,7 +15,8 @@ import java.util.Map;
 /**
  * Which results share a file. An Arrow IPC file has one schema, so a job whose layers have results
  * of different shapes has one group a layer; what else changes the schema (element type, columns
- * that pass through) starts a further group. Everything is in one group otherwise.
+ * that pass through) starts a further group, which sorts behind the ones before it, with {@code
+ * .arrow} behind the name and without. Everything is in one group otherwise.
  *
  * <p>Used by one thread; serializable without the groups seen so far.
  */
@@ -61,7 +62,7 @@ public final class ResultLayout implements Serializable {
     if (index == 0) {
       return layer;
     }
-    return (layer.isEmpty() ? "" : layer + "-") + "schema-" + (index + 1);
+    return (layer.isEmpty() ? "" : layer + "_") + String.format("schema-%02d", index + 1);
   }
 
   private static String layerOf(ArrowBatch result) {
