@@ -127,6 +127,31 @@ class ManagedTablesTest {
   }
 
   @Test
+  void aSharingLayerNeedsNoRowsForKeysThatCameWithoutQueries() {
+    LayerSpec owner = layer("owner").build();
+    LayerSpec sharing = layer("sharing").kvSharingTargetLayerName("owner").build();
+    Job job = job(8, owner, sharing);
+    Scenario scenario = new Scenario(job, DTYPE, 3);
+    List<StepRow> rows =
+        List.of(
+            scenario.next("s", owner, 0, 9),
+            scenario.next("s", owner, 2, 2),
+            scenario.next("s", sharing, 2, 11));
+    try (PagedAttention managed = open(job, 1, OutOfBlocks.SWAP);
+        PagedAttention external = open(job, 1, OutOfBlocks.SWAP)) {
+      for (StepRow row : rows) {
+        LayerSpec layer = managed.job().layer(row.layer()).orElseThrow();
+        try (ArrowBatch with = external(layer, List.of(row));
+            ArrowBatch without = managed(layer, List.of(row), true);
+            ArrowBatch expected = external.step(with);
+            ArrowBatch got = managed.step(without)) {
+          assertSameBits(got, expected);
+        }
+      }
+    }
+  }
+
+  @Test
   void blocksAreFreeWhenEveryLayerHasSeenTheEnd() {
     LayerSpec a = layer("a").build();
     LayerSpec b = layer("b").build();

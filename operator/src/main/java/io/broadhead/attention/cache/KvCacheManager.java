@@ -222,6 +222,9 @@ public final class KvCacheManager {
     int count = layer.newTokens(row.queries(), row.keys());
     boolean follows = layer.cross() && !layer.writes();
     int start = sequence.planned[follows ? layer.owner() : layer.index()];
+    if (!layer.writes() && row.seqLen() - count > start) {
+      start = row.seqLen() - count; // the rows between brought keys and no queries
+    }
     int end = start + count;
     if (row.seqLen() != RowRequest.UNKNOWN && row.seqLen() != end) {
       throw RowRefusedException.badRow(
