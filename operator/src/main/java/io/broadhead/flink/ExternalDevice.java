@@ -59,11 +59,10 @@ final class ExternalDevice implements AutoCloseable {
 
   private static int indexOf(ExternalResourceInfo info, String resource) {
     String text = info.getProperty(INDEX).orElse("no such property among " + info.getKeys());
-    try {
-      return Integer.parseUnsignedInt(text);
-    } catch (NumberFormatException e) {
+    if (!text.matches("[0-9]{1,9}")) {
       throw bad(resource, "property " + INDEX + " to be the index of a device, got " + text);
     }
+    return Integer.parseInt(text);
   }
 
   private static IllegalStateException bad(String resource, String expected) {

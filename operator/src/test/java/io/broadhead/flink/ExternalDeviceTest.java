@@ -117,7 +117,7 @@ class ExternalDeviceTest {
   @Test
   void aDeviceWithoutAnIndexIsTold() throws Exception {
     expectFailure("got no such property among [uuid]", new Device("uuid", "GPU-7"));
-    expectFailure("to be the index of a device, got -1", new Device("index", "-1"));
+    expectFailure("to be the index of a device, got 4294967295", new Device("index", "4294967295"));
   }
 
   /** As it does with an index that it does not have. */
