@@ -6,7 +6,6 @@ import java.io.IOException;
 import java.io.OutputStream;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
-import java.nio.channels.Channels;
 import java.nio.channels.FileChannel;
 import java.nio.channels.WritableByteChannel;
 import java.nio.file.Files;
@@ -37,7 +36,14 @@ public final class ArrowBatchFileWriter implements AutoCloseable {
   private static final int ALIGNMENT = (int) Allocators.ALIGNMENT;
   private static final int WRITE = 1 << 30;
 
+  /** Bytes that are gathered before they are written: a small batch is many pieces. */
+  private static final int GATHERED = 64 * 1024;
+
+  /** A piece of more bytes is written from where it is. */
+  private static final int SMALL = 16 * 1024;
+
   private final WritableByteChannel out;
+  private final ByteBuffer gathered = ByteBuffer.allocate(GATHERED);
   private final Path target;
   private final Path unfinished;
   private final Compression compression;
@@ -75,7 +81,42 @@ public final class ArrowBatchFileWriter implements AutoCloseable {
   /** Writes to {@code out}, which stays the caller's and is not closed. */
   public static ArrowBatchFileWriter to(
       OutputStream out, Compression compression, BufferAllocator allocator) {
-    return new ArrowBatchFileWriter(Channels.newChannel(out), null, null, compression, allocator);
+    return new ArrowBatchFileWriter(new StreamChannel(out), null, null, compression, allocator);
+  }
+
+  /** Unlike Java's own, passes arrays on as they are. */
+  private static final class StreamChannel implements WritableByteChannel {
+    private final OutputStream stream;
+    private final byte[] chunk = new byte[GATHERED];
+
+    StreamChannel(OutputStream stream) {
+      this.stream = stream;
+    }
+
+    @Override
+    public int write(ByteBuffer bytes) throws IOException {
+      int length = bytes.remaining();
+      if (bytes.hasArray()) {
+        stream.write(bytes.array(), bytes.arrayOffset() + bytes.position(), length);
+        bytes.position(bytes.limit());
+        return length;
+      }
+      while (bytes.hasRemaining()) {
+        int part = Math.min(chunk.length, bytes.remaining());
+        bytes.get(chunk, 0, part);
+        stream.write(chunk, 0, part);
+      }
+      return length;
+    }
+
+    @Override
+    public boolean isOpen() {
+      return true;
+    }
+
+    /** The stream is the caller's. */
+    @Override
+    public void close() {}
   }
 
   /** Sets the schema of a file that may get no batch; the first batch sets it otherwise. */
@@ -173,8 +214,22 @@ public final class ArrowBatchFileWriter implements AutoCloseable {
   }
 
   private void write(ByteBuffer bytes) throws IOException {
+    int length = bytes.remaining();
+    position += length;
+    if (length > SMALL || length > gathered.remaining()) {
+      drain(gathered.flip());
+      gathered.clear();
+    }
+    if (length > SMALL) {
+      drain(bytes);
+    } else {
+      gathered.put(bytes);
+    }
+  }
+
+  private void drain(ByteBuffer bytes) throws IOException {
     while (bytes.hasRemaining()) {
-      position += out.write(bytes);
+      out.write(bytes);
     }
   }
 
@@ -183,7 +238,7 @@ public final class ArrowBatchFileWriter implements AutoCloseable {
     return blocks.size();
   }
 
-  /** Bytes written so far. */
+  /** Bytes of the file so far, some of which may still be gathered. */
   public long position() {
     return position;
   }
@@ -206,6 +261,7 @@ public final class ArrowBatchFileWriter implements AutoCloseable {
     ByteBuffer tail =
         ByteBuffer.allocate(4 + ArrowFile.MAGIC.length).order(ByteOrder.LITTLE_ENDIAN);
     write(tail.putInt(footerLength).put(ArrowFile.MAGIC).flip());
+    drain(gathered.flip());
     finished = true;
     if (target != null) {
       out.close();

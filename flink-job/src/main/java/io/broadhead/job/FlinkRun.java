@@ -117,6 +117,9 @@ final class FlinkRun {
 
   private int executeHere() throws Exception {
     options.requireKnownBackend(options.backend);
+    if (options.deviceResource != null) {
+      throw options.usage("--device-resource: not on an embedded cluster; choose --device");
+    }
     Path input = localPath("--input", options.input);
     Path output = localPath("--output", options.output);
     Failure.requireReadable(input, "--input");
@@ -301,6 +304,9 @@ final class FlinkRun {
     }
     configuration.set(PagedAttentionOptions.BACKEND, options.backend);
     configuration.set(PagedAttentionOptions.DEVICE, options.device);
+    if (options.deviceResource != null) {
+      configuration.set(PagedAttentionOptions.DEVICE_RESOURCE, options.deviceResource);
+    }
     configuration.set(PagedAttentionOptions.OUT_OF_BLOCKS, options.pool.outOfBlocks);
     configuration.set(PagedAttentionOptions.STATE, options.state);
     configuration.setString(ROCKSDB_OPTIONS_FACTORY, ROCKSDB_OPTIONS);

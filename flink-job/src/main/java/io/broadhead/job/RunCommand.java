@@ -123,6 +123,14 @@ final class RunCommand extends EngineCommand {
   double batchMaxDelay;
 
   @Option(
+      names = "--device-resource",
+      paramLabel = "NAME",
+      description =
+          "On a cluster: the external resource of Flink's, such as gpu, that has the device, in"
+              + " place of --device.")
+  String deviceResource;
+
+  @Option(
       names = "--on-bad-row",
       paramLabel = "POLICY",
       defaultValue = "fail",

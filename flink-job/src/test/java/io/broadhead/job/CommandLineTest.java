@@ -112,6 +112,19 @@ class CommandLineTest {
   }
 
   @Test
+  void resourcesOfAClusterNeedOne() {
+    Steps steps = Steps.small(1);
+    Path job = steps.writeJob(temp.resolve("job.yaml"));
+    Path file = steps.writeFile(temp.resolve("steps.arrow"));
+
+    Cli cli = Cli.run(job, file, temp.resolve("out"), "--device-resource", "gpu");
+
+    assertThat(cli.code()).isEqualTo(2);
+    assertThat(cli.err()).contains("--device-resource: not on an embedded cluster");
+    assertThat(temp.resolve("out")).doesNotExist();
+  }
+
+  @Test
   void outputInAFolderThatIsMissing() {
     Steps steps = Steps.small(1);
     Path job = steps.writeJob(temp.resolve("job.yaml"));

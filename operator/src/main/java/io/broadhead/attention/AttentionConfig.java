@@ -27,6 +27,11 @@ public record AttentionConfig(String backend, int threads, int device, OutOfBloc
     this(backend, threads, device, OutOfBlocks.SWAP);
   }
 
+  /** The same on another device. */
+  public AttentionConfig onDevice(int index) {
+    return new AttentionConfig(backend, threads, index, outOfBlocks);
+  }
+
   /** The best backend that works here, with one thread per core. */
   public static AttentionConfig auto() {
     return new AttentionConfig("auto", 0, 0);

@@ -11,12 +11,14 @@ import org.apache.flink.configuration.ReadableConfig;
 /**
  * The options of an operator, read and checked when the job is submitted. Immutable.
  *
+ * @param deviceResource external resource that has the device, or null
  * @param shards that sequences are divided into; written down with saved caches
  * @param batchMaxTokens new tokens of a step; 0: each batch is a step by itself
  * @param batchMaxDelay how long a batch waits for others to join it
  */
 record OperatorSettings(
     AttentionConfig attention,
+    String deviceResource,
     OnBadRow onBadRow,
     StateMode state,
     int shards,
@@ -45,6 +47,7 @@ record OperatorSettings(
     }
     return new OperatorSettings(
         PagedAttentionOptions.attentionConfig(options),
+        options.get(PagedAttentionOptions.DEVICE_RESOURCE),
         options.get(PagedAttentionOptions.ON_BAD_ROW),
         options.get(PagedAttentionOptions.STATE),
         shards,

@@ -2,6 +2,7 @@
 package io.broadhead.flink;
 
 import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.attention.AttentionConfig;
 import io.broadhead.attention.Job;
 import io.broadhead.attention.PagedAttention;
 import io.broadhead.attention.RefusedRow;
@@ -68,6 +69,11 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
   private transient KeyedCacheState state;
 
   private transient ManagedMemory managedMemory;
+
+  /** Null where the options say which device it is. */
+  private transient ExternalDevice device;
+
+  private transient AttentionConfig config;
   private transient BufferAllocator allocator;
   private transient PagedAttention attention;
   private transient StepQueue queue;
@@ -104,7 +110,7 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
     managedMemory = ManagedMemory.reserve(this, job.cacheBytes().orElse(0));
     allocator = FlinkAllocator.child(getOperatorName());
     CacheStores stores = state == null ? CacheStores.onHeap() : state.stores(settings.state());
-    attention = PagedAttention.open(job, settings.attention(), allocator, stores);
+    attention = openAttention(stores);
     canceller = attention::cancel;
     getContainingTask().getCancelables().registerCloseable(canceller);
     if (state != null) {
@@ -120,6 +126,21 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
         getRuntimeContext().getTaskInfo().getTaskNameWithSubtasks(),
         attention.describe(),
         managedMemory);
+  }
+
+  private PagedAttention openAttention(CacheStores stores) {
+    config = settings.attention();
+    if (settings.deviceResource() == null) {
+      return PagedAttention.open(job, config, allocator, stores);
+    }
+    device = ExternalDevice.take(getRuntimeContext(), settings.deviceResource());
+    LOGGER.info("{}: {}", getOperatorName(), device);
+    config = config.onDevice(device.index());
+    try {
+      return PagedAttention.open(job, config, allocator, stores);
+    } catch (KernelException e) {
+      throw new KernelException(e.code(), e.row(), device + ": " + e.getMessage());
+    }
   }
 
   @Override
@@ -189,12 +210,19 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
     if (canceller != null) {
       getContainingTask().getCancelables().unregisterCloseable(canceller);
     }
-    IOUtils.closeAll(pump, queue, attention, this::closeAllocator, managedMemory, super::close);
+    IOUtils.closeAll(
+        pump, queue, attention, this::closeAllocator, device, managedMemory, super::close);
   }
 
   @VisibleForTesting
   PagedAttention attention() {
     return attention;
+  }
+
+  /** With the device that was taken. */
+  @VisibleForTesting
+  AttentionConfig config() {
+    return config;
   }
 
   private void closeAllocator() {

@@ -34,6 +34,15 @@ public final class PagedAttentionOptions {
               "Index of the device of a GPU backend; -1: the one with the most free memory. The CPU"
                   + " backend ignores it.");
 
+  public static final ConfigOption<String> DEVICE_RESOURCE =
+      ConfigOptions.key("broadhead.device-resource")
+          .stringType()
+          .noDefaultValue()
+          .withDescription(
+              "Name of an external resource of Flink's, such as gpu, whose property index is the"
+                  + " device, in place of broadhead.device. Where a TaskManager has several, the"
+                  + " operators of a job share them evenly.");
+
   public static final ConfigOption<OnBadRow> ON_BAD_ROW =
       ConfigOptions.key("broadhead.on-bad-row")
           .enumType(OnBadRow.class)

@@ -14,7 +14,9 @@ import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.attention.testing.Scenario;
 import io.broadhead.attention.testing.StepRow;
 import io.broadhead.kernel.StepStats;
+import java.time.Duration;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Queue;
 import java.util.concurrent.ConcurrentLinkedQueue;
@@ -45,6 +47,7 @@ import org.apache.flink.streaming.api.operators.StreamOperatorParameters;
 import org.apache.flink.test.junit5.MiniClusterExtension;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.TestReporter;
 import org.junit.jupiter.api.extension.RegisterExtension;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
@@ -287,8 +290,7 @@ class PagedAttentionITCase {
     Configuration restarts = new Configuration();
     restarts.set(RestartStrategyOptions.RESTART_STRATEGY, "fixed-delay");
     restarts.set(RestartStrategyOptions.RESTART_STRATEGY_FIXED_DELAY_ATTEMPTS, 100);
-    restarts.set(
-        RestartStrategyOptions.RESTART_STRATEGY_FIXED_DELAY_DELAY, java.time.Duration.ofMillis(1));
+    restarts.set(RestartStrategyOptions.RESTART_STRATEGY_FIXED_DELAY_DELAY, Duration.ofMillis(1));
     environment.configure(restarts);
     StepJob.record(
         PagedAttentionStream.of(StepJob.produce(environment), JOB).options(options()).attend());
@@ -366,29 +368,53 @@ class PagedAttentionITCase {
     StepJob.assertResults();
   }
 
-  /** The step would take seconds. */
-  @Test
-  void aJobThatIsCancelledEndsTheStepOfItsKernel() throws Exception {
+  /** Whether a task's thread computes a step now. */
+  private static boolean isKernelRunning() {
+    return Thread.getAllStackTraces().values().stream()
+        .anyMatch(
+            stack ->
+                Arrays.stream(stack).anyMatch(at -> at.getMethodName().equals("bh_step_parts")));
+  }
+
+  /**
+   * One step of more than ten seconds, a long prompt. That it has no result shows that it was cut
+   * short: a step that ends hands its result over, whatever becomes of the task.
+   */
+  @ParameterizedTest
+  @CsvSource({"1, 0", "2, 0", "1, 100000"})
+  void aJobThatIsCancelledEndsTheStepOfItsKernel(int shards, int maxTokens, TestReporter reporter)
+      throws Exception {
     Job large =
         JobFile.parse(
             """
-            kv_cache: {num_blocks: 2048, dtype: float16}
-            layers: [{name: a, num_heads: 64, num_kv_heads: 1, head_size: 256}]
+            kv_cache: {num_blocks: 1024, dtype: float16}
+            layers: [{name: a, num_heads: 32, num_kv_heads: 1, head_size: 64}]
             """,
             "job.yaml");
-    StepRow row = new Scenario(large, StepJob.DTYPE, 1).next("s", large.layers().get(0), 2048);
-    List<StepRow> rows = new ArrayList<>(List.of(row));
-    StepJob.reset(List.of(new StepJob.Step(large.layers().get(0), rows, false)));
+    StepRow row = new Scenario(large, StepJob.DTYPE, 1).next("s", large.layers().get(0), 16_000);
+    StepJob.reset(List.of(new StepJob.Step(large.layers().get(0), List.of(row), false)));
     StreamExecutionEnvironment environment = environment(true);
     StepJob.record(
-        PagedAttentionStream.of(StepJob.produce(environment), large).options(options()).attend());
+        PagedAttentionStream.of(StepJob.produce(environment), large)
+            .options(
+                options()
+                    .set(PagedAttentionOptions.SHARDS, shards)
+                    .set(PagedAttentionOptions.BATCH_MAX_TOKENS, maxTokens))
+            .attend());
     JobClient client = environment.executeAsync();
-    while (StepJob.lastInput == null) {
+    while (!isKernelRunning()) {
       Thread.sleep(1);
     }
+    Thread.sleep(100);
+    assertThat(isKernelRunning()).isTrue();
+    long start = System.nanoTime();
     client.cancel().get();
     assertThatThrownBy(client.getJobExecutionResult()::get)
         .hasStackTraceContaining("was cancelled");
+    Duration took = Duration.ofNanos(System.nanoTime() - start);
+    reporter.publishEntry("milliseconds from the request to the end", "" + took.toMillis());
+    // A second is what it may take; a machine that stands still for a while is no failure.
+    assertThat(took).isLessThan(Duration.ofSeconds(8));
     assertThat(StepJob.RESULT_BATCHES).hasValue(0);
   }
 

@@ -24,9 +24,12 @@ import org.apache.flink.configuration.StateRecoveryOptions;
 import org.apache.flink.configuration.TaskManagerOptions;
 import org.apache.flink.core.execution.JobClient;
 import org.apache.flink.core.execution.SavepointFormatType;
+import org.apache.flink.runtime.checkpoint.AbstractCheckpointStats;
+import org.apache.flink.runtime.minicluster.MiniCluster;
 import org.apache.flink.runtime.testutils.MiniClusterResourceConfiguration;
 import org.apache.flink.state.rocksdb.RocksDBOptions;
 import org.apache.flink.streaming.api.environment.StreamExecutionEnvironment;
+import org.apache.flink.test.junit5.InjectMiniCluster;
 import org.apache.flink.test.junit5.MiniClusterExtension;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.extension.RegisterExtension;
@@ -148,6 +151,35 @@ class StatefulJobITCase {
     environment.execute();
     assertThat(failures.get()).as("failures").isGreaterThanOrEqualTo(3);
     StepJob.assertResults();
+  }
+
+  /** Batches that are on their way between tasks go into the checkpoint, and come back from it. */
+  @Test
+  void unalignedCheckpointsHoldBatchesOnTheirWay(@InjectMiniCluster MiniCluster cluster)
+      throws Exception {
+    makeSteps(true);
+    StepJob.slow(0);
+    StepJob.slowRecorder(8);
+    AtomicInteger failures = new AtomicInteger();
+    failThreeTimes(failures);
+    StreamExecutionEnvironment environment = environment("hashmap");
+    environment.getCheckpointConfig().enableUnalignedCheckpoints(true);
+    attend(environment, JOB, options(), 2);
+    JobClient client = environment.executeAsync();
+    client.getJobExecutionResult().get();
+    assertThat(failures.get()).as("failures").isGreaterThanOrEqualTo(3);
+    StepJob.assertResults();
+    assertThat(
+            cluster
+                .getExecutionGraph(client.getJobID())
+                .get()
+                .getCheckpointStatsSnapshot()
+                .getHistory()
+                .getCheckpoints()
+                .stream()
+                .mapToLong(AbstractCheckpointStats::getPersistedData))
+        .as("bytes on their way, of each checkpoint")
+        .anyMatch(bytes -> bytes > 0);
   }
 
   @Test

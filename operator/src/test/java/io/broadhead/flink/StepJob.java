@@ -50,6 +50,7 @@ final class StepJob {
   private static List<Step> steps;
   private static volatile Failures failures;
   private static volatile long pauseMillis;
+  private static volatile long recordMillis;
 
   /** Whether the recorder fails now. */
   interface Failures {
@@ -73,6 +74,7 @@ final class StepJob {
     lastInput = null;
     failures = Failures.NONE;
     pauseMillis = 0;
+    recordMillis = 0;
   }
 
   /** The steps' results, computed in order, are what is expected. */
@@ -104,6 +106,11 @@ final class StepJob {
     pauseMillis = millis;
   }
 
+  /** The recorder takes this long for a result, so that batches queue up before the operator. */
+  static void slowRecorder(long millis) {
+    recordMillis = millis;
+  }
+
   private static String key(String layer, Object sequence, int seqLen) {
     return layer + " for " + sequence + " at " + seqLen;
   }
@@ -125,8 +132,9 @@ final class StepJob {
     private transient int checkpoints;
 
     @Override
-    public Integer map(ArrowBatch result) {
+    public Integer map(ArrowBatch result) throws InterruptedException {
       try {
+        Thread.sleep(recordMillis);
         if (failures.isDue(RESULT_BATCHES.incrementAndGet(), checkpoints)) {
           throw new IllegalStateException("the recorder fails on purpose");
         }

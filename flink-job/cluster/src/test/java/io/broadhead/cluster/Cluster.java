@@ -206,6 +206,11 @@ final class Cluster implements AutoCloseable {
         .count();
   }
 
+  /** The lines that a TaskManager has logged. */
+  Stream<String> log(int number) throws IOException {
+    return Files.readAllLines(folder.resolve("taskmanager-" + number + ".log")).stream();
+  }
+
   /** Different files that a TaskManager has mapped whose names contain {@code name}. */
   List<String> mapped(int number, String name) throws IOException {
     try (Stream<String> lines = Files.lines(Path.of("/proc/" + pid(number) + "/maps"))) {

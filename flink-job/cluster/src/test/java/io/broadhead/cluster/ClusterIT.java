@@ -31,7 +31,8 @@ class ClusterIT {
 
   @BeforeAll
   static void start() throws Exception {
-    cluster = new Cluster(clusterFolder, PARALLELISM + 1);
+    FakeGpuDriverFactory.install(clusterFolder.resolve("plugins"));
+    cluster = new Cluster(clusterFolder, PARALLELISM + 1, FakeGpuDriverFactory.properties());
   }
 
   @AfterAll
@@ -162,11 +163,27 @@ class ClusterIT {
     for (int number : cluster.taskManagers()) {
       List<String> libraries = cluster.mapped(number, "jnibroadhead");
       assertThat(libraries.size()).as("mapped: %s", libraries).isLessThanOrEqualTo(1);
-      // Caches of the JDK may keep the class loaders of the last jobs until others take their
-      // place.
+      // The JDK keeps the class loaders of the last jobs until others take their place.
       Cluster.await("class loaders to go", () -> cluster.userClassLoaders(number) <= 2);
       used += libraries.size();
     }
     assertThat(used).as("TaskManagers that ran the job").isPositive();
+  }
+
+  @Test
+  void operatorsTakeTheDeviceOfAnExternalResource() throws Exception {
+    DecodingWorkload workload = new DecodingWorkload(folder, 40);
+    workload.step();
+    String job =
+        cluster.submit(
+            arguments(workload, workload.output(), 500, PARALLELISM, "--device-resource", "gpu"));
+    Cluster.await("the job's end", () -> cluster.state(job).equals("FINISHED"));
+    workload.assertResults();
+    String taken = "device " + FakeGpuDriverFactory.INDEX + " of external resource gpu";
+    long operators = 0;
+    for (int number : cluster.taskManagers()) {
+      operators += cluster.log(number).filter(line -> line.endsWith(taken)).count();
+    }
+    assertThat(operators).isEqualTo(PARALLELISM);
   }
 }

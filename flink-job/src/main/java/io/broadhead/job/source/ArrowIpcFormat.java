@@ -9,6 +9,8 @@ import java.io.BufferedInputStream;
 import java.io.Closeable;
 import java.io.IOException;
 import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
 import org.apache.flink.api.common.typeinfo.TypeInformation;
 import org.apache.flink.configuration.Configuration;
 import org.apache.flink.connector.file.src.FileSourceSplit;
@@ -181,8 +183,14 @@ final class ArrowIpcFormat implements BulkFormat<ArrowBatch, FileSourceSplit> {
     }
   }
 
-  /** Used by the fetcher thread. */
+  /**
+   * Used by the fetcher thread. Small batches go to the task thread several at a time: each time
+   * wakes a thread.
+   */
   private static final class BatchReader implements Reader<ArrowBatch> {
+    private static final long ENOUGH_BYTES = 256 * 1024;
+    private static final int MOST_BATCHES = 64;
+
     private final Batches batches;
     private final SourceMemory memory;
     private long position;
@@ -195,12 +203,23 @@ final class ArrowIpcFormat implements BulkFormat<ArrowBatch, FileSourceSplit> {
 
     @Override
     public RecordIterator<ArrowBatch> readBatch() throws IOException {
-      ArrowBatch batch = batches.next();
-      if (batch == null) {
+      List<ArrowBatch> read = new ArrayList<>();
+      long bytes = 0;
+      while (bytes < ENOUGH_BYTES && read.size() < MOST_BATCHES) {
+        ArrowBatch batch = batches.next();
+        if (batch == null) {
+          break;
+        }
+        memory.hold(batch);
+        read.add(batch);
+        bytes += batch.byteSize();
+      }
+      if (read.isEmpty()) {
         return null;
       }
-      memory.hold(batch);
-      return new OneBatch(batch, ++position, memory);
+      RecordIterator<ArrowBatch> records = new Records(read, position, memory);
+      position += read.size();
+      return records;
     }
 
     @Override
@@ -210,32 +229,37 @@ final class ArrowIpcFormat implements BulkFormat<ArrowBatch, FileSourceSplit> {
   }
 
   /** Used by the task thread. */
-  private static final class OneBatch implements RecordIterator<ArrowBatch> {
-    private final ArrowBatch batch;
-    private final long positionBehind;
+  private static final class Records implements RecordIterator<ArrowBatch> {
+    private final List<ArrowBatch> batches;
+    private final long position;
     private final SourceMemory memory;
-    private boolean taken;
+    private int taken;
 
-    OneBatch(ArrowBatch batch, long positionBehind, SourceMemory memory) {
-      this.batch = batch;
-      this.positionBehind = positionBehind;
+    /**
+     * @param position of the first batch
+     */
+    Records(List<ArrowBatch> batches, long position, SourceMemory memory) {
+      this.batches = batches;
+      this.position = position;
       this.memory = memory;
     }
 
     @Override
     public RecordAndPosition<ArrowBatch> next() {
-      if (taken) {
+      if (taken > 0) {
         // Flink asks again only after collect() has returned.
-        memory.release(batch);
+        memory.release(batches.get(taken - 1));
+      }
+      if (taken == batches.size()) {
         return null;
       }
-      taken = true;
-      return new RecordAndPosition<>(batch, RecordAndPosition.NO_OFFSET, positionBehind);
+      ArrowBatch batch = batches.get(taken++);
+      return new RecordAndPosition<>(batch, RecordAndPosition.NO_OFFSET, position + taken);
     }
 
     @Override
     public void releaseBatch() {
-      memory.release(batch);
+      batches.forEach(memory::release);
     }
   }
 }

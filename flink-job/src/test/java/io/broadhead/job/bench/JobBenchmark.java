@@ -56,8 +56,13 @@ class JobBenchmark {
    *
    * @param few steps of the short file
    * @param many steps of the long file
+   * @param apart whether each row of a step is a batch
    */
-  private record Scene(String name, Heads heads, Rows rows, int few, int many) {
+  private record Scene(String name, Heads heads, Rows rows, int few, int many, boolean apart) {
+    Scene(String name, Heads heads, Rows rows, int few, int many) {
+      this(name, heads, rows, few, many, false);
+    }
+
     StepShape shape() {
       return new StepShape(heads, DType.FLOAT16, DType.FLOAT16, BLOCK, List.of(rows), true, false);
     }
@@ -85,12 +90,23 @@ class JobBenchmark {
         ArrowBatchFileWriter writer =
             ArrowBatchFileWriter.create(
                 input.resolve("1-steps.arrow"), Compression.NONE, allocator)) {
+      List<ArrowBatch> batches = scene.apart() ? rows(batch, allocator) : List.of(batch.retain());
       for (int i = 0; i < steps; i++) {
-        writer.write(batch);
+        for (ArrowBatch each : batches) {
+          writer.write(each);
+        }
       }
+      batches.forEach(ArrowBatch::close);
       writer.finish();
     }
     return input;
+  }
+
+  /** Each row as a batch; the caller closes them. */
+  private static List<ArrowBatch> rows(ArrowBatch whole, BufferAllocator allocator) {
+    return IntStream.range(0, whole.numRows())
+        .mapToObj(row -> BatchRows.take(whole, new int[] {row}, allocator))
+        .toList();
   }
 
   /** Every sequence's context, so that no step reads memory that was never written. */
@@ -153,8 +169,8 @@ class JobBenchmark {
     return (sorted[(sorted.length - 1) / 2] + sorted[sorted.length / 2]) / 2;
   }
 
-  /** Microseconds of a step of each command. */
-  private double[] measure(Scene scene) throws Exception {
+  /** Microseconds of a step of each command, the option that says where results go left out. */
+  private double[] measure(Scene scene, List<List<String>> commands) throws Exception {
     Path job = Files.writeString(folder.resolve("job.yaml"), jobFile(scene.shape()));
     Path few;
     Path many;
@@ -162,19 +178,12 @@ class JobBenchmark {
       few = write(scene, scene.few(), allocator);
       many = write(scene, scene.many(), allocator);
     }
-    String[][] commands = {
-      {"attend", "--overwrite", "--output", folder.resolve("out.arrow").toString()},
-      {"run", "--overwrite", "--output", folder.resolve("results").toString()},
-      {"run", "--shards", "2", "--overwrite", "--output", folder.resolve("results").toString()}
-    };
     List<List<Double>> times = new ArrayList<>();
-    for (String[] command : commands) {
-      times.add(new ArrayList<>());
-    }
+    commands.forEach(command -> times.add(new ArrayList<>()));
     for (int round = 0; round < ROUNDS; round++) {
-      for (int i = 0; i < commands.length; i++) {
-        double shortRun = seconds(with(commands[i], job, few));
-        double longRun = seconds(with(commands[i], job, many));
+      for (int i = 0; i < commands.size(); i++) {
+        double shortRun = seconds(with(commands.get(i), job, few));
+        double longRun = seconds(with(commands.get(i), job, many));
         times.get(i).add((longRun - shortRun) / (scene.many() - scene.few()) * 1e6);
       }
     }
@@ -182,8 +191,10 @@ class JobBenchmark {
     return times.stream().mapToDouble(JobBenchmark::median).toArray();
   }
 
-  private static String[] with(String[] command, Path job, Path input) {
-    List<String> all = new ArrayList<>(Arrays.asList(command));
+  private String[] with(List<String> command, Path job, Path input) {
+    List<String> all = new ArrayList<>(command);
+    String output = command.get(0).equals("attend") ? "out.arrow" : "results";
+    all.addAll(List.of("--overwrite", "--output", folder.resolve(output).toString()));
     all.addAll(List.of("--quiet", "--job", job.toString(), "--input", input.toString()));
     return all.toArray(String[]::new);
   }
@@ -196,7 +207,9 @@ class JobBenchmark {
       if (!scene.name().contains(ONLY)) {
         continue;
       }
-      double[] micros = measure(scene);
+      double[] micros =
+          measure(
+              scene, List.of(List.of("attend"), List.of("run"), List.of("run", "--shards", "2")));
       System.out.printf(
           Locale.ROOT,
           "| %s: %dx%d@%d | %.1f | %.1f (%.2f of attend's speed, %+.1f µs) | %.1f (%.2f) |%n",
@@ -230,10 +243,7 @@ class JobBenchmark {
         PagedAttention attention =
             PagedAttention.open(
                 JobFile.parse(jobFile(shape), "job.yaml"), AttentionConfig.auto(), allocator)) {
-      List<ArrowBatch> rows = new ArrayList<>();
-      for (int row = 0; row < 64; row++) {
-        rows.add(BatchRows.take(whole, new int[] {row}, allocator));
-      }
+      List<ArrowBatch> rows = rows(whole, allocator);
       List<Double> apart = new ArrayList<>();
       List<Double> joined = new ArrayList<>();
       for (int round = 0; round < 60; round++) {
@@ -249,6 +259,24 @@ class JobBenchmark {
           median(joined),
           median(apart) / median(joined));
     }
+  }
+
+  /** The same in a job. */
+  @ParameterizedTest
+  @MethodSource("joinedBatches")
+  void joinedBatchesInAJob(Heads heads) throws Exception {
+    int many = heads.numHeads() > 16 ? 205 : 1005;
+    Scene scene = new Scene("joined", heads, new Rows(64, 1, 512), 5, many, true);
+    List<String> joined = List.of("run", "--batch-max-tokens", "64", "--batch-max-delay", "1");
+    double[] micros = measure(scene, List.of(List.of("run"), joined));
+    System.out.printf(
+        Locale.ROOT,
+        "64 batches of 1x1@512 in a job, %s: %.0f µs as steps of their own, %.0f µs joined: %.1f"
+            + " times%n",
+        heads.name(),
+        micros[0],
+        micros[1],
+        micros[0] / micros[1]);
   }
 
   static List<Heads> joinedBatches() {

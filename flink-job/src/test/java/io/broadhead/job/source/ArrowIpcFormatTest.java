@@ -68,10 +68,11 @@ class ArrowIpcFormatTest {
         if (iterator == null) {
           break;
         }
-        RecordAndPosition<ArrowBatch> record = iterator.next();
-        batches.add(describe(record.getRecord()));
-        position.add(new CheckpointedPosition(record.getOffset(), record.getRecordSkipCount()));
-        assertThat(iterator.next()).isNull();
+        RecordAndPosition<ArrowBatch> record;
+        while (batches.size() < limit && (record = iterator.next()) != null) {
+          batches.add(describe(record.getRecord()));
+          position.add(new CheckpointedPosition(record.getOffset(), record.getRecordSkipCount()));
+        }
         iterator.releaseBatch();
       }
     }
@@ -141,20 +142,37 @@ class ArrowIpcFormatTest {
   }
 
   @Test
+  void smallBatchesAreHandedOverTogetherAndReleasedOneByOne() throws IOException {
+    Path file = steps.writeFile(temp.resolve("steps.arrow"));
+    try (SourceMemory memory = new SourceMemory(new SimpleCounter());
+        BulkFormat.Reader<ArrowBatch> reader =
+            new ArrowIpcFormat(memory)
+                .createReader(new Configuration(), splits(file, Long.MAX_VALUE).get(0))) {
+      BulkFormat.RecordIterator<ArrowBatch> iterator = reader.readBatch();
+      ArrowBatch first = iterator.next().getRecord();
+      ArrowBatch second = iterator.next().getRecord();
+      assertThat(first.isClosed()).isTrue();
+      assertThat(second.isClosed()).isFalse();
+      iterator.releaseBatch();
+      assertThat(second.isClosed()).isTrue();
+    }
+  }
+
+  @Test
   void whatACancelledTaskDropsIsReleased() throws IOException {
     Path file = steps.writeFile(temp.resolve("steps.arrow"));
+    FileSourceSplit split = splits(file, Long.MAX_VALUE).get(0);
     SourceMemory memory = new SourceMemory(new SimpleCounter());
-    BulkFormat.Reader<ArrowBatch> reader =
-        new ArrowIpcFormat(memory)
-            .createReader(new Configuration(), splits(file, Long.MAX_VALUE).get(0));
-    reader.readBatch();
-    ArrowBatch taken = reader.readBatch().next().getRecord();
+    ArrowIpcFormat format = new ArrowIpcFormat(memory);
+    try (BulkFormat.Reader<ArrowBatch> reader = format.createReader(new Configuration(), split);
+        BulkFormat.Reader<ArrowBatch> late = format.createReader(new Configuration(), split)) {
+      ArrowBatch taken = reader.readBatch().next().getRecord();
 
-    memory.close();
+      memory.close();
 
-    assertThatThrownBy(() -> taken.column("request").getLong(0))
-        .isInstanceOf(IllegalStateException.class);
-    assertThatThrownBy(reader::readBatch).hasMessageContaining("closed");
-    reader.close();
+      assertThatThrownBy(() -> taken.column("request").getLong(0))
+          .isInstanceOf(IllegalStateException.class);
+      assertThatThrownBy(late::readBatch).hasMessageContaining("closed");
+    }
   }
 }
