@@ -5,10 +5,10 @@ import io.broadhead.arrow.Allocators;
 import org.apache.arrow.memory.BufferAllocator;
 
 /**
- * The root allocator of all Arrow memory in the Flink tasks of one JVM: batches that arrive over
- * the network, and children for operators and sources. It is never closed, because a batch may
- * outlive the task that made it; whether tasks leave anything behind shows in its allocated bytes.
- * Safe for use from any thread.
+ * The root allocator of the Flink tasks of one JVM, for batches that arrive over the network and
+ * for sources; results lie in memory of their operator's engine. It is never closed, because a
+ * batch may outlive the task that made it; whether tasks leave anything behind shows in its
+ * allocated bytes. Safe for use from any thread.
  */
 public final class FlinkAllocator {
   private FlinkAllocator() {}
@@ -23,21 +23,21 @@ public final class FlinkAllocator {
     return Holder.ROOT;
   }
 
-  /** A child for one operator or source subtask, which closes it with {@link #close}. */
+  /** A child for one source subtask, which closes it with {@link #close}. */
   public static BufferAllocator child(String name) {
     return Allocators.child(root(), name);
   }
 
   /**
-   * Closes a child unless somebody downstream still holds batches of it; they free its memory when
-   * they are closed.
+   * Closes a subtask's allocator unless somebody downstream still holds batches of it; they free
+   * its memory when they are closed.
    *
    * @return bytes still held
    */
-  public static long close(BufferAllocator child) {
-    long held = child.getAllocatedMemory();
+  public static long close(BufferAllocator allocator) {
+    long held = allocator.getAllocatedMemory();
     if (held == 0) {
-      child.close();
+      allocator.close();
     }
     return held;
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.flink;
 
+import io.broadhead.arrow.Allocators;
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.attention.AttentionConfig;
 import io.broadhead.attention.Job;
@@ -9,6 +10,7 @@ import io.broadhead.attention.RefusedRow;
 import io.broadhead.attention.StepQueue;
 import io.broadhead.attention.cache.CacheStores;
 import io.broadhead.kernel.ErrorCode;
+import io.broadhead.kernel.KernelEngine;
 import io.broadhead.kernel.KernelException;
 import java.io.Closeable;
 import org.apache.arrow.memory.BufferAllocator;
@@ -74,6 +76,7 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
   private transient ExternalDevice device;
 
   private transient AttentionConfig config;
+  private transient KernelEngine engine;
   private transient BufferAllocator allocator;
   private transient PagedAttention attention;
   private transient StepQueue queue;
@@ -107,10 +110,12 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
   @Override
   public void open() throws Exception {
     super.open();
-    managedMemory = ManagedMemory.reserve(this, job.cacheBytes().orElse(0));
-    allocator = FlinkAllocator.child(getOperatorName());
+    engine = openEngine();
+    boolean ownMemory = engine.info().freeMemory() > 0;
+    managedMemory = ManagedMemory.reserve(this, ownMemory ? 0 : job.cacheBytes().orElse(0));
+    allocator = Allocators.root(engine.memory());
     CacheStores stores = state == null ? CacheStores.onHeap() : state.stores(settings.state());
-    attention = openAttention(stores);
+    attention = PagedAttention.open(job, engine, config.outOfBlocks(), allocator, stores);
     canceller = attention::cancel;
     getContainingTask().getCancelables().registerCloseable(canceller);
     if (state != null) {
@@ -128,16 +133,16 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
         managedMemory);
   }
 
-  private PagedAttention openAttention(CacheStores stores) {
+  private KernelEngine openEngine() {
     config = settings.attention();
     if (settings.deviceResource() == null) {
-      return PagedAttention.open(job, config, allocator, stores);
+      return config.openEngine();
     }
     device = ExternalDevice.take(getRuntimeContext(), settings.deviceResource());
     LOGGER.info("{}: {}", getOperatorName(), device);
     config = config.onDevice(device.index());
     try {
-      return PagedAttention.open(job, config, allocator, stores);
+      return config.openEngine();
     } catch (KernelException e) {
       throw new KernelException(e.code(), e.row(), device + ": " + e.getMessage());
     }
@@ -211,7 +216,7 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
       getContainingTask().getCancelables().unregisterCloseable(canceller);
     }
     IOUtils.closeAll(
-        pump, queue, attention, this::closeAllocator, device, managedMemory, super::close);
+        pump, queue, attention, engine, this::closeAllocator, device, managedMemory, super::close);
   }
 
   @VisibleForTesting

@@ -3,6 +3,7 @@ package io.broadhead.flink;
 
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.attention.Job;
+import java.util.Set;
 import org.apache.flink.api.common.typeinfo.Types;
 import org.apache.flink.configuration.Configuration;
 import org.apache.flink.configuration.ReadableConfig;
@@ -109,7 +110,8 @@ public final class PagedAttentionStream {
             .setMaxParallelism(maxParallelism);
     results.uid(name);
     // Unknown with kv_cache_dtype auto, which the first batch settles: then nothing is declared.
-    long cacheMebibytes = (job.cacheBytes().orElse(0) + (1 << 20) - 1) >> 20;
+    long cacheBytes = onMachinesMemory(options) ? job.cacheBytes().orElse(0) : 0;
+    long cacheMebibytes = (cacheBytes + (1 << 20) - 1) >> 20;
     if (cacheMebibytes > 0) {
       results
           .getTransformation()
@@ -117,6 +119,11 @@ public final class PagedAttentionStream {
               ManagedMemoryUseCase.OPERATOR, (int) Math.min(cacheMebibytes, Integer.MAX_VALUE));
     }
     return results;
+  }
+
+  /** Caches on a GPU are none of the TaskManager's memory. */
+  private static boolean onMachinesMemory(ReadableConfig options) {
+    return Set.of("auto", "cpu").contains(options.get(PagedAttentionOptions.BACKEND));
   }
 
   private KeyedStream<ArrowBatch, Integer> byShard(int shards, int maxParallelism) {
