@@ -170,8 +170,13 @@ template <class E, int kRows, int kBytes>
   const int num_tiles = (chunk.seen.end + kTile - 1) / kTile - first_tile;
   const int count = num_tiles * kTile;
   float* scores = scratch.scores + first_tile * kTile;
+  // One row reads tiles side by side, which hardware prefetchers like better left alone; but where
+  // it turns to the next ones they need a start, and memory is idle.
+  constexpr bool kStartsOnly = kRows == 1;
+  using Pace = Ahead<kStartsOnly ? 0 : kBytes>;
   score_rows<E, kRows>(scratch.query + first_row * size, size, tiles + first_tile, num_tiles,
-                       scores, kScoreStride, during_scores);
+                       scores, kScoreStride, Pace(during_scores));
+  if (kStartsOnly) during_scores.start();
 
   float factors[kRows];
   SoftmaxState* states = scratch.states + first_row;
@@ -197,7 +202,8 @@ template <class E, int kRows, int kBytes>
   const Range after = {max_int(chunk.common.end, chunk.seen.first), chunk.seen.end};
   if (kRows == 1 || (is_finite(tiles, size, before) && is_finite(tiles, size, after))) {
     accumulate_rows<E, kRows>(scratch.scores, kScoreStride, tiles, chunk.seen.first, chunk.seen.end,
-                              size, factors, sums, during_sums);
+                              size, factors, sums, Pace(during_sums));
+    if (kStartsOnly) during_sums.start();
     return;
   }
   for (int r = 0; r < kRows; ++r) {
@@ -215,8 +221,7 @@ BH_INLINE void attend_span(const AttendContext& context, const AttendItem& item,
   for_each_chunk(context, item, scratch.rows, span, [&](const Chunk& chunk) {
     with_rows<kMaxRows>(chunk.rows, [&](auto rows) {
       constexpr int kRows = decltype(rows)::kCount;
-      // One row reads tiles side by side, which hardware prefetchers like better left alone.
-      if constexpr (kRows > 1 && kBytes > 0) {
+      if constexpr (kBytes > 0) {
         if (chunk.first_row == 0) {
           attend_rows<E, kRows>(context, item, scratch, span, chunk, tiles, during_scores,
                                 during_sums);

@@ -31,6 +31,9 @@ class Ahead {
   static constexpr int kRuns = kBytes == 0 ? 1 : kLine / (kTile * kBytes);
 
   Ahead() = default;
+  /// Nothing, whatever `other` would fetch.
+  template <int kOther>
+  explicit Ahead(const Ahead<kOther>&) requires(kBytes == 0) {}
   /// `tiles` are a power of two; fetches from their element `offset` on.
   template <class E>
   [[gnu::always_inline]] Ahead(const E* const* tiles, int offset, int num_tiles)
@@ -42,13 +45,26 @@ class Ahead {
   /// Keeps pace with a kernel that reads run after run.
   [[gnu::always_inline]] void at_run(int run) {
     if constexpr (kBytes > 0) {
-      if (run % kRuns != 0) return;
-      __builtin_prefetch(tiles_[next_ & mask_] + offset_ + (next_ >> shift_) * kLine, 0, 2);
-      ++next_;
+      if (run % kRuns == 0) fetch_line();
+    }
+  }
+
+  /// Fetches the first lines of all tiles at once.
+  [[gnu::always_inline]] void start() {
+    if constexpr (kBytes > 0) {
+      for (int i = 0; i < kLinesAtOnce; ++i) fetch_line();
     }
   }
 
  private:
+  /// About as many as a core can have on their way from memory.
+  static constexpr int kLinesAtOnce = 32;
+
+  [[gnu::always_inline]] void fetch_line() {
+    __builtin_prefetch(tiles_[next_ & mask_] + offset_ + (next_ >> shift_) * kLine, 0, 2);
+    ++next_;
+  }
+
   const char* const* tiles_ = nullptr;
   int64_t offset_ = 0;
   unsigned mask_ = 0;

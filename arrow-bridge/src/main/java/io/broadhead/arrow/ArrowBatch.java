@@ -258,6 +258,11 @@ public final class ArrowBatch implements AutoCloseable {
       throw new IllegalArgumentException(
           "column " + name + ": expected in the batch, got " + names());
     }
+    return column(index);
+  }
+
+  /** A view of column {@code index}, valid while the batch is. */
+  public ArrowColumn column(int index) {
     return new ArrowColumn(this, schema.firstNode(index));
   }
 

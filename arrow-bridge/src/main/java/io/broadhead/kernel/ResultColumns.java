@@ -160,26 +160,28 @@ public final class ResultColumns {
   }
 
   /** For each row, and behind the last one, the query tokens of the rows before it. */
-  long[] firstTokens(ArrowBatch batch) {
-    long[] first = new long[batch.numRows() + 1];
+  int[] firstTokens(ArrowBatch batch) {
+    int[] first = new int[batch.numRows() + 1];
     if (queryNode < 0) {
       return first;
     }
     ArrowColumn query = batch.column(StepColumns.QUERY);
+    // Offsets of the result have 32 bits.
+    long most = Math.min(batch.nodeLength(queryNode + 1), Integer.MAX_VALUE);
     for (int row = 0; row < batch.numRows(); row++) {
       long size = query.listSize(row);
-      first[row + 1] = first[row] + size;
-      if (size < 0 || first[row + 1] > batch.nodeLength(queryNode + 1)) {
+      if (size < 0 || size > most - first[row]) {
         throw new KernelException(
             ErrorCode.INVALID_ARGUMENT,
             -1,
             "column query: expected offsets over at most "
-                + batch.nodeLength(queryNode + 1)
+                + most
                 + " tokens, got a row of "
                 + size
                 + " behind "
                 + first[row]);
       }
+      first[row + 1] = first[row] + (int) size;
     }
     return first;
   }

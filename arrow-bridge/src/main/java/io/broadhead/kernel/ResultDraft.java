@@ -22,7 +22,7 @@ public final class ResultDraft implements AutoCloseable {
   private final BufferAllocator allocator;
   private final ArrowBatch batch;
   private final int rows;
-  private final long[] firstTokens;
+  private final int[] firstTokens;
   private final BitSet refused = new BitSet();
   private final long valuesAt;
   private final long valueBytes;
@@ -53,7 +53,7 @@ public final class ResultDraft implements AutoCloseable {
 
   /** Query tokens of {@code row}. */
   public int tokens(int row) {
-    return (int) (firstTokens[row + 1] - firstTokens[row]);
+    return firstTokens[row + 1] - firstTokens[row];
   }
 
   long firstToken(int row) {

@@ -28,12 +28,14 @@ final class ExternalConflicts {
     }
     if (batch.schema().contains(StepColumns.BLOCK_TABLE)) {
       ArrowColumn tables = batch.column(StepColumns.BLOCK_TABLE);
+      ArrowColumn blocks = tables.child();
       for (int row = pending.nextOpen(0); row >= 0; row = pending.nextOpen(row + 1)) {
         int used = (pending.rows().seqLen(row) + blockSize - 1) / blockSize;
         long first = tables.offset(row);
-        for (long i = 0; i < Math.min(used, tables.listSize(row)); i++) {
+        long end = first + Math.min(used, tables.listSize(row));
+        for (long i = first; i < end; i++) {
           // An id out of range is refused by the step itself.
-          read.set(Math.max(0, tables.child().getInt(first + i)));
+          read.set(Math.max(0, blocks.getInt(i)));
         }
       }
     }

@@ -75,25 +75,25 @@ final class PendingBatch implements AutoCloseable {
 
   void computed(RowRun run) {
     if (run.isWhole()) {
-      for (int row = run.row(); row < run.row() + run.count(); row++) {
-        close(row);
-      }
+      close(run.row(), run.row() + run.count());
       return;
     }
     if (tokensDone == null) {
       tokensDone = new int[batch.numRows()];
     }
     if (run.to() == rows.tokens(run.row())) {
-      close(run.row());
+      close(run.row(), run.row() + 1);
     } else {
       tokensLeft -= run.to() - run.from();
       tokensDone[run.row()] = run.to();
     }
   }
 
-  private void close(int row) {
-    open.clear(row);
-    tokensLeft -= rows.tokens(row) - tokensDone(row);
+  private void close(int from, int to) {
+    open.clear(from, to);
+    for (int row = from; row < to; row++) {
+      tokensLeft -= rows.tokens(row) - tokensDone(row);
+    }
   }
 
   /** Leaves a row out of the result. */
@@ -105,7 +105,7 @@ final class PendingBatch implements AutoCloseable {
   void refuse(int row, String layerName, ErrorCode code, String message) {
     handler.refused(
         new RefusedRow(code, layerName, layer.batchSchema().sequenceId(batch, row), row, message));
-    close(row);
+    close(row, row + 1);
     draft.refuse(row);
   }
 

@@ -2,12 +2,13 @@
 package io.broadhead.attention;
 
 import io.broadhead.arrow.ArrowBatch;
-import java.util.LinkedHashMap;
-import java.util.LinkedHashSet;
+import java.util.ArrayDeque;
+import java.util.ArrayList;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
-import java.util.Set;
+import java.util.Queue;
 
 /**
  * Step batches that wait to be computed. Batches of one layer are computed together where they fit
@@ -26,8 +27,11 @@ public final class StepQueue implements AutoCloseable {
   private final StepRunner runner;
   private final StepSelector selector;
 
-  /** The batches that wait, apart for each cache: they take turns. */
-  private final Map<String, Set<PendingBatch>> lanes = new LinkedHashMap<>();
+  /** The batches that wait, oldest first, apart for each cache. */
+  private final Map<String, List<PendingBatch>> lanes = new HashMap<>();
+
+  /** The lanes in which any batch waits: they take turns. */
+  private final Queue<List<PendingBatch>> turns = new ArrayDeque<>();
 
   private int batches;
   private long tokens;
@@ -57,8 +61,12 @@ public final class StepQueue implements AutoCloseable {
       if (!isEmpty() && attention.forks(added)) {
         drain();
       }
-      String lane = attention.job().cacheOwner(added.layer().spec()).name();
-      lanes.computeIfAbsent(lane, name -> new LinkedHashSet<>()).add(added);
+      String owner = attention.job().cacheOwner(added.layer().spec()).name();
+      List<PendingBatch> lane = lanes.computeIfAbsent(owner, name -> new ArrayList<>());
+      if (lane.isEmpty()) {
+        turns.add(lane);
+      }
+      lane.add(added);
       batches++;
       tokens += added.tokensLeft();
       bytes += batch.byteSize();
@@ -71,7 +79,7 @@ public final class StepQueue implements AutoCloseable {
   }
 
   public boolean isEmpty() {
-    return lanes.isEmpty();
+    return turns.isEmpty();
   }
 
   /** Batches that wait. */
@@ -98,20 +106,14 @@ public final class StepQueue implements AutoCloseable {
     if (isEmpty()) {
       return StepReport.NOTHING;
     }
-    String name = lanes.keySet().iterator().next();
-    Set<PendingBatch> lane = lanes.get(name);
+    List<PendingBatch> lane = turns.element();
     long before = tokens(lane);
     StepReport report = runner.compute(selector.choose(lane));
     tokens -= before - tokens(lane);
-    List<PendingBatch> done = lane.stream().filter(PendingBatch::isDone).toList();
-    for (PendingBatch batch : done) {
-      lane.remove(batch);
-      batches--;
-      bytes -= batch.batch().byteSize();
-    }
-    lanes.remove(name);
+    List<PendingBatch> done = removeDone(lane);
+    turns.remove();
     if (!lane.isEmpty()) {
-      lanes.put(name, lane);
+      turns.add(lane);
     }
     try {
       done.forEach(PendingBatch::finish);
@@ -121,8 +123,25 @@ public final class StepQueue implements AutoCloseable {
     return report;
   }
 
-  private static long tokens(Set<PendingBatch> lane) {
-    return lane.stream().mapToLong(PendingBatch::tokensLeft).sum();
+  private List<PendingBatch> removeDone(List<PendingBatch> lane) {
+    List<PendingBatch> done = new ArrayList<>(lane.size());
+    for (PendingBatch batch : lane) {
+      if (batch.isDone()) {
+        done.add(batch);
+        batches--;
+        bytes -= batch.batch().byteSize();
+      }
+    }
+    lane.removeIf(PendingBatch::isDone);
+    return done;
+  }
+
+  private static long tokens(List<PendingBatch> lane) {
+    long tokens = 0;
+    for (PendingBatch batch : lane) {
+      tokens += batch.tokensLeft();
+    }
+    return tokens;
   }
 
   /** Computes everything that waits. */
@@ -136,6 +155,7 @@ public final class StepQueue implements AutoCloseable {
   public void close() {
     lanes.values().forEach(lane -> lane.forEach(PendingBatch::close));
     lanes.clear();
+    turns.clear();
     batches = 0;
     tokens = 0;
     bytes = 0;

@@ -38,7 +38,8 @@ final class StepRows {
   }
 
   private static ArrowColumn column(ArrowBatch batch, String name) {
-    return batch.schema().contains(name) ? batch.column(name) : null;
+    int index = batch.schema().index(name);
+    return index < 0 ? null : batch.column(index);
   }
 
   /** The sequence's id, a Long or a String. */

@@ -219,7 +219,10 @@ final class StepRunner {
     StepBinding binding = step.get(0).run.batch().layer().binding();
     try {
       use.run(binding, parts);
-      int rows = parts.stream().mapToInt(StepPart::rows).sum();
+      int rows = 0;
+      for (StepPart part : parts) {
+        rows += part.rows();
+      }
       lastReport = new StepReport(rows, binding.lastStats());
       return true;
     } catch (KernelException e) {

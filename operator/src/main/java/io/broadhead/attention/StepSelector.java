@@ -50,7 +50,8 @@ final class StepSelector {
         break;
       }
       if (maxTokens == 0) {
-        return all(batch);
+        addAll(batch, runs);
+        return runs;
       }
       if (!add(batch)) {
         break;
@@ -65,13 +66,17 @@ final class StepSelector {
   /** All rows of a batch that are still to be computed. */
   static List<RowRun> all(PendingBatch batch) {
     List<RowRun> all = new ArrayList<>();
+    addAll(batch, all);
+    return all;
+  }
+
+  private static void addAll(PendingBatch batch, List<RowRun> to) {
     for (int row = batch.nextOpen(0), end; row >= 0; row = batch.nextOpen(end)) {
       for (end = row + 1; batch.nextOpen(end) == end; end++) {
         continue;
       }
-      all.add(RowRun.rows(batch, row, end - row));
+      to.add(RowRun.rows(batch, row, end - row));
     }
-    return all;
   }
 
   /** Adds what fits of {@code batch}; false if no later one may be taken. */
