@@ -8,6 +8,7 @@ BENCH.csv is what `broadhead_gpu_bench cuda` printed in the same run. torch read
 contiguous memory beforehand: no paging. Needs torch with CUDA and triton; matplotlib for the plot."""
 
 import csv
+import itertools
 import sys
 
 import torch
@@ -24,7 +25,7 @@ def time_peer(row, backend):
     batch, queries, context = int(row["batch"]), int(row["queries"]), int(row["context"])
     heads, kv_heads = map(int, row["heads"].split("/"))
     size, dtype = int(row["head_size"]), DTYPES[row["dtype"]]
-    if row["kind"] == "update" or row["cache"] != row["dtype"] or (1 < queries != context):
+    if row["kind"] not in ("decode", "prefill") or row["cache"] != row["dtype"] or (1 < queries != context):
         return None
     q = torch.randn(batch, heads, queries, size, device="cuda", dtype=dtype)
     k = torch.randn(batch, kv_heads, context, size, device="cuda", dtype=dtype)
@@ -78,6 +79,8 @@ def main():
     source, target, *picture = sys.argv[1:]
     with open(source) as lines:
         rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
+    # The second table is of whole steps.
+    rows = list(itertools.takewhile(lambda row: row["kind"] != "kind", rows))
     for row in rows:
         for name, backend in PEERS.items():
             microseconds = time_peer(row, backend)
