@@ -368,9 +368,9 @@ class Bench {
     check(api_, api_.synchronize(work->stream), "fill");
   }
 
-  /// Median of the events' differences; prepare() is not timed.
-  template <class Prepare, class Launch>
-  double median(Stream stream, int runs, Flush flush, Prepare&& prepare, Launch&& launch) {
+  /// Median of the events' differences.
+  template <class Launch>
+  double median(Stream stream, int runs, Flush flush, Launch&& launch) {
     std::vector<Event> events(static_cast<size_t>(2 * runs));
     for (Event& event : events) check(api_, api_.create_event(&event), "event");
     for (int i = 0; i < 3; ++i) launch();
@@ -385,7 +385,6 @@ class Bench {
                                kFlush / block_bytes(other), flush_ids_.data()),
               "flush");
       }
-      prepare();
       check(api_, api_.record(events[static_cast<size_t>(2 * i)], stream), "event");
       launch();
       check(api_, api_.record(events[static_cast<size_t>(2 * i + 1)], stream), "event");
@@ -404,9 +403,7 @@ class Bench {
   }
 
   double time(GpuLayer& layer, const StepInFlight& flight, Flush flush) {
-    // As in a step, kernels find the plan where the transfer has just put it.
-    return median(
-        flight.work->stream, 21, flush, [&] { layer.send(flight); }, [&] { layer.launch(flight); });
+    return median(flight.work->stream, 21, flush, [&] { layer.launch(flight); });
   }
 
   double copy_bandwidth() {
@@ -418,9 +415,8 @@ class Bench {
 
   double copy_seconds(Stream stream, int runs, Flush flush, const DeviceMemory& to,
                       const DeviceMemory& from, int64_t bytes) {
-    return median(
-        stream, runs, flush, [] {},
-        [&] { check(api_, api_.copy(stream, to.data(), from.data(), bytes), "copy"); });
+    return median(stream, runs, flush,
+                  [&] { check(api_, api_.copy(stream, to.data(), from.data(), bytes), "copy"); });
   }
 
   const DeviceApi& api_;
