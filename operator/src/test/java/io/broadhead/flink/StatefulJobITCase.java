@@ -202,6 +202,7 @@ class StatefulJobITCase {
       }
       int enough = StepJob.recorded() + SEQUENCES * ROUNDS / 2;
       while (StepJob.recorded() < enough) {
+        assertThat(client.getJobStatus().get().isTerminalState()).as("job has ended").isFalse();
         Thread.sleep(5);
       }
       savepoint =
