@@ -11,8 +11,8 @@ set -euo pipefail
 target=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/target
 modules=java.base,jdk.unsupported,java.logging,java.management,jdk.management
 flink_modules=java.management.rmi,java.rmi,java.xml,java.desktop,java.naming,java.security.jgss,java.sql,java.scripting
-# What only a job needs (the command line names types of flink-core), and what nothing here needs.
-flink_jars='flink-(clients|connector|datastream|file|hadoop|metrics|queryable|rpc|runtime|shaded|streaming)|kryo|reflectasm|objenesis|minlog|commons-(collections|io|lang3|text|math3|cli)|RoaringBitmap|javassist|snappy|async-profiler|log4j'
+# What only a job needs, and what nothing here needs.
+flink_jars='flink-|kryo|reflectasm|objenesis|minlog|commons-(collections|io|lang3|text|math3|cli)|RoaringBitmap|javassist|snappy'
 unused_jars='async-profiler'
 unused_entries='META-INF/native|web/|.*\.(dll|dylib|jnilib)$|(aix|win|darwin|freebsd|mac|macos|windows)/.*|.*(linux|Linux)[-/](aarch64|arm|armv6|armv7|android-arm|i386|x86|ppc|ppc64|ppc64le|s390x|mips64|riscv64|loongarch64)/.*'
 
