@@ -12,7 +12,7 @@ target=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/target
 modules=java.base,jdk.unsupported,java.logging,java.management,jdk.management
 flink_modules=java.management.rmi,java.rmi,java.xml,java.desktop,java.naming,java.security.jgss,java.sql,java.scripting
 # What only a job needs, and what nothing here needs.
-flink_jars='flink-|kryo|reflectasm|objenesis|minlog|commons-(collections|io|lang3|text|math3|cli)|RoaringBitmap|javassist|snappy'
+flink_jars='flink-|kryo|reflectasm|objenesis|minlog|commons-(collections|io|lang3|text|math3|cli)|RoaringBitmap|javassist|snappy|log4j'
 unused_jars='async-profiler'
 unused_entries='META-INF/native|web/|.*\.(dll|dylib|jnilib)$|(aix|win|darwin|freebsd|mac|macos|windows)/.*|.*(linux|Linux)[-/](aarch64|arm|armv6|armv7|android-arm|i386|x86|ppc|ppc64|ppc64le|s390x|mips64|riscv64|loongarch64)/.*'
 
@@ -39,6 +39,7 @@ mkdir -p "$bundle/lib" "$bundle/native"
 ((with_flink == 0)) || modules+=,$flink_modules
 # xz packs better what was not packed before.
 jlink --add-modules "$modules" --strip-debug --no-header-files --no-man-pages --compress=0 --output "$bundle/java"
+find "$bundle/java" -name '*.so' -exec strip --strip-unneeded {} +
 
 # repack JAR RESULT: stored, jars within it too, without other machines' libraries.
 repack() {
