@@ -137,7 +137,7 @@ public record Job(KvCacheSpec kvCache, List<LayerSpec> layers) implements Serial
       DType stored = layer.kvCacheDtype().dtype().orElseThrow();
       blockBytes = Math.addExact(blockBytes, kvCache.blockBytes(layer, stored));
     }
-    long budget = (long) (kvCache.memoryFraction() * freeMemory);
+    long budget = (long) ((double) kvCache.memoryFraction() * freeMemory);
     long blocks = Math.min(budget / blockBytes, KvCacheSpec.MAX_BLOCKS);
     if (blocks == 0) {
       throw InvalidJobException.expected(

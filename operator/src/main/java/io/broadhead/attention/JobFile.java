@@ -103,7 +103,7 @@ public final class JobFile {
             .map(Long::intValue)
             .orElse(KvCacheSpec.DEFAULT_BLOCK_SIZE);
     long numBlocks = map.integer(JobFileKey.NUM_BLOCKS, 1, KvCacheSpec.MAX_BLOCKS).orElse(0L);
-    double memoryFraction = map.number(JobFileKey.MEMORY_FRACTION).orElse(0.0);
+    float memoryFraction = map.positive(JobFileKey.MEMORY_FRACTION).orElse(0f);
     KvCacheDtype dtype =
         map.text(JobFileKey.DTYPE).map(t -> dtype(map, JobFileKey.DTYPE, t)).orElse(null);
     return map.within(() -> new KvCacheSpec(blockSize, numBlocks, memoryFraction, dtype));

@@ -14,7 +14,7 @@ import java.io.Serializable;
  *     numBlocks decides
  * @param dtype what layers store unless they say otherwise
  */
-public record KvCacheSpec(int blockSize, long numBlocks, double memoryFraction, KvCacheDtype dtype)
+public record KvCacheSpec(int blockSize, long numBlocks, float memoryFraction, KvCacheDtype dtype)
     implements Serializable {
 
   /** Block ids are int32 in a step batch. */

@@ -177,7 +177,7 @@ final class LayerSet implements AutoCloseable {
               + stored.label()
               + ") beside the "
               + cacheBytes
-              + " bytes of the caches before it; lower kv_cache.num_blocks or choose a smaller"
+              + " bytes of the caches before it; lower kv_cache.num_blocks or memory_fraction, or choose a smaller"
               + " kv_cache_dtype ("
               + e.getMessage()
               + ")");

@@ -357,6 +357,8 @@ class JobFileTest {
             "job.yaml:1:29: kv_cache.memory_fraction: expected number above 0",
             "got 1.5"),
         badFile(
+            "kv_cache: {memory_fraction: 0}\nlayers: []\n", "kv_cache.memory_fraction", "got 0"),
+        badFile(
             "kv_cache: {num_blocks: 1, memory_fraction: 0.5}\nlayers: []\n",
             "kv_cache.memory_fraction: expected no such key beside num_blocks"),
         badFile(

@@ -5,7 +5,6 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.broadhead.attention.Job;
-import io.broadhead.attention.JobFile;
 import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.kernel.KernelException;
 import java.util.ArrayList;
@@ -26,13 +25,7 @@ import org.junit.jupiter.api.extension.RegisterExtension;
 class ExternalDeviceTest {
   @RegisterExtension private final NoLeaks noLeaks = new NoLeaks();
 
-  private final Job job =
-      JobFile.parse(
-          """
-          kv_cache: {num_blocks: 16, dtype: float32}
-          layers: [{name: a, num_heads: 4, num_kv_heads: 2, head_size: 64}]
-          """,
-          "job.yaml");
+  private final Job job = OperatorHarness.JOB;
 
   /** A device with one property. */
   private record Device(String key, String value) implements ExternalResourceInfo {

@@ -3,6 +3,7 @@ package io.broadhead.flink;
 
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.attention.Job;
+import io.broadhead.attention.JobFile;
 import org.apache.flink.api.common.typeutils.base.IntSerializer;
 import org.apache.flink.configuration.Configuration;
 import org.apache.flink.runtime.operators.testutils.MockEnvironment;
@@ -12,6 +13,15 @@ import org.apache.flink.streaming.util.OneInputStreamOperatorTestHarness;
 /** One subtask of the operator, without a cluster. Whoever extracts results closes them. */
 final class OperatorHarness extends OneInputStreamOperatorTestHarness<ArrowBatch, ArrowBatch> {
   static final int MAX_PARALLELISM = 128;
+
+  /** A job of one small layer. */
+  static final Job JOB =
+      JobFile.parse(
+          """
+          kv_cache: {num_blocks: 16, dtype: float32}
+          layers: [{name: a, num_heads: 4, num_kv_heads: 2, head_size: 64}]
+          """,
+          "job.yaml");
 
   /**
    * @param shards that the batches are divided into

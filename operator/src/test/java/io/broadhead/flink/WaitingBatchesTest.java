@@ -6,7 +6,6 @@ import static org.assertj.core.api.Assertions.assertThat;
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.DType;
 import io.broadhead.attention.Job;
-import io.broadhead.attention.JobFile;
 import io.broadhead.attention.LayerSpec;
 import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.attention.testing.Scenario;
@@ -31,13 +30,7 @@ class WaitingBatchesTest {
 
   @RegisterExtension private final NoLeaks noLeaks = new NoLeaks();
 
-  private final Job job =
-      JobFile.parse(
-          """
-          kv_cache: {num_blocks: 16, dtype: float32}
-          layers: [{name: a, num_heads: 4, num_kv_heads: 2, head_size: 64}]
-          """,
-          "job.yaml");
+  private final Job job = OperatorHarness.JOB;
   private final LayerSpec layer = job.layers().get(0);
   private final Scenario scenario = new Scenario(job, DType.FLOAT32, 5);
   private OperatorHarness harness;
