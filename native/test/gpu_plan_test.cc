@@ -153,6 +153,7 @@ TEST(GpuPlan, ItemsSeeEveryKeyOnce) {
       {.name = "long narrow row", .rows = {{1, 5000}}, .row_bytes = 64},
       {.name = "rows", .rows = {{1, 100}, {1, 2000}, {3, 40}, {0, 20}, {1, 700}, {1, 701}}},
       {.name = "narrow rows", .rows = {{1, 100}, {1, 2000}, {3, 40}, {0, 20}, {1, 700}, {1, 701}}, .row_bytes = 128},
+      {.name = "even narrow rows", .rows = std::vector<Sequence>(6, {1, 1600}), .row_bytes = 128},
       {.name = "prefill", .rows = {{200, 200}, {1, 50}, {40, 3000}}},
       {.name = "window", .rows = {{1, 1000}, {300, 900}}, .window = 77},
       {.name = "shared", .rows = {{1, 300}, {1, 161}, {3, 300}, {1, 290}}, .shared_blocks = 9},

@@ -20,8 +20,9 @@ constexpr int kLeastTiles = 8;
 constexpr int kLargestShare = 2;
 
 /// Rows of so many bytes need more instructions for a byte and leave less room: then all blocks of
-/// threads get the same work.
+/// threads get the same work, unless they have it within one part in kMostUneven with a unit each.
 constexpr int kNarrowRow = 128;
+constexpr int kMostUneven = 8;
 
 /// Keys likewise, in prefill.
 constexpr int kLeastKeys = 512;
@@ -200,13 +201,18 @@ void GpuPlan::divide_decode(const PlanLimits& limits) {
   slot_ends_.clear();
   int64_t total = 0;
   decode_rows_ = 0;
+  int longest = 0;
   for (const Unit& unit : decode_units_) {
-    total += tiles_of(unit.first_key, unit.end_key);
+    const int tiles = tiles_of(unit.first_key, unit.end_key);
+    longest = std::max(longest, tiles);
+    total += tiles;
     decode_rows_ = std::max(decode_rows_, unit.num_tokens * limits.group_size);
   }
   decode_slots_ = limits.slots[decode_rows_ > limits.columns];
   const int64_t share = (total + decode_slots_ - 1) / decode_slots_;
-  if (limits.row_bytes > kNarrowRow) {
+  const bool is_even = static_cast<int>(decode_units_.size()) <= decode_slots_ &&
+                       longest - share <= share / kMostUneven;
+  if (limits.row_bytes > kNarrowRow || is_even) {
     const int64_t largest = std::max<int64_t>(kLeastTiles, kLargestShare * share);
     for (Unit& unit : decode_units_) {
       const int32_t tiles = tiles_of(unit.first_key, unit.end_key);
