@@ -82,11 +82,12 @@ class PlanChecker {
   void check() {
     const StepArgs& args = written_.args();
     std::set<int> reached;
-    ASSERT_LE(args.num_decode_chains, plan_.decode_slots());
-    for (int slot = 0; slot < args.num_decode_chains; ++slot) {
-      for (int i = slot; i >= 0; i = args.decode_items[i].next) {
+    for (int slot = 0; slot < plan_.decode_blocks(); ++slot) {
+      if (args.decode_items()[slot].num_tokens == 0) continue;
+      for (int i = slot; i >= 0; i = args.decode_items()[i].next) {
         ASSERT_TRUE(reached.insert(i).second) << "item " << i << " twice";
-        add(args.decode_items[i]);
+        add(args.decode_items()[i]);
+        check_first_blocks(args.decode_items()[i]);
       }
     }
     for (int i = 0; i < plan_.num_prefill_items(); ++i) add(args.prefill_items[i]);
@@ -131,6 +132,15 @@ class PlanChecker {
     }
     EXPECT_EQ(item.is_partial != 0, !partial_rows.empty());
     for (const int row : partial_rows) ++items_of_row_[row];
+  }
+
+  void check_first_blocks(const AttendItem& item) {
+    int key = item.first_key;
+    for (const int32_t block : item.first_blocks) {
+      if (key >= item.end_key) break;
+      EXPECT_EQ(block, written_.args().blocks[item.blocks + key / 16]) << "key " << key;
+      key += kTile;
+    }
   }
 
   PlanCase case_;

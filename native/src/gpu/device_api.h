@@ -82,7 +82,7 @@ struct DeviceApi {
   int32_t (*update)(Stream stream, const LayerArgs* layer, int32_t cache_dtype,
                     const StepArgs* step, int32_t blocks);
   int32_t (*decode)(Stream stream, const LayerArgs* layer, int32_t cache_dtype,
-                    const StepArgs* step, int32_t rows, int32_t slots);
+                    const StepArgs* step, int32_t rows, int32_t blocks);
   int32_t (*prefill)(Stream stream, const LayerArgs* layer, int32_t cache_dtype,
                      const StepArgs* step, int32_t items);
   int32_t (*merge_results)(Stream stream, const MergeArgs* merge);

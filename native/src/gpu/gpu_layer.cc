@@ -13,7 +13,7 @@ namespace {
 constexpr int kTemporaryBlock = kTile;
 
 /// Blocks of threads of the update kernel for each multiprocessor.
-constexpr int kUpdateBlocks = 8;
+constexpr int kUpdateBlocks = 16;
 
 /// The largest divisor of `group` that is at most `limit`.
 int part_of_group(int group, int limit) {
@@ -185,10 +185,11 @@ void GpuLayer::launch(const StepInFlight& flight) {
   if (update_blocks() > 0) {
     check(api, api.update(stream, &args_, cache_dtype_, step, update_blocks()), "cache update");
   }
-  if (plan_.has_decode()) {
-    check(api,
-          api.decode(stream, &args_, cache_dtype_, step, plan_.decode_rows(), plan_.decode_slots()),
-          "decode");
+  if (plan_.decode_blocks() > 0) {
+    check(
+        api,
+        api.decode(stream, &args_, cache_dtype_, step, plan_.decode_rows(), plan_.decode_blocks()),
+        "decode");
   }
   if (plan_.num_prefill_items() > 0) {
     check(api, api.prefill(stream, &args_, cache_dtype_, step, plan_.num_prefill_items()),
@@ -214,7 +215,7 @@ void GpuLayer::run(const Step& step, bh_step_stats& stats) {
   work.start_clock();
   if (plan_.num_prefill_items() == 0) {
     graphs_.run({work.plan_host.data(), work.plan.data(), plan_bytes(), update_blocks(),
-                 plan_.decode_rows(), plan_.has_decode()},
+                 plan_.decode_rows(), plan_.decode_blocks()},
                 work.stream, put_on_stream);
   } else {
     put_on_stream();

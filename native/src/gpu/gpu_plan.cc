@@ -2,6 +2,7 @@
 #include "gpu/gpu_plan.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <unordered_map>
 #include <utility>
@@ -58,6 +59,7 @@ void GpuPlan::plan(const LayerSpec& spec, const Step& step, int block_size,
   divide_prefill(limits);
   place_partials();
   order_decode();
+  find_first_blocks(block_size);
 }
 
 void GpuPlan::add_rows(const LayerSpec& spec, const Step& step, int block_size,
@@ -249,9 +251,21 @@ void GpuPlan::share_evenly(int64_t share) {
   if (!decode_items_.empty()) slot_ends_.push_back(static_cast<int32_t>(decode_items_.size()));
 }
 
-/// Puts the first item of each slot to the slot's index and chains the others to it.
+int GpuPlan::used_slots() const {
+  return static_cast<int>(slot_ends_.empty()
+                              ? std::min(decode_items_.size(), static_cast<size_t>(decode_slots_))
+                              : slot_ends_.size());
+}
+
+/// Puts the first item of each slot to the slot's index and chains the others to it. Slots without
+/// work get an item without tokens, up to a power of two: so the steps of growing sequences are
+/// alike for a while.
 void GpuPlan::order_decode() {
   const auto count = static_cast<int32_t>(decode_items_.size());
+  decode_blocks_ =
+      count == 0 ? 0
+                 : std::min(decode_slots_,
+                            static_cast<int>(std::bit_ceil(static_cast<unsigned>(used_slots()))));
   for (AttendItem& item : decode_items_) item.next = -1;
   if (slot_ends_.empty()) {
     // The largest first, then back and forth over the slots: who got the largest of one round gets
@@ -270,10 +284,11 @@ void GpuPlan::order_decode() {
         last = i;
       }
     }
+    if (count < decode_blocks_) decode_items_.resize(static_cast<size_t>(decode_blocks_));
     return;
   }
-  ordered_.resize(decode_items_.size());
-  auto rest = static_cast<int32_t>(slot_ends_.size());
+  int32_t rest = decode_blocks_;
+  ordered_.assign(decode_items_.size() + static_cast<size_t>(rest) - slot_ends_.size(), {});
   int32_t begin = 0;
   for (size_t slot = 0; slot < slot_ends_.size(); ++slot) {
     auto place = static_cast<int32_t>(slot);
@@ -285,6 +300,15 @@ void GpuPlan::order_decode() {
     begin = slot_ends_[slot];
   }
   decode_items_.swap(ordered_);
+}
+
+void GpuPlan::find_first_blocks(int block_size) {
+  for (AttendItem& item : decode_items_) {
+    for (int32_t& block : item.first_blocks) {
+      const int key = item.first_key + static_cast<int>(&block - item.first_blocks) * kTile;
+      block = key < item.end_key ? blocks_[static_cast<size_t>(item.blocks + key / block_size)] : 0;
+    }
+  }
 }
 
 /// Keys are divided only where the device would be idle otherwise.
@@ -382,7 +406,7 @@ namespace {
 
 /// Visits the arrays behind StepArgs in the order in which they lie.
 template <class Visit>
-int64_t lay_out(Visit&& visit, int64_t at = (sizeof(StepArgs) + 15) / 16 * 16) {
+int64_t lay_out(Visit&& visit, int64_t at = sizeof(StepArgs)) {
   visit([&](const auto& array) {
     const int64_t here = at;
     at += (static_cast<int64_t>(array.size() * sizeof(array[0])) + 15) / 16 * 16;
@@ -395,12 +419,12 @@ int64_t lay_out(Visit&& visit, int64_t at = (sizeof(StepArgs) + 15) / 16 * 16) {
 
 int64_t GpuPlan::bytes() const {
   return lay_out([&](auto&& place) {
+    place(decode_items_);
     place(rows_);
     place(tokens_);
     place(blocks_);
     place(update_tokens_);
     place(query_tokens_);
-    place(decode_items_);
     place(prefill_items_);
   });
 }
@@ -412,19 +436,17 @@ void GpuPlan::write(StepArgs args, char* host, char* device) const {
       if (!array.empty()) std::memcpy(host + at, array.data(), array.size() * sizeof(array[0]));
       pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(device + at);
     };
+    const AttendItem* decode_items = nullptr;
+    put(decode_items_, decode_items);
     put(rows_, args.rows);
     put(tokens_, args.tokens);
     put(blocks_, args.blocks);
     put(update_tokens_, args.update_tokens);
     put(query_tokens_, args.query_tokens);
-    put(decode_items_, args.decode_items);
     put(prefill_items_, args.prefill_items);
   });
   args.num_update_tokens = static_cast<int32_t>(update_tokens_.size());
   args.num_query_tokens = static_cast<int32_t>(query_tokens_.size());
-  args.num_decode_chains = slot_ends_.empty()
-                               ? std::min(decode_slots_, static_cast<int>(decode_items_.size()))
-                               : static_cast<int32_t>(slot_ends_.size());
   std::memcpy(host, &args, sizeof args);
 }
 

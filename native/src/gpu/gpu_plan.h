@@ -46,9 +46,9 @@ class GpuPlan {
   int64_t num_partials() const { return num_partials_; }
   int num_rows() const { return static_cast<int>(rows_.size()); }
   int num_prefill_items() const { return static_cast<int>(prefill_items_.size()); }
-  bool has_decode() const { return !decode_items_.empty(); }
   int decode_rows() const { return decode_rows_; }  ///< of the largest item
-  int decode_slots() const { return decode_slots_; }
+  /// Blocks of threads that decode begins with for each group of heads; 0: there is no such work.
+  int decode_blocks() const { return decode_blocks_; }
   int64_t update_work() const {
     return static_cast<int64_t>(update_tokens_.size() + query_tokens_.size());
   }
@@ -86,7 +86,9 @@ class GpuPlan {
   static void cut(Unit& unit, int32_t pieces, std::vector<AttendItem>& items);
   void place_partials();
   void count_items_of_rows(std::vector<AttendItem>& items);
+  int used_slots() const;
   void order_decode();
+  void find_first_blocks(int block_size);
 
   std::vector<Row> rows_;
   std::vector<Token> tokens_;
@@ -105,6 +107,7 @@ class GpuPlan {
   SharedPrefixes prefixes_;
   int decode_rows_ = 0;
   int decode_slots_ = 0;
+  int decode_blocks_ = 0;
   int64_t num_partials_ = 0;
   int64_t temporary_blocks_ = 0;
   int64_t written_tokens_ = 0;

@@ -20,6 +20,9 @@ BH_HOST_DEVICE constexpr int decode_rows(int columns, int head_size) {
 /// Waves of a block of threads in the attention kernels.
 constexpr int kWaves = 4;
 
+/// Tiles that a wave of the decode kernel has under way at most.
+constexpr int kTilesAhead = 4;
+
 /// Query rows of a block of threads in prefill; RDNA's registers hold few.
 BH_HOST_DEVICE constexpr int prefill_rows(int head_size, bool is_rdna) {
   return head_size <= 128 && !is_rdna ? 128 : 64;
@@ -106,7 +109,7 @@ struct alignas(16) Token {
 };
 
 /// Query tokens against a range of keys of one row, for each group of heads.
-struct AttendItem {
+struct alignas(16) AttendItem {
   int32_t first_token;
   int32_t num_tokens;
   int32_t first_key;  ///< a multiple of kTile
@@ -116,11 +119,14 @@ struct AttendItem {
   int32_t blocks;      ///< index of the keys' first block table entry
   int32_t is_partial;  ///< some token has partial results
   int32_t next;        ///< decode: what the same block of threads does next; -1: nothing
+  /// Decode: the blocks that its first tiles lie in, so that keys are asked for without a look at
+  /// the block table.
+  int32_t first_blocks[kWaves * kTilesAhead];
 };
 
-/// One step. Lies in device memory in front of the arrays that it points to, so that a recorded
-/// graph can be replayed for other steps.
-struct StepArgs {
+/// One step. Lies in device memory in front of its arrays, so that a recorded graph can be replayed
+/// for other steps.
+struct alignas(16) StepArgs {
   CacheView cache;
 
   char* prepared_query;  ///< where the update puts the queries of query_tokens
@@ -132,14 +138,17 @@ struct StepArgs {
   const Row* rows;
   const Token* tokens;
   const int32_t* blocks;
-  const AttendItem* decode_items;
   const AttendItem* prefill_items;
-  int32_t num_decode_chains;  ///< items that blocks of threads begin with: the first so many
-  int32_t unused;
 
   float* partial_sums;   ///< [partial][num_heads][head_size]
   float* partial_state;  ///< [partial][num_heads][2]: maximum, base 2, and denominator
   int32_t* finished;     ///< [rows][num_groups], zero between steps
+
+  /// The first array, at a place that is known before anything is loaded. Blocks of threads begin
+  /// with the item of their index; one without tokens is no work.
+  BH_HOST_DEVICE const AttendItem* decode_items() const {
+    return reinterpret_cast<const AttendItem*>(this + 1);
+  }
 };
 
 /// Results to join: see bh_merge. `outputs` and `lses` hold one address for each part.

@@ -17,7 +17,7 @@ struct StepShape {
   int64_t plan_bytes;
   int32_t update_blocks;
   int32_t decode_rows;
-  bool has_decode;
+  int32_t decode_blocks;
 
   auto operator<=>(const StepShape&) const = default;
 };

@@ -30,9 +30,10 @@ class Stream {
 #if BH_TILE == BH_TILE_MMA
   /// Tiles under way: what does not fit into registers lies in shared memory, a ring for each wave.
   static constexpr int kRing = kHead <= 64 ? 12288 : 16384;
-  static constexpr int kStages = kRing / (2 * kHalfBytes) < 2   ? 2
-                                 : kRing / (2 * kHalfBytes) > 4 ? 4
-                                                                : kRing / (2 * kHalfBytes);
+  static constexpr int kStages = kRing / (2 * kHalfBytes) < 2 ? 2
+                                 : kRing / (2 * kHalfBytes) > kTilesAhead
+                                     ? kTilesAhead
+                                     : kRing / (2 * kHalfBytes);
   static constexpr int kRingBytes = 2 * kStages * kHalfBytes;
 #else
   static constexpr int kRingBytes = 16;
@@ -51,7 +52,9 @@ class Stream {
     first_tile_ = item.first_key / kTile + wave_index();
     end_tile_ = (item.end_key + kTile - 1) / kTile;
     turn_ = 0;
-    ids_ahead_ = load_ids(0);
+    first_ids_ = item.first_blocks[lane_index() % kTilesAhead * kWaves + wave_index()];
+    ids_ = load_ids(0);
+    ids_ahead_ = load_ids(kWave);
     begin_loads();
   }
 
@@ -84,8 +87,8 @@ class Stream {
   BH_INLINE void begin_loads() {
 #pragma unroll
     for (int n = 0; n < kStages; ++n) {
-      fetch_half(n, 0);
-      fetch_half(n, 1);
+      fetch_half<true>(n, 0);
+      fetch_half<true>(n, 1);
     }
   }
 
@@ -95,9 +98,10 @@ class Stream {
 
   /// Copies keys (half 0) or values of the wave's tile n, as they lie in the cache. Halves arrive
   /// in the order in which they are fetched; one is fetched for each that is waited for.
+  template <bool kFirst = false>
   BH_INLINE void fetch_half(int n, int half) {
     if (tile_of(n) < end_tile_) {
-      if (half == 0) find(n);
+      if (half == 0) find<kFirst>(n);
       constexpr int kRowBytes = kHead * int{sizeof(E)};
       const char* from = half_ + half * cache_.half_bytes;
       char* to = slot(n, half);
@@ -137,7 +141,7 @@ class Stream {
  private:
   BH_INLINE void begin_loads() {
     if (done()) return;
-    find(0);
+    find<true>(0);
     load_keys(keys_);
     load_values(values_);
   }
@@ -181,12 +185,14 @@ class Stream {
   }
 
   /// Finds the wave's tile n; called for n = 0, 1, 2, ...
+  /// @tparam kFirst it is one of the first kTilesAhead: the block table is on its way still.
+  template <bool kFirst = false>
   BH_INLINE void find(int n) {
-    if (n % kWave == 0) {
+    if (!kFirst && n > 0 && n % kWave == 0) {
       ids_ = ids_ahead_;
       ids_ahead_ = load_ids(n + kWave);
     }
-    half_ = keys_of(cache_, shuffle(ids_, n % kWave), kv_head_);
+    half_ = keys_of(cache_, shuffle(kFirst ? first_ids_ : ids_, n % kWave), kv_head_);
     token_ = tiles_per_block_ == 1 ? 0 : tile_of(n) % tiles_per_block_ * kTile;
   }
 
@@ -199,6 +205,7 @@ class Stream {
   int first_tile_ = 0;
   int end_tile_ = 0;
   int turn_ = 0;
+  int32_t first_ids_ = 0;
   int32_t ids_ = 0;
   int32_t ids_ahead_ = 0;
   const char* half_ = nullptr;  ///< keys of the block of the tile that was found last
@@ -248,10 +255,10 @@ struct Decode {
   /// before it is joined.
   BH_INLINE void run() {
     int i = static_cast<int>(blockIdx.x);
-    if (i >= step.num_decode_chains) return;
     Stream<M, E, kHead> stream(step, group / layer.groups_per_kv_head, shared.rings);
     fetch_item(i, 0);
     __syncthreads();
+    if (shared.items[0].num_tokens == 0) return;
     stream.start(shared.items[0]);
     for (int round = 0; i >= 0; ++round) {
       const AttendItem& item = shared.items[round % 2];
@@ -269,7 +276,11 @@ struct Decode {
 
  private:
   BH_INLINE void fetch_item(int i, int round) {
-    if (threadIdx.x == 0) shared.items[round % 2] = step.decode_items[i];
+    constexpr int kWords = sizeof(AttendItem) / sizeof(int32_t);
+    const int word = static_cast<int>(threadIdx.x);
+    if (word >= kWords) return;
+    reinterpret_cast<int32_t*>(shared.items + round % 2)[word] =
+        reinterpret_cast<const int32_t*>(step.decode_items() + i)[word];
   }
 
   BH_INLINE void begin(const AttendItem& item, Columns (&query)[kColumnTiles][kTiles],

@@ -332,9 +332,9 @@ int32_t update(Stream stream, const LayerArgs* layer, int32_t cache_dtype, const
 }
 
 int32_t decode(Stream stream, const LayerArgs* layer, int32_t cache_dtype, const StepArgs* step,
-               int32_t rows, int32_t slots) {
+               int32_t rows, int32_t blocks) {
   return run(decode_kernel(*layer, cache_dtype, rows), stream,
-             dim3(static_cast<uint32_t>(slots), static_cast<uint32_t>(layer->num_groups)), *layer,
+             dim3(static_cast<uint32_t>(blocks), static_cast<uint32_t>(layer->num_groups)), *layer,
              step);
 }
 

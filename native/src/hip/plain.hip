@@ -182,10 +182,10 @@ __global__ void __launch_bounds__(kThreads) plain(LayerArgs layer, const StepArg
   const StepArgs& step = *arguments;
   Plain kernel(layer, step, shared_memory());
   int i = static_cast<int>(blockIdx.x);
-  if (i >= step.num_decode_chains) return;
+  if (step.decode_items()[i].num_tokens == 0) return;
   while (i >= 0) {
-    kernel.run(step.decode_items[i], static_cast<int>(blockIdx.y));
-    i = step.decode_items[i].next;
+    kernel.run(step.decode_items()[i], static_cast<int>(blockIdx.y));
+    i = step.decode_items()[i].next;
     __syncthreads();
   }
 }

@@ -165,7 +165,7 @@ struct Source {
 /// cache: a thread's stores are to lines side by side.
 template <class T, class E>
 BH_INLINE void update_all(const LayerArgs& layer, const StepArgs& step) {
-  constexpr int kAhead = 4;
+  constexpr int kAhead = 2;
   const int elements = layer.num_kv_heads * layer.head_size;
   const int blocks = static_cast<int>(gridDim.x);
   const int run = (step.num_update_tokens + blocks - 1) / blocks;
