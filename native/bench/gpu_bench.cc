@@ -133,14 +133,15 @@ class Bench {
     const Step step = scene.step({query.data(), key.data(), value.data(), output.data()});
     fill_tensors(scene, w.dtype);
     GpuLayer& layer = scene.layer();
-    StepInFlight flight = layer.prepare(step);
+    const std::unique_ptr<GpuStep> step_in_flight = layer.prepare(step);
+    GpuStep& flight = *step_in_flight;
     layer.send(flight);
-    flight.work->start_clock();
+    flight.work().start_clock();
     layer.launch(flight);
-    flight.work->stop_clock();
+    flight.work().stop_clock();
     const double seconds = time(layer, flight, Flush::kOverwrite);
     const double clean = time(layer, flight, Flush::kRead);
-    const double keys = static_cast<double>(flight.stats.keys_seen);
+    const double keys = static_cast<double>(flight.stats().keys_seen);
     const int cache_bytes = byte_width(scene.cache_dtype());
     const double bytes =
         update ? double(scene.key_bytes()) * 2 * (1 + double(cache_bytes) / byte_width(w.dtype))
@@ -148,7 +149,8 @@ class Bench {
                      2 * double(scene.query_bytes());
     const double flops = 4 * keys * w.heads * w.head_size;
     print(w, w.kind, bytes, flops, seconds, clean);
-    layer.end(flight);
+    bh_step_stats stats{};
+    flight.end(stats);
     if (update) run_copy(w, bytes);
   }
 
@@ -189,7 +191,7 @@ class Bench {
       bh_step_stats stats{};
       for (int i = 0; i < kRuns; ++i) {
         const auto start = std::chrono::steady_clock::now();
-        scene.layer().run(step, stats);
+        scene.layer().begin(step, stats)->end(stats);
         const std::chrono::duration<double, std::micro> passed =
             std::chrono::steady_clock::now() - start;
         walls.push_back(passed.count());
@@ -302,7 +304,7 @@ class Bench {
     bool has_key_;
     GpuCache cache_;
     LayerSpec spec_;
-    const Cancellation cancellation_;
+    std::shared_ptr<const Cancellation> cancellation_ = std::make_shared<Cancellation>();
     GpuLayer layer_;
     std::vector<int32_t> blocks_;
     std::vector<StepRow> rows_;
@@ -372,7 +374,7 @@ class Bench {
   template <class Launch>
   double median(Stream stream, int runs, Flush flush, Launch&& launch) {
     std::vector<Event> events(static_cast<size_t>(2 * runs));
-    for (Event& event : events) check(api_, api_.create_event(&event), "event");
+    for (Event& event : events) check(api_, api_.create_event(&event, false), "event");
     for (int i = 0; i < 3; ++i) launch();
     for (int i = 0; i < runs; ++i) {
       if (flush == Flush::kOverwrite) {
@@ -402,8 +404,8 @@ class Bench {
     return times[static_cast<size_t>(runs / 2)] * 1e-3;
   }
 
-  double time(GpuLayer& layer, const StepInFlight& flight, Flush flush) {
-    return median(flight.work->stream, 21, flush, [&] { layer.launch(flight); });
+  double time(GpuLayer& layer, const GpuStep& flight, Flush flush) {
+    return median(flight.work().stream, 21, flush, [&] { layer.launch(flight); });
   }
 
   double copy_bandwidth() {

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Steps of several batches, and steps that are cancelled.
+// Steps of several batches, steps in flight, and steps that are cancelled.
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <thread>
+#include <utility>
 
 #include "harness.h"
 #include "random.h"
@@ -162,6 +164,191 @@ TEST_P(Parts, AreReleasedHoweverTheCallEnds) {
   EXPECT_EQ(live_c_data(), before);
 }
 
+/// A step of one batch that was begun.
+struct Begun {
+  Begun(bh_layer* layer, const LayerConfig& layer_config, StepBatch rows)
+      : config(layer_config), batch(std::move(rows)), result(config, batch) {
+    const Binding binding = make_binding(layer, step_schema(config, batch));
+    ArrowArray array = export_array(step_array(config, batch));
+    const bh_step_part part{&array, result.array()};
+    status = bh_step_begin(binding.get(), &part, 1, &pending, &error);
+    EXPECT_EQ(array.release, nullptr) << "the batch is taken by move";
+  }
+
+  int32_t end(bh_step_stats* stats = nullptr) {
+    return bh_step_end(std::exchange(pending, nullptr), stats, &error);
+  }
+
+  /// Ends it and compares its result; `mirror` is as the step left it.
+  void compare(const LogicalCache& mirror) {
+    bh_step_stats stats{};
+    ASSERT_EQ(end(&stats), BH_OK) << error.message;
+    EXPECT_EQ(stats.query_tokens, batch.num_queries(config));
+    EXPECT_LE(compare_result(config, result, attend_reference(config, batch, &mirror)), 1);
+    EXPECT_TRUE(result.guards_intact());
+    EXPECT_TRUE(result.has_offsets_of(batch));
+  }
+
+  LayerConfig config;
+  StepBatch batch;
+  StepResult result;
+  bh_pending_step* pending = nullptr;
+  int32_t status;
+  bh_error error{};
+};
+
+class InFlight : public TargetTest {
+ protected:
+  LayerConfig config() const {
+    LayerConfig config;
+    config.dtype = BH_FLOAT16;
+    return config;
+  }
+};
+
+TEST_P(InFlight, StepsTakeEffectInTheOrderOfTheirBeginnings) {
+  Session session(GetParam(), 1, config(), pool_of(BH_FLOAT16));
+  BH_SKIP_IF_UNUSABLE(session, GetParam());
+  Sequences sequences(config());
+  const int64_t arrays = live_c_data();
+  const int64_t handles = bh_live_handles();
+  std::unique_ptr<Begun> before;
+  LogicalCache mirror_before = *session.mirror();
+  for (int step = 0; step < 8; ++step) {
+    StepBatch batch;
+    // Decode steps of one shape, which are recorded and replayed, between prompts.
+    for (size_t s = 0; s < 2; ++s) batch.rows.push_back(sequences.next(s, step % 5 == 0 ? 9 : 1));
+    auto next = std::make_unique<Begun>(session.layer(), config(), batch);
+    ASSERT_EQ(next->status, BH_OK) << next->error.message;
+    EXPECT_EQ(bh_live_handles(), handles + (before ? 2 : 1));
+    if (before) before->compare(mirror_before);
+    update_reference(config(), batch, *session.mirror());
+    mirror_before = *session.mirror();
+    before = std::move(next);
+  }
+  compare_cache(config(), session.cache(), *session.mirror());  // while the last one is in flight
+  before->compare(mirror_before);
+  EXPECT_EQ(live_c_data(), arrays);
+  EXPECT_EQ(bh_live_handles(), handles);
+}
+
+TEST_P(InFlight, ALaterStepMayEndFirst) {
+  Session session(GetParam(), 1, config(), pool_of(BH_FLOAT16));
+  BH_SKIP_IF_UNUSABLE(session, GetParam());
+  Sequences sequences(config());
+  Begun prompt(session.layer(), config(), {{sequences.next(0, 21), sequences.next(1, 2)}});
+  update_reference(config(), prompt.batch, *session.mirror());
+  const LogicalCache after_prompt = *session.mirror();
+  Begun decode(session.layer(), config(), {{sequences.next(0, 1)}});
+  update_reference(config(), decode.batch, *session.mirror());
+  std::thread waiter([&] { EXPECT_EQ(bh_step_wait(decode.pending, nullptr), BH_OK); });
+  waiter.join();
+  decode.compare(*session.mirror());
+  prompt.compare(after_prompt);
+}
+
+TEST_P(InFlight, BlocksAreCopiedAndWrittenBehindThem) {
+  Session session(GetParam(), 1, config(), pool_of(BH_FLOAT16));
+  BH_SKIP_IF_UNUSABLE(session, GetParam());
+  Sequences sequences(config());
+  Begun prompt(session.layer(), config(), {{sequences.next(0, 16)}});
+  update_reference(config(), prompt.batch, *session.mirror());
+  const int64_t source = prompt.batch.rows[0].blocks[0];
+  const int64_t target = Sequences::kBlocksEach;  // of another sequence
+  bh_error error{};
+  ASSERT_EQ(bh_cache_copy_blocks(session.cache(), &source, &target, 1, &error), BH_OK)
+      << error.message;
+  const LogicalCache after_prompt = *session.mirror();
+  const auto bytes = static_cast<size_t>(bh_cache_block_bytes(session.cache()));
+  std::vector<char> key(bytes), value(bytes);
+  ASSERT_EQ(bh_cache_read_block(session.cache(), target, key.data(), value.data(), &error), BH_OK);
+  EXPECT_EQ(std::memcmp(key.data(), after_prompt.keys(source), bytes), 0);
+  EXPECT_EQ(std::memcmp(value.data(), after_prompt.values(source), bytes), 0);
+  // Blocks that are overwritten behind a step do not change what it read.
+  Begun decode(session.layer(), config(), {{sequences.next(0, 1)}});
+  update_reference(config(), decode.batch, *session.mirror());
+  const std::vector<char> zeros(bytes);
+  ASSERT_EQ(bh_cache_write_block(session.cache(), source, zeros.data(), zeros.data(), &error),
+            BH_OK);
+  decode.compare(*session.mirror());
+  prompt.compare(after_prompt);
+}
+
+TEST_P(InFlight, ABadRowIsRefusedAtTheBeginning) {
+  Session session(GetParam(), 1, config(), pool_of(BH_FLOAT16));
+  BH_SKIP_IF_UNUSABLE(session, GetParam());
+  Sequences sequences(config());
+  const int64_t arrays = live_c_data();
+  const int64_t handles = bh_live_handles();
+  Begun good(session.layer(), config(), {{sequences.next(0, 3)}});
+  StepBatch wrong = {{sequences.next(1, 2)}};
+  wrong.rows[0].slots[1] = 100000;
+  Begun bad(session.layer(), config(), wrong);
+  EXPECT_EQ(bad.status, BH_INVALID_ROW);
+  EXPECT_EQ(bad.error.row, 0);
+  EXPECT_EQ(bad.pending, nullptr);
+  EXPECT_TRUE(bad.result.untouched());
+  update_reference(config(), good.batch, *session.mirror());
+  good.compare(*session.mirror());
+  compare_cache(config(), session.cache(), *session.mirror());
+  EXPECT_EQ(live_c_data(), arrays);
+  EXPECT_EQ(bh_live_handles(), handles);
+}
+
+TEST_P(InFlight, AStepOutlivesEverythingItWasMadeFrom) {
+  const int64_t arrays = live_c_data();
+  auto session = std::make_unique<Session>(GetParam(), 1, config(), pool_of(BH_FLOAT16));
+  BH_SKIP_IF_UNUSABLE(*session, GetParam());
+  Sequences sequences(config());
+  Begun first(session->layer(), config(), {{sequences.next(0, 3)}});
+  update_reference(config(), first.batch, *session->mirror());
+  LogicalCache after_first = *session->mirror();
+  Begun second(session->layer(), config(), {{sequences.next(0, 1)}});
+  update_reference(config(), second.batch, *session->mirror());
+  const LogicalCache after_second = *session->mirror();
+  session.reset();
+  EXPECT_EQ(bh_live_handles(), 2);
+  first.compare(after_first);
+  second.compare(after_second);
+  EXPECT_EQ(bh_live_handles(), 0);
+  EXPECT_EQ(live_c_data(), arrays);
+}
+
+TEST_P(InFlight, CancelledStepsEndWithTheirStatus) {
+  const int64_t arrays = live_c_data();
+  Session session(GetParam(), 1, config(), pool_of(BH_FLOAT16));
+  BH_SKIP_IF_UNUSABLE(session, GetParam());
+  Sequences sequences(config());
+  Begun begun(session.layer(), config(), {{sequences.next(0, 3)}});
+  bh_engine_info info{};
+  ASSERT_EQ(bh_engine_describe(session.engine(), &info), BH_OK);
+  bh_engine_cancel(session.engine());
+  EXPECT_EQ(begun.end(), info.overlaps ? BH_CANCELLED : BH_OK) << "it may have been complete";
+  Begun late(session.layer(), config(), {{sequences.next(0, 1)}});
+  EXPECT_EQ(late.status, BH_CANCELLED);
+  EXPECT_EQ(live_c_data(), arrays);
+}
+
+TEST_P(InFlight, BadArgumentsAreRefused) {
+  Session session(GetParam(), 1, config(), pool_of(BH_FLOAT16));
+  BH_SKIP_IF_UNUSABLE(session, GetParam());
+  Sequences sequences(config());
+  bh_error error{};
+  EXPECT_EQ(bh_step_end(nullptr, nullptr, &error), BH_INVALID_ARGUMENT);
+  EXPECT_EQ(bh_step_wait(nullptr, &error), BH_INVALID_ARGUMENT);
+  const StepBatch batch = {{sequences.next(0, 1)}};
+  const Binding binding = make_binding(session.layer(), step_schema(config(), batch));
+  StepResult result(config(), batch);
+  ArrowArray array = export_array(step_array(config(), batch));
+  const bh_step_part part{&array, result.array()};
+  EXPECT_EQ(bh_step_begin(binding.get(), &part, 1, nullptr, &error), BH_INVALID_ARGUMENT);
+  EXPECT_EQ(array.release, nullptr);
+  EXPECT_TRUE(result.untouched());
+  bh_pending_step* pending = nullptr;
+  EXPECT_EQ(bh_step_begin(binding.get(), &part, 0, &pending, &error), BH_OK);
+  EXPECT_EQ(bh_step_end(pending, nullptr, &error), BH_OK) << "no parts, nothing to do";
+}
+
 class Cancelled : public TargetTest {};
 
 TEST_P(Cancelled, StepsEndWithTheirStatus) {
@@ -197,6 +384,7 @@ TEST_P(Cancelled, NoOtherEngine) {
 }
 
 BH_ON_EVERY_TARGET(Parts);
+BH_ON_EVERY_TARGET(InFlight);
 BH_ON_EVERY_TARGET(Cancelled);
 
 }  // namespace

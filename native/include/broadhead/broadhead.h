@@ -9,7 +9,8 @@
  * handle must outlive the handles that were created from it, and `bh_*_destroy(NULL)` does nothing.
  *
  * Threads: different engines, caches and layers may be used from different threads at once. One
- * cache takes one step at a time: steps that share a cache must not run concurrently.
+ * cache takes one step at a time: calls that begin steps on it, end them at once or touch its
+ * blocks must not run concurrently. What bh_step_begin started may still be in flight then.
  */
 #ifndef BROADHEAD_H
 #define BROADHEAD_H
@@ -29,7 +30,7 @@ extern "C" {
 #endif
 
 /** Raised whenever a declaration in this header changes its meaning or layout. */
-#define BH_ABI_VERSION 2
+#define BH_ABI_VERSION 3
 
 /** The version that the loaded library was built with; compare with #BH_ABI_VERSION at load. */
 BH_API int32_t bh_abi_version(void);
@@ -106,6 +107,8 @@ typedef struct bh_engine_info {
   int32_t threads;
   int64_t free_memory; /**< bytes of a GPU that were free when it was opened; 0 for the CPU, whose
                             memory is the machine's */
+  int32_t overlaps; /**< 1 if steps that were begun compute beside the caller; 0: a step is complete
+                         when bh_step_begin returns */
 } bh_engine_info;
 
 BH_API int32_t bh_engine_create(const bh_engine_options* options, bh_engine** engine,
@@ -114,8 +117,9 @@ BH_API int32_t bh_engine_describe(const bh_engine* engine, bh_engine_info* info)
 
 /**
  * Ends the steps of the engine that are running, and all later ones, with BH_CANCELLED as soon as
- * they notice. From any thread, at any time before the engine is destroyed. What such a step wrote
- * is unspecified, so that the engine's caches are good for nothing any more.
+ * they notice, those in flight at their bh_step_end. From any thread, at any time before the engine
+ * is destroyed. What such a step wrote is unspecified, so that the engine's caches are good for
+ * nothing any more.
  */
 BH_API void bh_engine_cancel(bh_engine* engine);
 
@@ -258,7 +262,8 @@ typedef struct bh_step_stats {
  * tensors as `batch` has query tokens; the step fills offsets and values in place and leaves the
  * structure and its release to the caller. `stats` may be NULL.
  *
- * On any error but BH_CANCELLED nothing was written to the cache or to `result`.
+ * On any error but BH_CANCELLED and those of a device that fails while it computes, nothing was
+ * written to the cache or to `result`.
  */
 BH_API int32_t bh_step(bh_binding* binding, struct ArrowArray* batch, struct ArrowArray* result,
                        bh_step_stats* stats, bh_error* error);
@@ -278,6 +283,41 @@ typedef struct bh_step_part {
  */
 BH_API int32_t bh_step_parts(bh_binding* binding, const bh_step_part* parts, int64_t count,
                              bh_step_stats* stats, bh_error* error);
+
+/** A step that was begun and has not ended: a handle, and counted as one. */
+typedef struct bh_pending_step bh_pending_step;
+
+/**
+ * Begins a step: bh_step_parts up to the point where the device has all that it needs, so that what
+ * is refused is refused here, and nothing is in flight then. bh_step_end is the rest of it. Where
+ * bh_engine_info.overlaps is 0 the step is complete when this returns.
+ *
+ * Further steps may be begun before this one has ended, also of the same layer and cache: on the
+ * device they follow one another in the order in which they were begun, and so do reads, writes and
+ * copies of the cache's blocks. Each step in flight has buffers of its own for its plan, for
+ * pageable tensors, which are copied before this returns, and for results; with two in turn a GPU
+ * has no gaps.
+ *
+ * The batches are taken by move. They are released, and `result` and the memory it points to are
+ * used no more, when the step has ended. The step needs neither its binding nor its layer, cache or
+ * engine to end: destroying a layer or a cache waits for the device, and the step's results are
+ * those that they would have been. Memory of bh_engine_alloc stays alive until the end, as ever.
+ */
+BH_API int32_t bh_step_begin(bh_binding* binding, const bh_step_part* parts, int64_t count,
+                             bh_pending_step** pending, bh_error* error);
+
+/**
+ * Waits until the device has done the step; bh_step_end will not wait then. From any thread, for
+ * those that want to be told: it sleeps. Not beside the bh_step_end of the same step.
+ */
+BH_API int32_t bh_step_wait(bh_pending_step* pending, bh_error* error);
+
+/**
+ * Waits for the step, brings results to where they belong that the device could not write there,
+ * releases the batches and destroys the handle, on every path. From any thread. `stats` may be
+ * NULL. Errors are those of the device, and BH_CANCELLED; `result` is unspecified then.
+ */
+BH_API int32_t bh_step_end(bh_pending_step* pending, bh_step_stats* stats, bh_error* error);
 
 /**
  * The row checks of bh_step alone: finds the first bad row at or after `first_row`, BH_OK if there
@@ -330,7 +370,7 @@ BH_API int32_t bh_probe_copy(bh_engine* engine, const void* source, void* target
 
 /* ---- handles and memory ---------------------------------------------------------------------- */
 
-/** Engines, caches, layers and bindings that were created and not yet destroyed. */
+/** Engines, caches, layers, bindings and pending steps that were created and not yet destroyed. */
 BH_API int64_t bh_live_handles(void);
 
 /** Address of a release callback for arrays whose memory the caller keeps: it marks the array and

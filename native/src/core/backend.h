@@ -33,14 +33,6 @@ class Cache {
   bh_cache_options options_;
 };
 
-/// One layer, ready to run on its backend.
-class Layer {
- public:
-  virtual ~Layer() = default;
-  /// Updates the cache, then attends. Every index in `step` has been checked.
-  virtual void run(const Step& step, bh_step_stats& stats) = 0;
-};
-
 /// Tells the steps of an engine that nobody wants their results any more.
 class Cancellation {
  public:
@@ -56,14 +48,37 @@ class Cancellation {
   std::atomic<bool> requested_{false};
 };
 
+/// A step that runs on a device beside the caller. Has all that it needs, so that layer, cache and
+/// engine may go before it. Its destructor waits for the device.
+class StepInFlight {
+ public:
+  virtual ~StepInFlight() = default;
+  /// Waits until the device is done. Any thread may call it while nobody calls end().
+  virtual void wait() = 0;
+  /// Waits, then delivers results that the device could not write to where they belong. Called
+  /// once.
+  virtual void end(bh_step_stats& stats) = 0;
+};
+
+/// One layer, ready to run on its backend.
+class Layer {
+ public:
+  virtual ~Layer() = default;
+  /// Updates the cache, then attends. Every index in `step` has been checked. Answers NULL if the
+  /// step is complete and `stats` are filled; otherwise `step` itself is needed no more, but the
+  /// memory that its parts point to is. Steps of one cache take effect in the order of these calls.
+  virtual std::unique_ptr<StepInFlight> begin(const Step& step, bh_step_stats& stats) = 0;
+};
+
 /// A backend opened on a device with its threads.
 class Engine {
  public:
   virtual ~Engine() = default;
-  void cancel() { cancellation_.request(); }
+  void cancel() { cancellation_->request(); }
 
-  /// Steps look here between pieces of a tenth of a second at most.
-  const Cancellation& cancellation() const { return cancellation_; }
+  /// Steps look here between pieces of a tenth of a second at most; those in flight outlive the
+  /// engine.
+  std::shared_ptr<const Cancellation> cancellation() const { return cancellation_; }
 
   virtual bh_engine_info info() const = 0;
   virtual std::unique_ptr<Cache> create_cache(const bh_cache_options& options) = 0;
@@ -85,7 +100,7 @@ class Engine {
   virtual std::unique_ptr<Layer> create_layer(const LayerSpec& spec, Cache* cache) = 0;
 
  private:
-  Cancellation cancellation_;
+  std::shared_ptr<Cancellation> cancellation_ = std::make_shared<Cancellation>();
 };
 
 /// One entry of the registry.

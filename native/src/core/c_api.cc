@@ -7,6 +7,7 @@
 #include <memory>
 #include <new>
 #include <span>
+#include <vector>
 
 #include "broadhead/broadhead.h"
 #include "core/arrow_import.h"
@@ -48,6 +49,17 @@ struct bh_binding : Counted {
       : layer(bound), reader(bound->spec, bound->cache, columns) {}
   bh_layer* layer;
   broadhead::StepReader reader;
+};
+
+/// A step that was begun: complete, or in flight with the batches that it still reads.
+struct bh_pending_step : Counted {
+  ~bh_pending_step() {
+    flight.reset();
+    for (ArrowArray& batch : batches) batch.release(&batch);
+  }
+  std::vector<ArrowArray> batches;
+  std::unique_ptr<broadhead::StepInFlight> flight;
+  bh_step_stats stats{};
 };
 
 namespace {
@@ -106,6 +118,37 @@ struct ReleasedParts {
     }
   }
 };
+
+/// Checks the parts and starts their step: NULL if it is complete. Does not release the batches.
+std::unique_ptr<broadhead::StepInFlight> begin_step(bh_binding* binding,
+                                                    std::span<const bh_step_part> parts,
+                                                    bh_step_stats& stats) {
+  for (const bh_step_part& part : parts) need(part.batch, "batch");
+  need(binding, "binding");
+  for (const bh_step_part& part : parts) need(part.result, "result");
+  if (parts.empty()) return nullptr;
+  broadhead::StepReader& reader = binding->reader;
+  reader.begin_step();
+  for (const bh_step_part& part : parts) reader.add_part(*part.batch, *part.result);
+  const broadhead::Step step = reader.step();
+  std::unique_ptr<broadhead::StepInFlight> flight = binding->layer->layer->begin(step, stats);
+  std::span<const broadhead::StepRow> rows(step.rows, static_cast<size_t>(step.num_rows));
+  for (const bh_step_part& part : parts) {
+    const auto length = static_cast<size_t>(part.batch->length);
+    broadhead::write_result_offsets(*part.result, rows.first(length));
+    rows = rows.subspan(length);
+  }
+  return flight;
+}
+
+std::span<const bh_step_part> span_of(const bh_step_part* parts, int64_t count) {
+  need(parts, "parts");
+  if (count < 0 || count > INT32_MAX) {
+    throw Failure(BH_INVALID_ARGUMENT, kNoRow, "count must be 0 .. %d, got %lld", INT32_MAX,
+                  static_cast<long long>(count));
+  }
+  return {parts, static_cast<size_t>(count)};
+}
 
 void check_cache_shape(const broadhead::LayerSpec& spec, const broadhead::Cache* cache) {
   broadhead::check_layer_cache(spec, cache ? cache->options().dtype : 0,
@@ -294,29 +337,45 @@ int32_t bh_step(bh_binding* binding, ArrowArray* batch, ArrowArray* result, bh_s
 int32_t bh_step_parts(bh_binding* binding, const bh_step_part* parts, int64_t count,
                       bh_step_stats* stats, bh_error* error) {
   return guarded(error, [&] {
-    need(parts, "parts");
-    if (count < 0 || count > INT32_MAX) {
-      throw Failure(BH_INVALID_ARGUMENT, kNoRow, "count must be 0 .. %d, got %lld", INT32_MAX,
-                    static_cast<long long>(count));
-    }
-    const ReleasedParts taken{{parts, static_cast<size_t>(count)}};
-    for (const bh_step_part& part : taken.parts) need(part.batch, "batch");
-    need(binding, "binding");
-    for (const bh_step_part& part : taken.parts) need(part.result, "result");
-    if (count == 0) return;
-    broadhead::StepReader& reader = binding->reader;
-    reader.begin_step();
-    for (const bh_step_part& part : taken.parts) reader.add_part(*part.batch, *part.result);
-    const broadhead::Step step = reader.step();
+    const ReleasedParts taken{span_of(parts, count)};
     bh_step_stats done{};
-    binding->layer->layer->run(step, done);
-    std::span<const broadhead::StepRow> rows(step.rows, static_cast<size_t>(step.num_rows));
-    for (const bh_step_part& part : taken.parts) {
-      const auto length = static_cast<size_t>(part.batch->length);
-      broadhead::write_result_offsets(*part.result, rows.first(length));
-      rows = rows.subspan(length);
+    const auto flight = begin_step(binding, taken.parts, done);
+    if (flight) flight->end(done);
+    if (stats && count > 0) *stats = done;
+  });
+}
+
+int32_t bh_step_begin(bh_binding* binding, const bh_step_part* parts, int64_t count,
+                      bh_pending_step** pending, bh_error* error) {
+  return guarded(error, [&] {
+    const ReleasedParts taken{span_of(parts, count)};
+    need(pending, "pending");
+    auto handle = std::make_unique<bh_pending_step>();
+    handle->batches.reserve(taken.parts.size());
+    handle->flight = begin_step(binding, taken.parts, handle->stats);
+    if (handle->flight) {
+      for (const bh_step_part& part : taken.parts) {
+        handle->batches.push_back(*part.batch);
+        part.batch->release = nullptr;
+      }
     }
-    if (stats) *stats = done;
+    *pending = handle.release();
+  });
+}
+
+int32_t bh_step_wait(bh_pending_step* pending, bh_error* error) {
+  return guarded(error, [&] {
+    need(pending, "pending");
+    if (pending->flight) pending->flight->wait();
+  });
+}
+
+int32_t bh_step_end(bh_pending_step* pending, bh_step_stats* stats, bh_error* error) {
+  return guarded(error, [&] {
+    need(pending, "pending");
+    const std::unique_ptr<bh_pending_step> taken(pending);
+    if (taken->flight) taken->flight->end(taken->stats);
+    if (stats) *stats = taken->stats;
   });
 }
 

@@ -99,13 +99,14 @@ class CpuLayer final : public Layer {
     view_.cos_sin = spec.cos_sin.data();
   }
 
-  void run(const Step& step, bh_step_stats& stats) override {
+  std::unique_ptr<StepInFlight> begin(const Step& step, bh_step_stats& stats) override {
     step_ = &step;
     kernel_time_ = {};
     const int64_t written = spec_.read_only_cache || !cache_ ? 0 : update();
     attend();
     cancellation_.check();
     report(step, written, stats);
+    return nullptr;
   }
 
  private:
@@ -307,7 +308,7 @@ class CpuEngine final : public Engine {
 
   std::unique_ptr<Layer> create_layer(const LayerSpec& spec, Cache* cache) override {
     return std::make_unique<CpuLayer>(spec, static_cast<const BlockPool*>(cache),
-                                      *choice_.tier->kernels, threads_, workers_, cancellation());
+                                      *choice_.tier->kernels, threads_, workers_, *cancellation());
   }
 
  private:

@@ -60,11 +60,13 @@ Workspace::Workspace(const DeviceApi& device)
       staged_input(api, Buffer::kPinned, "staged input"),
       staged_output(api, Buffer::kPinned, "staged output") {
   check(api, api.create_stream(&stream), "stream");
-  check(api, api.create_event(&started), "event");
-  check(api, api.create_event(&done), "event");
+  check(api, api.create_event(&started, false), "event");
+  check(api, api.create_event(&done, false), "event");
+  check(api, api.create_event(&landed, true), "event");
 }
 
 Workspace::~Workspace() {
+  if (landed) api.destroy_event(landed);
   if (done) api.destroy_event(done);
   if (started) api.destroy_event(started);
   if (stream) api.destroy_stream(stream);
@@ -75,6 +77,11 @@ int64_t Workspace::nanoseconds() const {
   check(api, api.wait_event(done), "clock");
   check(api, api.elapsed(started, done, &milliseconds), "clock");
   return static_cast<int64_t>(double{milliseconds} * 1e6);
+}
+
+void Workspace::sleep() const {
+  check(api, api.record(landed, stream), "step");
+  check(api, api.wait_event(landed), "step");
 }
 
 Device::Device(const DeviceApi& api, int index) : api_(api), index_(index) {

@@ -46,6 +46,7 @@ struct Workspace {
   Stream stream = nullptr;
   Event started = nullptr;
   Event done = nullptr;
+  Event landed = nullptr;  ///< of those that wait asleep
   Buffer plan_host;
   Buffer plan;
   Buffer query;  ///< prepared
@@ -62,6 +63,38 @@ struct Workspace {
   void stop_clock() const { check(api, api.record(done, stream), "clock"); }
   /// Waits for that work and tells how long it took.
   int64_t nanoseconds() const;
+  /// Waits for all that is on the stream, asleep: another thread than the one that runs steps.
+  void sleep() const;
+};
+
+/// Puts work on different streams in an order: what is done with a cache. Used by one thread at a
+/// time.
+class StepOrder {
+ public:
+  explicit StepOrder(const DeviceApi& api) : api_(api) {}
+  ~StepOrder() {
+    if (last_) api_.destroy_event(last_);
+  }
+  StepOrder(const StepOrder&) = delete;
+  StepOrder& operator=(const StepOrder&) = delete;
+
+  /// What is put on the stream from now on runs after all that was marked.
+  void follow(Stream stream) const {
+    if (last_) check(api_, api_.follow_event(stream, last_), "order of steps");
+  }
+  /// The last work so far is what is on the stream by now.
+  void mark(Stream stream) {
+    if (!last_) check(api_, api_.create_event(&last_, false), "event");
+    check(api_, api_.record(last_, stream), "order of steps");
+  }
+  /// Waits until all that was marked is done.
+  void wait() const {
+    if (last_) (void)api_.wait_event(last_);
+  }
+
+ private:
+  const DeviceApi& api_;
+  Event last_ = nullptr;
 };
 
 /// A GPU in use. Shared by an engine and what was created from it; any thread may use it.

@@ -11,7 +11,7 @@
 namespace broadhead::gpu {
 
 /// Raised whenever the table or a structure of kernel_args.h changes.
-constexpr uint32_t kDeviceApiVersion = 2;
+constexpr uint32_t kDeviceApiVersion = 3;
 
 /// What went wrong in a call, for bh_error.
 enum DeviceStatus : int32_t { kOk = 0, kOutOfMemory, kDeviceError, kDeviceLost };
@@ -59,9 +59,12 @@ struct DeviceApi {
   int32_t (*create_stream)(Stream* stream);
   void (*destroy_stream)(Stream stream);
   int32_t (*synchronize)(Stream stream);
-  int32_t (*create_event)(Event* event);
+  /// `sleeps`: a thread in wait_event leaves its processor to others, and wakes up later.
+  int32_t (*create_event)(Event* event, int32_t sleeps);
   void (*destroy_event)(Event event);
   int32_t (*record)(Event event, Stream stream);
+  /// What is put on `stream` from now on runs after what the event was last recorded behind.
+  int32_t (*follow_event)(Stream stream, Event event);
   int32_t (*wait_event)(Event event);
   int32_t (*elapsed)(Event start, Event end, float* milliseconds);
 

@@ -54,6 +54,7 @@ class GpuEngine final : public Engine {
     copy_text(info.reason, reason_);
     info.threads = 1;
     info.free_memory = device_->info().free_memory;
+    info.overlaps = 1;
     return info;
   }
 
@@ -147,8 +148,7 @@ class GpuEngine final : public Engine {
   }
 
   std::unique_ptr<Layer> create_layer(const LayerSpec& spec, Cache* cache) override {
-    return std::make_unique<GpuLayer>(spec, static_cast<const GpuCache*>(cache), device_,
-                                      cancellation());
+    return std::make_unique<GpuLayer>(spec, static_cast<GpuCache*>(cache), device_, cancellation());
   }
 
  private:

@@ -27,8 +27,8 @@ CacheView cache_view(int dtype, int block_size, int num_kv_heads, int head_size)
 GpuCache::GpuCache(const bh_cache_options& options, std::shared_ptr<Device> device)
     : Cache(options),
       device_(std::move(device)),
-      view_(
-          cache_view(options.dtype, options.block_size, options.num_kv_heads, options.head_size)) {
+      view_(cache_view(options.dtype, options.block_size, options.num_kv_heads, options.head_size)),
+      order_(device_->api()) {
   const DeviceApi& api = device_->api();
   device_->use();
   DeviceInfo now{};
@@ -55,7 +55,11 @@ GpuCache::GpuCache(const bh_cache_options& options, std::shared_ptr<Device> devi
   check(api, api.synchronize(work->stream), "KV cache");
 }
 
-GpuCache::~GpuCache() { device_->api().release(view_.memory); }
+GpuCache::~GpuCache() {
+  (void)device_->api().use(device_->index());
+  order_.wait();
+  device_->api().release(view_.memory);
+}
 
 void GpuCache::read_block(int64_t block, void* key, void* value) const {
   const DeviceApi& api = device_->api();
@@ -63,6 +67,7 @@ void GpuCache::read_block(int64_t block, void* key, void* value) const {
   const int64_t half = block_bytes(view_) / 2;
   work->staged_output.reserve(2 * half);
   char* device = work->staged_output.device_address();
+  order_.follow(work->stream);
   check(api, api.read_block(work->stream, &view_, block, device, device + half), "block");
   check(api, api.synchronize(work->stream), "block");
   std::memcpy(key, work->staged_output.data(), static_cast<size_t>(half));
@@ -77,6 +82,7 @@ void GpuCache::write_block(int64_t block, const void* key, const void* value) {
   std::memcpy(work->staged_input.data(), key, static_cast<size_t>(half));
   std::memcpy(work->staged_input.data() + half, value, static_cast<size_t>(half));
   const char* device = work->staged_input.device_address();
+  order_.follow(work->stream);
   check(api, api.write_block(work->stream, &view_, block, device, device + half), "block");
   check(api, api.synchronize(work->stream), "block");
 }
@@ -86,6 +92,7 @@ void GpuCache::copy_block(int64_t source, int64_t target) {
   const DeviceApi& api = device_->api();
   const Lease work(*device_);
   const int64_t bytes = block_bytes(view_);
+  order_.follow(work->stream);
   check(api,
         api.copy(work->stream, view_.memory + target * bytes, view_.memory + source * bytes, bytes),
         "block");

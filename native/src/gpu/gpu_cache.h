@@ -23,6 +23,8 @@ class GpuCache final : public Cache {
   ~GpuCache() override;
 
   const CacheView& view() const { return view_; }
+  /// Of the steps that use the cache.
+  StepOrder& order() { return order_; }
   int64_t bytes() const override { return bytes_; }
   void read_block(int64_t block, void* key, void* value) const override;
   void write_block(int64_t block, const void* key, const void* value) override;
@@ -31,6 +33,7 @@ class GpuCache final : public Cache {
  private:
   std::shared_ptr<Device> device_;
   CacheView view_;
+  StepOrder order_;
   int64_t bytes_ = 0;
 };
 

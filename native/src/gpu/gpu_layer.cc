@@ -24,12 +24,39 @@ int part_of_group(int group, int limit) {
 
 }  // namespace
 
-GpuLayer::GpuLayer(const LayerSpec& spec, const GpuCache* cache, std::shared_ptr<Device> device,
-                   const Cancellation& cancellation)
+GpuStep::GpuStep(std::shared_ptr<Device> device, std::shared_ptr<const Cancellation> cancellation)
+    : device_(std::move(device)), cancellation_(std::move(cancellation)), work_(device_->take()) {}
+
+GpuStep::~GpuStep() {
+  if (!work_) return;
+  // It never ended, or not well: nothing may read the caller's memory after this.
+  (void)device_->api().use(device_->index());
+  (void)device_->api().synchronize(work_->stream);
+}
+
+void GpuStep::wait() {
+  device_->use();
+  work_->sleep();
+}
+
+void GpuStep::end(bh_step_stats& stats) {
+  device_->use();
+  check(device_->api(), device_->api().synchronize(work_->stream), "step");
+  stats_.kernel_nanoseconds = work_->nanoseconds();
+  if (!cancellation_->requested()) memory_.deliver();
+  device_->give_back(std::move(work_));
+  cancellation_->check();
+  stats = stats_;
+}
+
+GpuLayer::GpuLayer(const LayerSpec& spec, GpuCache* cache, std::shared_ptr<Device> device,
+                   std::shared_ptr<const Cancellation> cancellation)
     : spec_(spec),
       cache_(cache),
       device_(std::move(device)),
-      cancellation_(cancellation),
+      cancellation_(std::move(cancellation)),
+      own_order_(device_->api()),
+      order_(cache ? cache->order() : own_order_),
       constants_(device_->api(), Buffer::kOnDevice, "constants of a layer"),
       cache_dtype_(cache ? cache->options().dtype : spec.dtype),
       view_(cache ? cache->view()
@@ -53,7 +80,10 @@ GpuLayer::GpuLayer(const LayerSpec& spec, const GpuCache* cache, std::shared_ptr
   choose_kernels();
 }
 
-GpuLayer::~GpuLayer() { device_->api().use(device_->index()); }
+GpuLayer::~GpuLayer() {
+  (void)device_->api().use(device_->index());
+  order_.wait();
+}
 
 void GpuLayer::upload_constants() {
   const size_t floats = spec_.alibi_slopes.size() + spec_.sinks.size() + spec_.cos_sin.size();
@@ -106,19 +136,19 @@ void GpuLayer::choose_kernels() {
   }
 }
 
-StepInFlight GpuLayer::prepare(const Step& step) {
-  StepInFlight flight;
-  flight.work = device_->take();
-  Workspace& work = *flight.work;
-  bh_step_stats& stats = flight.stats;
-  flight.memory.bring(device_->api(), spec_, step, work, stats);
+std::unique_ptr<GpuStep> GpuLayer::prepare(const Step& step) {
+  auto flight = std::make_unique<GpuStep>(device_, cancellation_);
+  Workspace& work = flight->work();
+  const StepMemory& memory = flight->memory();
+  bh_step_stats& stats = flight->stats();
+  flight->memory().bring(device_->api(), spec_, step, work, stats);
   StepArgs args{};
   args.cache = view_;
-  if (spec_.rotary_dim > 0 || !flight.memory.queries_on_device()) {
+  if (spec_.rotary_dim > 0 || !memory.queries_on_device()) {
     work.query.reserve(step.num_queries * TensorBytes(spec_).query);
     args.prepared_query = work.query.data();
   }
-  plan_.plan(spec_, step, view_.block_size, flight.memory.parts(), args.prepared_query, limits_);
+  plan_.plan(spec_, step, view_.block_size, memory.parts(), args.prepared_query, limits_);
   if (!cache_) {
     work.temporary_cache.reserve(plan_.temporary_blocks() * block_bytes(view_));
     args.cache.memory = work.temporary_cache.data();
@@ -132,7 +162,7 @@ StepInFlight GpuLayer::prepare(const Step& step) {
   if (step.num_rows > 0 && step.rows[0].part == 0) {
     const TensorBytes bytes(spec_);
     const StepRow& row = step.rows[0];
-    const PartTensors& part = flight.memory.parts()[0];
+    const PartTensors& part = memory.parts()[0];
     auto address_of = [](const char* tensors, int64_t offset) {
       return tensors ? reinterpret_cast<int64_t>(tensors + offset) : 0;
     };
@@ -171,17 +201,17 @@ int32_t GpuLayer::update_blocks() const {
       std::min<int64_t>(plan_.update_work(), kUpdateBlocks * device_->info().multiprocessors));
 }
 
-void GpuLayer::send(const StepInFlight& flight) {
-  const Workspace& work = *flight.work;
+void GpuLayer::send(const GpuStep& flight) {
+  const Workspace& work = flight.work();
   check(device_->api(),
         device_->api().copy(work.stream, work.plan.data(), work.plan_host.data(), plan_bytes()),
         "plan");
 }
 
-void GpuLayer::launch(const StepInFlight& flight) {
+void GpuLayer::launch(const GpuStep& flight) {
   const DeviceApi& api = device_->api();
-  const Stream stream = flight.work->stream;
-  const auto* step = reinterpret_cast<const StepArgs*>(flight.work->plan.data());
+  const Stream stream = flight.work().stream;
+  const auto* step = reinterpret_cast<const StepArgs*>(flight.work().plan.data());
   if (update_blocks() > 0) {
     check(api, api.update(stream, &args_, cache_dtype_, step, update_blocks()), "cache update");
   }
@@ -197,33 +227,28 @@ void GpuLayer::launch(const StepInFlight& flight) {
   }
 }
 
-void GpuLayer::end(StepInFlight& flight) {
-  check(device_->api(), device_->api().synchronize(flight.work->stream), "step");
-  flight.stats.kernel_nanoseconds = flight.work->nanoseconds();
-  flight.memory.deliver();
-  device_->give_back(std::move(flight.work));
-}
-
-void GpuLayer::run(const Step& step, bh_step_stats& stats) {
-  cancellation_.check();
-  StepInFlight flight = prepare(step);
-  const Workspace& work = *flight.work;
+std::unique_ptr<StepInFlight> GpuLayer::begin(const Step& step, bh_step_stats&) {
+  cancellation_->check();
+  std::unique_ptr<GpuStep> flight = prepare(step);
+  const Workspace& work = flight->work();
   auto put_on_stream = [&] {
-    send(flight);
-    launch(flight);
+    send(*flight);
+    launch(*flight);
   };
+  order_.follow(work.stream);
   work.start_clock();
   if (plan_.num_prefill_items() == 0) {
     graphs_.run({work.plan_host.data(), work.plan.data(), plan_bytes(), update_blocks(),
                  plan_.decode_rows(), plan_.decode_blocks()},
-                work.stream, put_on_stream);
+                work.stream, order_, put_on_stream);
   } else {
     put_on_stream();
   }
   work.stop_clock();
-  flight.memory.send_back(device_->api(), work.stream);
-  end(flight);
-  stats = flight.stats;
+  // Results travel while the next step computes.
+  order_.mark(work.stream);
+  flight->memory().send_back(device_->api(), work.stream);
+  return flight;
 }
 
 }  // namespace broadhead::gpu

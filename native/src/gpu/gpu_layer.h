@@ -12,30 +12,43 @@
 
 namespace broadhead::gpu {
 
-/// A step between its launch and its end.
-struct StepInFlight {
-  std::unique_ptr<Workspace> work;
-  StepMemory memory;
-  bh_step_stats stats{};
+/// A step between its launch and its end, with its workspace: two of them in turn are a double
+/// buffer of plans, staged tensors and results.
+class GpuStep final : public StepInFlight {
+ public:
+  GpuStep(std::shared_ptr<Device> device, std::shared_ptr<const Cancellation> cancellation);
+  ~GpuStep() override;
+
+  void wait() override;
+  void end(bh_step_stats& stats) override;
+
+  Workspace& work() const { return *work_; }
+  StepMemory& memory() { return memory_; }
+  bh_step_stats& stats() { return stats_; }
+
+ private:
+  std::shared_ptr<Device> device_;
+  std::shared_ptr<const Cancellation> cancellation_;
+  std::unique_ptr<Workspace> work_;  ///< NULL after the end
+  StepMemory memory_;
+  bh_step_stats stats_{};
 };
 
 /// One layer on a GPU. A step is a copy of its plan and at most three launches: update, decode,
 /// prefill. Encoder layers write their keys and values to a temporary cache and go the same way.
 class GpuLayer final : public Layer {
  public:
-  GpuLayer(const LayerSpec& spec, const GpuCache* cache, std::shared_ptr<Device> device,
-           const Cancellation& cancellation);
+  GpuLayer(const LayerSpec& spec, GpuCache* cache, std::shared_ptr<Device> device,
+           std::shared_ptr<const Cancellation> cancellation);
   ~GpuLayer() override;
 
-  void run(const Step& step, bh_step_stats& stats) override;
+  std::unique_ptr<StepInFlight> begin(const Step& step, bh_step_stats& stats) override;
 
   /// Plans a step. Then send() its plan to the device and launch(), more than once for
   /// measurements.
-  StepInFlight prepare(const Step& step);
-  void send(const StepInFlight& flight);
-  void launch(const StepInFlight& flight);
-  /// Waits for the step.
-  void end(StepInFlight& flight);
+  std::unique_ptr<GpuStep> prepare(const Step& step);
+  void send(const GpuStep& flight);
+  void launch(const GpuStep& flight);
 
  private:
   void upload_constants();
@@ -45,9 +58,11 @@ class GpuLayer final : public Layer {
   int64_t plan_bytes() const;
 
   const LayerSpec& spec_;
-  const GpuCache* cache_;
+  GpuCache* cache_;
   std::shared_ptr<Device> device_;
-  const Cancellation& cancellation_;
+  std::shared_ptr<const Cancellation> cancellation_;
+  StepOrder own_order_;
+  StepOrder& order_;  ///< of the cache; a layer without one has its own
   Buffer constants_;
   LayerArgs args_{};
   int cache_dtype_;

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <map>
 
-#include "gpu/library.h"
+#include "gpu/device.h"
 
 namespace broadhead::gpu {
 
@@ -31,10 +31,13 @@ class StepGraphs {
   StepGraphs(const StepGraphs&) = delete;
   StepGraphs& operator=(const StepGraphs&) = delete;
 
-  /// Puts on the stream what launch() does.
+  /// Puts on the stream what launch() does. Earlier steps in `order` may still run.
   template <class Launch>
-  void run(const StepShape& shape, Stream stream, Launch&& launch) {
-    if (graphs_.size() >= kMost && !graphs_.contains(shape)) clear();
+  void run(const StepShape& shape, Stream stream, const StepOrder& order, Launch&& launch) {
+    if (graphs_.size() >= kMost && !graphs_.contains(shape)) {
+      order.wait();
+      clear();
+    }
     const auto [entry, is_new] = graphs_.try_emplace(shape, nullptr);
     if (is_new) {
       launch();

@@ -170,9 +170,11 @@ int32_t synchronize(Stream stream) {
   return report(hipStreamSynchronize(static_cast<hipStream_t>(stream)), "step");
 }
 
-int32_t create_event(Event* event) {
+int32_t create_event(Event* event, int32_t sleeps) {
   hipEvent_t created;
-  const int32_t status = report(hipEventCreate(&created), "creating an event");
+  const int32_t status =
+      report(hipEventCreateWithFlags(&created, sleeps ? hipEventBlockingSync : hipEventDefault),
+             "creating an event");
   *event = status == kOk ? created : nullptr;
   return status;
 }
@@ -180,6 +182,11 @@ void destroy_event(Event event) { (void)hipEventDestroy(static_cast<hipEvent_t>(
 int32_t record(Event event, Stream stream) {
   return report(hipEventRecord(static_cast<hipEvent_t>(event), static_cast<hipStream_t>(stream)),
                 "event");
+}
+int32_t follow_event(Stream stream, Event event) {
+  return report(
+      hipStreamWaitEvent(static_cast<hipStream_t>(stream), static_cast<hipEvent_t>(event), 0),
+      "event");
 }
 int32_t wait_event(Event event) {
   return report(hipEventSynchronize(static_cast<hipEvent_t>(event)), "step");
@@ -413,6 +420,7 @@ broadhead_device_api() {
                                  create_event,
                                  destroy_event,
                                  record,
+                                 follow_event,
                                  wait_event,
                                  elapsed,
                                  begin_graph,

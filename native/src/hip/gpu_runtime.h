@@ -19,7 +19,9 @@
 #define hipErrorNoDevice cudaErrorNoDevice
 #define hipErrorNotReady cudaErrorNotReady
 #define hipError_t cudaError_t
-#define hipEventCreate cudaEventCreate
+#define hipEventBlockingSync cudaEventBlockingSync
+#define hipEventCreateWithFlags cudaEventCreateWithFlags
+#define hipEventDefault cudaEventDefault
 #define hipEventDestroy cudaEventDestroy
 #define hipEventElapsedTime cudaEventElapsedTime
 #define hipEventRecord cudaEventRecord
@@ -64,6 +66,7 @@
 #define hipStreamEndCapture cudaStreamEndCapture
 #define hipStreamNonBlocking cudaStreamNonBlocking
 #define hipStreamSynchronize cudaStreamSynchronize
+#define hipStreamWaitEvent cudaStreamWaitEvent
 #define hipStream_t cudaStream_t
 #define hipSuccess cudaSuccess
 #else

@@ -4,9 +4,11 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <vector>
 
 // ---- fibers: a thread of a block each, switched by hand ----
@@ -135,8 +137,57 @@ hipError_t allocate(void** memory, size_t bytes, hipMemoryType type) {
   return hipSuccess;
 }
 
+// ---- streams ----
+
+using Time = std::chrono::steady_clock::time_point;
+
+struct Stream {
+  std::deque<std::function<void()>> waiting;
+  int64_t submitted = 0;
+  int64_t done = 0;
+};
+
+/// The place in a stream where it was recorded last.
+struct Event {
+  std::shared_ptr<Stream> stream;
+  int64_t place = 0;
+  Time time;
+};
+
+/// One thread at a time submits and runs; work that waits for another stream runs that one's.
+std::recursive_mutex streams_mutex;
+std::set<std::shared_ptr<Stream>>& streams() {
+  static std::set<std::shared_ptr<Stream>> all;
+  return all;
+}
+
+std::shared_ptr<Stream>& stream_of(hipStream_t handle) {
+  return *static_cast<std::shared_ptr<Stream>*>(handle);
+}
+
+std::shared_ptr<Event>& event_of(hipEvent_t handle) {
+  return *static_cast<std::shared_ptr<Event>*>(handle);
+}
+
+void run_until(Stream& stream, int64_t place) {
+  const std::lock_guard lock(streams_mutex);
+  while (stream.done < place) {
+    const std::function<void()> work = std::move(stream.waiting.front());
+    stream.waiting.pop_front();
+    work();
+    ++stream.done;
+  }
+}
+
+/// What freeing memory does on a GPU: nothing may be using it.
+void run_all() {
+  const std::lock_guard lock(streams_mutex);
+  for (const auto& stream : streams()) run_until(*stream, stream->submitted);
+}
+
 hipError_t release(void* memory) {
   if (!memory) return hipSuccess;
+  run_all();
   const std::lock_guard lock(allocations_mutex);
   if (allocations().erase(static_cast<const char*>(memory)) == 0) return hipErrorInvalidValue;
   std::free(memory);
@@ -181,12 +232,15 @@ const void* gather_bytes(const void* bytes, size_t size) {
   return buffer;
 }
 
-void submit(std::function<void()> work) {
+void submit(void* handle, std::function<void()> work) {
   if (recording) {
     recording->push_back(std::move(work));
-  } else {
-    work();
+    return;
   }
+  const std::lock_guard lock(streams_mutex);
+  Stream& stream = *stream_of(handle);
+  stream.waiting.push_back(std::move(work));
+  ++stream.submitted;
 }
 
 void run(dim3 grid, int threads, size_t shared_bytes, const std::function<void()>& kernel) {
@@ -248,39 +302,64 @@ hipError_t hipPointerGetAttributes(hipPointerAttribute_t* attributes, const void
   *attributes = {next->second.type, const_cast<char*>(at)};
   return hipSuccess;
 }
-hipError_t hipMemcpyAsync(void* to, const void* from, size_t bytes, int, hipStream_t) {
-  submit([=] { std::memcpy(to, from, bytes); });
+hipError_t hipMemcpyAsync(void* to, const void* from, size_t bytes, int, hipStream_t stream) {
+  submit(stream, [=] { std::memcpy(to, from, bytes); });
   return hipSuccess;
 }
-hipError_t hipMemsetAsync(void* memory, int value, size_t bytes, hipStream_t) {
-  submit([=] { std::memset(memory, value, bytes); });
+hipError_t hipMemsetAsync(void* memory, int value, size_t bytes, hipStream_t stream) {
+  submit(stream, [=] { std::memset(memory, value, bytes); });
   return hipSuccess;
 }
 hipError_t hipStreamCreateWithFlags(hipStream_t* stream, unsigned) {
-  *stream = new char;
+  const std::lock_guard lock(streams_mutex);
+  *stream = new std::shared_ptr<Stream>(*streams().insert(std::make_shared<Stream>()).first);
   return hipSuccess;
 }
 hipError_t hipStreamDestroy(hipStream_t stream) {
-  delete static_cast<char*>(stream);
+  hipStreamSynchronize(stream);
+  const std::lock_guard lock(streams_mutex);
+  streams().erase(stream_of(stream));
+  delete &stream_of(stream);
+  return hipSuccess;
+}
+hipError_t hipStreamSynchronize(hipStream_t stream) {
+  const std::lock_guard lock(streams_mutex);
+  run_until(*stream_of(stream), stream_of(stream)->submitted);
+  return hipSuccess;
+}
+hipError_t hipStreamWaitEvent(hipStream_t stream, hipEvent_t event, unsigned) {
+  const std::lock_guard lock(streams_mutex);
+  const Event recorded = *event_of(event);
+  if (!recorded.stream) return hipSuccess;
+  submit(stream, [recorded] { run_until(*recorded.stream, recorded.place); });
   return hipSuccess;
 }
 
-using Time = std::chrono::steady_clock::time_point;
-hipError_t hipEventCreate(hipEvent_t* event) {
-  *event = new Time;
+hipError_t hipEventCreateWithFlags(hipEvent_t* event, unsigned) {
+  *event = new std::shared_ptr<Event>(std::make_shared<Event>());
   return hipSuccess;
 }
 hipError_t hipEventDestroy(hipEvent_t event) {
-  delete static_cast<Time*>(event);
+  delete static_cast<std::shared_ptr<Event>*>(event);
   return hipSuccess;
 }
-hipError_t hipEventRecord(hipEvent_t event, hipStream_t) {
-  *static_cast<Time*>(event) = std::chrono::steady_clock::now();
+hipError_t hipEventRecord(hipEvent_t event, hipStream_t stream) {
+  const std::lock_guard lock(streams_mutex);
+  const std::shared_ptr<Event> recorded = event_of(event);
+  submit(stream, [recorded] { recorded->time = std::chrono::steady_clock::now(); });
+  recorded->stream = stream_of(stream);
+  recorded->place = recorded->stream->submitted;
+  return hipSuccess;
+}
+hipError_t hipEventSynchronize(hipEvent_t event) {
+  const std::lock_guard lock(streams_mutex);
+  const std::shared_ptr<Event> recorded = event_of(event);
+  if (recorded->stream) run_until(*recorded->stream, recorded->place);
   return hipSuccess;
 }
 hipError_t hipEventElapsedTime(float* milliseconds, hipEvent_t start, hipEvent_t end) {
   const std::chrono::duration<float, std::milli> passed =
-      *static_cast<Time*>(end) - *static_cast<Time*>(start);
+      event_of(end)->time - event_of(start)->time;
   *milliseconds = passed.count();
   return hipSuccess;
 }
@@ -301,7 +380,9 @@ hipError_t hipGraphExecDestroy(hipGraphExec_t executable) {
   delete static_cast<Graph*>(executable);
   return hipSuccess;
 }
-hipError_t hipGraphLaunch(hipGraphExec_t executable, hipStream_t) {
-  for (const auto& work : *static_cast<Graph*>(executable)) work();
+hipError_t hipGraphLaunch(hipGraphExec_t executable, hipStream_t stream) {
+  submit(stream, [executable] {
+    for (const auto& work : *static_cast<Graph*>(executable)) work();
+  });
   return hipSuccess;
 }

@@ -56,8 +56,9 @@ inline bool any(bool predicate) {
   return result;
 }
 
-/// Runs or, while a graph is recorded, records `work`.
-void submit(std::function<void()> work);
+/// Puts `work` on a stream or, while a graph is recorded, into the graph. It runs when somebody
+/// waits for it and no sooner, so that what nobody waited for is seen not to be there.
+void submit(void* stream, std::function<void()> work);
 void run(dim3 grid, int threads, size_t shared_bytes, const std::function<void()>& kernel);
 
 }  // namespace emulator
@@ -77,6 +78,7 @@ inline int atomicAdd(int* at, int value) { return __atomic_fetch_add(at, value, 
 enum hipError_t { hipSuccess, hipErrorMemoryAllocation, hipErrorInvalidValue };
 enum { hipHostMallocMapped = 1, hipHostMallocPortable = 2 };
 enum { hipMemcpyDefault, hipStreamNonBlocking, hipStreamCaptureModeThreadLocal };
+enum { hipEventDefault, hipEventBlockingSync };
 enum hipMemoryType { hipMemoryTypeHost, hipMemoryTypeDevice };
 using hipStream_t = void*;
 using hipEvent_t = void*;
@@ -107,22 +109,23 @@ hipError_t hipFree(void* memory);
 hipError_t hipHostMalloc(void** memory, size_t bytes, unsigned flags);
 hipError_t hipHostFree(void* memory);
 hipError_t hipPointerGetAttributes(hipPointerAttribute_t* attributes, const void* memory);
-hipError_t hipMemcpyAsync(void* to, const void* from, size_t bytes, int kind, hipStream_t);
-hipError_t hipMemsetAsync(void* memory, int value, size_t bytes, hipStream_t);
+hipError_t hipMemcpyAsync(void* to, const void* from, size_t bytes, int kind, hipStream_t stream);
+hipError_t hipMemsetAsync(void* memory, int value, size_t bytes, hipStream_t stream);
 hipError_t hipStreamCreateWithFlags(hipStream_t* stream, unsigned flags);
 hipError_t hipStreamDestroy(hipStream_t stream);
-inline hipError_t hipStreamSynchronize(hipStream_t) { return hipSuccess; }
-hipError_t hipEventCreate(hipEvent_t* event);
+hipError_t hipStreamSynchronize(hipStream_t stream);
+hipError_t hipStreamWaitEvent(hipStream_t stream, hipEvent_t event, unsigned flags);
+hipError_t hipEventCreateWithFlags(hipEvent_t* event, unsigned flags);
 hipError_t hipEventDestroy(hipEvent_t event);
-hipError_t hipEventRecord(hipEvent_t event, hipStream_t);
-inline hipError_t hipEventSynchronize(hipEvent_t) { return hipSuccess; }
+hipError_t hipEventRecord(hipEvent_t event, hipStream_t stream);
+hipError_t hipEventSynchronize(hipEvent_t event);
 hipError_t hipEventElapsedTime(float* milliseconds, hipEvent_t start, hipEvent_t end);
 hipError_t hipStreamBeginCapture(hipStream_t, int mode);
 hipError_t hipStreamEndCapture(hipStream_t, hipGraph_t* graph);
 hipError_t hipGraphInstantiate(hipGraphExec_t* executable, hipGraph_t graph);
 inline hipError_t hipGraphDestroy(hipGraph_t) { return hipSuccess; }
 hipError_t hipGraphExecDestroy(hipGraphExec_t executable);
-hipError_t hipGraphLaunch(hipGraphExec_t executable, hipStream_t);
+hipError_t hipGraphLaunch(hipGraphExec_t executable, hipStream_t stream);
 inline hipError_t hipOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int,
                                                                size_t) {
   return *blocks = 2, hipSuccess;
@@ -130,8 +133,8 @@ inline hipError_t hipOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, cons
 
 template <class... Parameters>
 hipError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
-                         hipStream_t, Parameters... parameters) {
+                         hipStream_t stream, Parameters... parameters) {
   emulator::submit(
-      [=] { emulator::run(grid, threads, shared_bytes, [=] { kernel(parameters...); }); });
+      stream, [=] { emulator::run(grid, threads, shared_bytes, [=] { kernel(parameters...); }); });
   return hipSuccess;
 }

@@ -4,7 +4,7 @@
 import contextlib
 import ctypes
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 #: dtype label -> bh_dtype
 DTYPE_CODES = {"float32": 1, "float16": 2, "bfloat16": 3}
@@ -31,6 +31,7 @@ class _EngineInfo(ctypes.Structure):
         ("reason", ctypes.c_char * 256),
         ("threads", ctypes.c_int32),
         ("free_memory", ctypes.c_int64),
+        ("overlaps", ctypes.c_int32),
     )
 
 
