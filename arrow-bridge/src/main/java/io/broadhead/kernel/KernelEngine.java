@@ -35,7 +35,8 @@ public final class KernelEngine extends NativeHandle {
               NativeErrors.text(description.device()),
               NativeErrors.text(description.reason()),
               description.threads(),
-              description.free_memory());
+              description.free_memory(),
+              description.overlaps() != 0);
     }
   }
 
@@ -80,7 +81,7 @@ public final class KernelEngine extends NativeHandle {
     return backends;
   }
 
-  /** Engines, caches, layers and bindings of this JVM that exist and were not yet freed. */
+  /** Engines, caches, layers, bindings and steps of this JVM that exist and were not yet freed. */
   public static long liveHandles() {
     NativeLoader.load();
     return broadhead.bh_live_handles();

@@ -126,24 +126,67 @@ public final class StepBinding extends NativeHandle {
    *     then nothing was written
    */
   public void run(List<StepPart> steps) {
-    begin();
+    enterAll();
     try {
-      long structs = partStructs.atLeast((long) PART_BYTES * steps.size(), 0);
-      if (parts == null || parts.address() != structs) {
-        parts = new bh_step_part(new Address(structs));
-      }
-      for (int i = 0; i < steps.size(); i++) {
-        MemoryUtil.putLong(structs + (long) PART_BYTES * i, steps.get(i).columnsAddress());
-        MemoryUtil.putLong(structs + (long) PART_BYTES * i + 8, steps.get(i).resultAddress());
-      }
-      int status = broadhead.bh_step_parts(handle, parts, steps.size(), stats, error);
-      if (status != broadhead.BH_OK) {
-        throw NativeErrors.toException(status, error);
-      }
+      pointAt(steps);
+      check(broadhead.bh_step_parts(handle, parts, steps.size(), stats, error));
       lastStats = readStats();
     } finally {
-      end();
+      exitAll();
       steps.forEach(step -> Reference.reachabilityFence(step.batch()));
+    }
+  }
+
+  /**
+   * As {@link #run}, up to the point where the device has all that it needs; the caller ends the
+   * step. Others may be begun before, and take effect after it; {@code steps} are pointed anew only
+   * when it has ended. Where {@link EngineInfo#overlaps} is false, the step is computed here.
+   *
+   * @throws KernelException if a row or the step is refused, as in {@link #run}
+   */
+  public PendingStep begin(List<StepPart> steps) {
+    PendingStep pending = new PendingStep(this, steps);
+    boolean begun = false;
+    enterAll();
+    try {
+      pointAt(steps);
+      check(broadhead.bh_step_begin(handle, parts, steps.size(), pending.handle(), error));
+      begun = true;
+      return pending;
+    } finally {
+      exitAll();
+      if (!begun) {
+        pending.close();
+      }
+    }
+  }
+
+  /** Ends a step of this binding. */
+  StepStats end(PendingStep pending) {
+    enter();
+    try {
+      check(pending.end(stats, error));
+      lastStats = readStats();
+      return lastStats;
+    } finally {
+      exit();
+    }
+  }
+
+  private void pointAt(List<StepPart> steps) {
+    long structs = partStructs.atLeast((long) PART_BYTES * steps.size(), 0);
+    if (parts == null || parts.address() != structs) {
+      parts = new bh_step_part(new Address(structs));
+    }
+    for (int i = 0; i < steps.size(); i++) {
+      MemoryUtil.putLong(structs + (long) PART_BYTES * i, steps.get(i).columnsAddress());
+      MemoryUtil.putLong(structs + (long) PART_BYTES * i + 8, steps.get(i).resultAddress());
+    }
+  }
+
+  private void check(int status) {
+    if (status != broadhead.BH_OK) {
+      throw NativeErrors.toException(status, error);
     }
   }
 
@@ -162,7 +205,7 @@ public final class StepBinding extends NativeHandle {
 
   /** As above, for rows that {@code part} was pointed at; they are counted within the part. */
   public Optional<RowError> firstBadRow(StepPart part, long from) {
-    begin();
+    enterAll();
     try {
       int status = broadhead.bh_check_rows(handle, part.columnsAddress(), from, error);
       if (status == broadhead.BH_OK) {
@@ -174,7 +217,7 @@ public final class StepBinding extends NativeHandle {
       }
       return Optional.of(new RowError(failure.row(), failure.code(), failure.getMessage()));
     } finally {
-      end();
+      exitAll();
       Reference.reachabilityFence(part.batch());
     }
   }
@@ -201,7 +244,7 @@ public final class StepBinding extends NativeHandle {
         MemoryUtil.getLong(at + 88));
   }
 
-  private void begin() {
+  private void enterAll() {
     enter();
     try {
       layer.enter();
@@ -219,7 +262,7 @@ public final class StepBinding extends NativeHandle {
     }
   }
 
-  private void end() {
+  private void exitAll() {
     if (layer.cache() != null) {
       layer.cache().exit();
     }

@@ -9,13 +9,18 @@ import io.broadhead.attention.InvalidBatchException;
 import io.broadhead.attention.Job;
 import io.broadhead.attention.JobFile;
 import io.broadhead.attention.PagedAttention;
+import io.broadhead.attention.RefusedRow;
+import io.broadhead.attention.StepHandler;
+import io.broadhead.attention.StepQueue;
 import io.broadhead.attention.cache.CacheStores;
 import io.broadhead.flink.OnBadRow;
 import io.broadhead.job.sink.ResultLayout;
 import io.broadhead.kernel.EngineInfo;
 import io.broadhead.kernel.KernelEngine;
 import java.nio.file.Path;
+import java.util.ArrayDeque;
 import java.util.List;
+import java.util.Queue;
 import org.apache.arrow.memory.BufferAllocator;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -146,17 +151,30 @@ final class AttendCommand extends EngineCommand {
       StepCounts counts)
       throws Exception {
     long bytesCopied = 0;
+    Queue<Computed> computed = new ArrayDeque<>();
     try (StepInput steps = StepInput.open(input, allocator);
-        Progress progress = progress(allocator)) {
+        Progress progress = progress(allocator);
+        StepQueue queue = attention.queue(0)) {
       for (ArrowBatch batch = steps.next(); batch != null; batch = steps.next()) {
-        try (ArrowBatch open = batch;
-            ArrowBatch result = step(attention, open, steps.origin(), refusedRows)) {
-          results.write(result, steps.origin());
-          counts.add(result);
-          bytesCopied += open.bytesCopied() + attention.lastBytesCopied();
+        StepInput.Origin origin = steps.origin();
+        try (ArrowBatch open = batch) {
+          bytesCopied += open.bytesCopied();
+          queue.add(open, 0, new Handler(origin, refusedRows, computed));
+          while (queue.batches() > 0) {
+            bytesCopied += queue.step().stats().bytesStaged();
+          }
+        } catch (InvalidBatchException e) {
+          throw new WorkFailedException(origin + ", " + e.getMessage(), e);
         }
+        bytesCopied += write(computed, results, counts);
         progress.update(counts.batches(), counts.tokens());
       }
+      while (!queue.isEmpty()) {
+        bytesCopied += queue.step().stats().bytesStaged();
+      }
+      bytesCopied += write(computed, results, counts);
+    } finally {
+      computed.forEach(left -> left.result().close());
     }
     if (counts.batches() == 0) {
       throw new WorkFailedException(input + ": expected at least one record batch, got none");
@@ -164,16 +182,47 @@ final class AttendCommand extends EngineCommand {
     return bytesCopied;
   }
 
-  private ArrowBatch step(
-      PagedAttention attention, ArrowBatch batch, StepInput.Origin origin, RefusedFile refusedRows)
-      throws WorkFailedException {
-    try {
-      return onBadRow == OnBadRow.FAIL
-          ? attention.step(batch)
-          : attention.step(batch, row -> refusedRows.add(origin, row));
-    } catch (InvalidBatchException e) {
-      throw new WorkFailedException(origin + ", " + e.getMessage(), e);
+  /** A result that is to be written. */
+  private record Computed(ArrowBatch result, StepInput.Origin origin) {}
+
+  /** What becomes of a batch of the input. */
+  private final class Handler implements StepHandler {
+    private final StepInput.Origin origin;
+    private final RefusedFile refusedRows;
+    private final Queue<Computed> computed;
+
+    Handler(StepInput.Origin origin, RefusedFile refusedRows, Queue<Computed> computed) {
+      this.origin = origin;
+      this.refusedRows = refusedRows;
+      this.computed = computed;
     }
+
+    @Override
+    public void refused(RefusedRow row) {
+      if (onBadRow == OnBadRow.FAIL) {
+        throw new InvalidBatchException(row, null);
+      }
+      refusedRows.add(origin, row);
+    }
+
+    @Override
+    public void done(ArrowBatch result) {
+      computed.add(new Computed(result, origin));
+    }
+  }
+
+  /** Writes what was computed; answers how many payload bytes were copied to make it. */
+  private static long write(Queue<Computed> computed, ResultFiles results, StepCounts counts)
+      throws Exception {
+    long bytesCopied = 0;
+    for (Computed next = computed.poll(); next != null; next = computed.poll()) {
+      try (ArrowBatch result = next.result()) {
+        results.write(result, next.origin());
+        counts.add(result);
+        bytesCopied += result.bytesCopied();
+      }
+    }
+    return bytesCopied;
   }
 
   private Progress progress(BufferAllocator allocator) {

@@ -79,6 +79,11 @@ final class BoundSchemas implements AutoCloseable {
     return boundLayer;
   }
 
+  /** Whether {@link #trim} would let go of any. */
+  boolean isOverfull() {
+    return schemas.size() > MOST;
+  }
+
   /** Lets go of schemas that were not used for the longest time; no batch may be pending. */
   void trim() {
     Iterator<Bound> eldest = schemas.values().iterator();

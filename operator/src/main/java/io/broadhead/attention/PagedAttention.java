@@ -86,7 +86,7 @@ public final class PagedAttention implements AutoCloseable {
     this.schemas = new BoundSchemas(layers, cacheLayers.roles(), allocator);
     this.memory = new PoolMemory(layers, cacheLayers.owners(), allocator);
     this.runner = new StepRunner(outOfBlocks);
-    this.direct = new StepQueue(this, runner, 0);
+    this.direct = new StepQueue(this, runner, 0, false);
   }
 
   /**
@@ -164,7 +164,7 @@ public final class PagedAttention implements AutoCloseable {
     } finally {
       direct.close();
     }
-    schemas.trim();
+    trim();
     lastBytesCopied = outcome.result.bytesCopied() + staged;
     return outcome.result;
   }
@@ -191,10 +191,11 @@ public final class PagedAttention implements AutoCloseable {
 
   /**
    * A queue that joins batches to steps of up to {@code maxTokens} new tokens, and divides rows
-   * that have more; 0: each batch is a step by itself. The caller closes it before this.
+   * that have more; 0: each batch is a step by itself. Its steps overlap with the caller's work
+   * where the backend can do that. The caller closes it before this.
    */
   public StepQueue queue(int maxTokens) {
-    return new StepQueue(this, runner, maxTokens);
+    return new StepQueue(this, runner, maxTokens, engine.info().overlaps());
   }
 
   /**
@@ -237,9 +238,19 @@ public final class PagedAttention implements AutoCloseable {
         rehearsal.accept(pending);
       }
     }
-    schemas.trim();
+    trim();
     refused.sort(Comparator.comparingLong(RefusedRow::row));
     return refused;
+  }
+
+  /** Whether so many schemas are bound that {@link #trim} is due. */
+  boolean hasManySchemas() {
+    return schemas.isOverfull();
+  }
+
+  /** Lets go of schemas that were not used for the longest time; no batch may be pending. */
+  void trim() {
+    schemas.trim();
   }
 
   // ---- admission -----------------------------------------------------------------------------
@@ -308,6 +319,11 @@ public final class PagedAttention implements AutoCloseable {
         pending.close();
       }
     }
+  }
+
+  /** Whether no row of {@code batch} names a layer of the job. */
+  boolean isOfNoLayer(ArrowBatch batch) {
+    return layerOf(batch, schemas.of(batch.schema())).isEmpty();
   }
 
   /** The layer of the first row that names one of the job. */

@@ -16,16 +16,24 @@ import java.util.Queue;
  * tensor is copied for it.
  *
  * <p>Results come when they are complete: of one sequence and layer in the order of its rows, of
- * different ones in any order.
+ * different ones in any order. On a GPU a step computes while the caller does other things: at most
+ * two are begun at a time, and results of the older one come when the younger has been begun.
  *
  * <p><b>Ownership.</b> The caller owns the batches that it adds, and may close them at once.
  * Whoever opens a queue closes it, which drops what still waits. Used by one thread at a time, the
  * one of its {@link PagedAttention}.
  */
 public final class StepQueue implements AutoCloseable {
+  /** A step that a device computes beside the caller. */
+  public interface InFlight {
+    /** Waits until the device is done with it. May be called by any thread, at any time. */
+    void await();
+  }
+
   private final PagedAttention attention;
   private final StepRunner runner;
   private final StepSelector selector;
+  private final boolean overlaps;
 
   /** The batches that wait, oldest first, apart for each cache. */
   private final Map<String, List<PendingBatch>> lanes = new HashMap<>();
@@ -37,10 +45,17 @@ public final class StepQueue implements AutoCloseable {
   private long tokens;
   private long bytes;
 
-  StepQueue(PagedAttention attention, StepRunner runner, int maxTokens) {
+  /** The last step that was begun, until its results were handed over; or null. */
+  private StepInFlight inFlight;
+
+  /**
+   * @param overlaps whether a step is only begun, and settled when the next one has been
+   */
+  StepQueue(PagedAttention attention, StepRunner runner, int maxTokens, boolean overlaps) {
     this.attention = attention;
     this.runner = runner;
     this.selector = new StepSelector(maxTokens);
+    this.overlaps = overlaps;
   }
 
   /**
@@ -51,6 +66,13 @@ public final class StepQueue implements AutoCloseable {
    * @throws InvalidBatchException if its schema is wrong
    */
   public void add(ArrowBatch batch, int shard, StepHandler handler) {
+    if (attention.hasManySchemas()) {
+      drain();
+      attention.trim();
+    }
+    if (inFlight != null && attention.isOfNoLayer(batch)) {
+      settle(); // its result would overtake
+    }
     Optional<PendingBatch> taken = attention.pend(batch, shard, handler);
     if (taken.isEmpty()) {
       return;
@@ -58,8 +80,8 @@ public final class StepQueue implements AutoCloseable {
     PendingBatch added = taken.get();
     boolean queued = false;
     try {
-      if (!isEmpty() && attention.forks(added)) {
-        drain();
+      while (batches > 0 && attention.forks(added)) {
+        step();
       }
       String owner = attention.job().cacheOwner(added.layer().spec()).name();
       List<PendingBatch> lane = lanes.computeIfAbsent(owner, name -> new ArrayList<>());
@@ -78,11 +100,12 @@ public final class StepQueue implements AutoCloseable {
     }
   }
 
+  /** Whether nothing waits and nothing is in flight. */
   public boolean isEmpty() {
-    return turns.isEmpty();
+    return turns.isEmpty() && inFlight == null;
   }
 
-  /** Batches that wait. */
+  /** Batches that wait, without those whose last rows are in flight. */
   public int batches() {
     return batches;
   }
@@ -98,29 +121,83 @@ public final class StepQueue implements AutoCloseable {
   }
 
   /**
-   * Computes one step of the layer whose turn it is, and hands over what is complete then.
+   * Computes one step of the layer whose turn it is, and hands over what is complete then. On a
+   * device that computes beside the caller, begins that step and hands over what the one before it
+   * completes; if nothing waits, only the latter.
    *
-   * @return what it did
+   * @return what the step did whose results were handed over, or that nothing was computed
    */
   public StepReport step() {
-    if (isEmpty()) {
-      return StepReport.NOTHING;
+    if (turns.isEmpty()) {
+      return settle();
     }
     List<PendingBatch> lane = turns.element();
-    long before = tokens(lane);
-    StepReport report = runner.compute(selector.choose(lane));
-    tokens -= before - tokens(lane);
-    List<PendingBatch> done = removeDone(lane);
-    turns.remove();
-    if (!lane.isEmpty()) {
-      turns.add(lane);
-    }
+    StepInFlight before = inFlight;
+    inFlight = null;
+    StepReport report = StepReport.NOTHING;
+    List<PendingBatch> done = List.of();
     try {
-      done.forEach(PendingBatch::finish);
+      long tokensBefore = tokens(lane);
+      List<RowRun> runs = selector.choose(lane);
+      if (overlaps) {
+        inFlight = runner.begin(runs);
+      } else {
+        report = runner.compute(runs);
+      }
+      tokens -= tokensBefore - tokens(lane);
+      done = removeDone(lane);
+      turns.remove();
+      if (!lane.isEmpty()) {
+        turns.add(lane);
+      }
+      if (inFlight != null) {
+        inFlight.completes(done);
+        done = List.of();
+      }
     } finally {
-      done.forEach(PendingBatch::close);
+      // Also if this step was refused: what came before it goes out before it.
+      try {
+        if (before != null) {
+          report = finish(before);
+        }
+        done.forEach(PendingBatch::finish);
+      } finally {
+        done.forEach(PendingBatch::close);
+      }
     }
     return report;
+  }
+
+  private StepReport finish(StepInFlight step) {
+    try {
+      StepReport report = runner.end(step);
+      step.complete().forEach(PendingBatch::finish);
+      return report;
+    } finally {
+      step.complete().forEach(PendingBatch::close);
+    }
+  }
+
+  private StepReport settle() {
+    if (inFlight == null) {
+      return StepReport.NOTHING;
+    }
+    StepInFlight step = inFlight;
+    inFlight = null;
+    return finish(step);
+  }
+
+  /** The step that a device computes beside the caller, if there is one. */
+  public Optional<InFlight> inFlight() {
+    return Optional.ofNullable(inFlight);
+  }
+
+  /**
+   * Hands over what {@code step} completes, if it has not been yet. Waits for it; whoever does not
+   * want to has somebody else {@link InFlight#await await} it first.
+   */
+  public StepReport settle(InFlight step) {
+    return step == inFlight ? settle() : StepReport.NOTHING;
   }
 
   private List<PendingBatch> removeDone(List<PendingBatch> lane) {
@@ -144,7 +221,7 @@ public final class StepQueue implements AutoCloseable {
     return tokens;
   }
 
-  /** Computes everything that waits. */
+  /** Computes everything that waits, and hands all of it over. */
   public void drain() {
     while (!isEmpty()) {
       step();
@@ -153,6 +230,10 @@ public final class StepQueue implements AutoCloseable {
 
   @Override
   public void close() {
+    if (inFlight != null) {
+      inFlight.close();
+      inFlight = null;
+    }
     lanes.values().forEach(lane -> lane.forEach(PendingBatch::close));
     lanes.clear();
     turns.clear();

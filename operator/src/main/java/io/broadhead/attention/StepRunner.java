@@ -8,6 +8,7 @@ import io.broadhead.attention.cache.RowRequest;
 import io.broadhead.attention.cache.StepFullException;
 import io.broadhead.kernel.ErrorCode;
 import io.broadhead.kernel.KernelException;
+import io.broadhead.kernel.PendingStep;
 import io.broadhead.kernel.RowError;
 import io.broadhead.kernel.StepBinding;
 import io.broadhead.kernel.StepPart;
@@ -29,8 +30,19 @@ final class StepRunner {
   private KvCacheManager manager;
   private ExternalBlocks external;
 
-  /** A part of the step that is being planned, and what it was taken from. */
-  private record Placed(StepPart part, RowRun run) {}
+  /** What the step that is being begun became, until it is handed over. */
+  private StepInFlight begun;
+
+  /** A part of a step, and what it was taken from. */
+  record Placed(StepPart part, RowRun run) {
+    BoundLayer layer() {
+      return run.batch().layer();
+    }
+
+    void giveBack() {
+      layer().giveBack(part);
+    }
+  }
 
   private enum Place {
     /** In the step. */
@@ -74,6 +86,42 @@ final class StepRunner {
    */
   StepReport compute(List<RowRun> runs) {
     return run(runs, StepBinding::run, true) ? lastReport : StepReport.NOTHING;
+  }
+
+  /**
+   * As {@link #compute}, but the step computes beside the caller from then on. It counts as
+   * computed: rows that are planned next follow it. The caller hands it to {@link #end} or closes
+   * it.
+   *
+   * @return null if nothing was left to compute
+   */
+  StepInFlight begin(List<RowRun> runs) {
+    try {
+      boolean done = run(runs, this::begin, true);
+      StepInFlight step = done ? begun : null;
+      begun = done ? null : begun;
+      return step;
+    } finally {
+      if (begun != null) {
+        begun.close();
+        begun = null;
+      }
+    }
+  }
+
+  private void begin(StepBinding binding, List<StepPart> parts) {
+    PendingStep pending = binding.begin(parts);
+    begun = new StepInFlight(pending, List.copyOf(step));
+  }
+
+  /**
+   * Waits for a step that was begun.
+   *
+   * @throws KernelException if the device failed
+   */
+  StepReport end(StepInFlight flight) {
+    lastReport = flight.end();
+    return lastReport;
   }
 
   /** As {@link #compute}, but only as if: rows are checked and then count as computed. */
@@ -123,7 +171,9 @@ final class StepRunner {
       if (manager != null && !(done && stays)) {
         manager.rollBack();
       }
-      step.forEach(placed -> placed.run.batch().layer().giveBack(placed.part));
+      if (begun == null) {
+        step.forEach(Placed::giveBack);
+      }
       step.clear();
       parts.clear();
     }
@@ -219,11 +269,9 @@ final class StepRunner {
     StepBinding binding = step.get(0).run.batch().layer().binding();
     try {
       use.run(binding, parts);
-      int rows = 0;
-      for (StepPart part : parts) {
-        rows += part.rows();
+      if (begun == null) {
+        lastReport = new StepReport(rows(step), binding.lastStats());
       }
-      lastReport = new StepReport(rows, binding.lastStats());
       return true;
     } catch (KernelException e) {
       if (e.code() != ErrorCode.INVALID_ROW) {
@@ -232,6 +280,15 @@ final class StepRunner {
       refuse(e);
       return false;
     }
+  }
+
+  /** Rows of all parts of a step. */
+  static int rows(List<Placed> step) {
+    int rows = 0;
+    for (Placed placed : step) {
+      rows += placed.part.rows();
+    }
+    return rows;
   }
 
   /** Names the layer whose batch is wrong, or whose step failed. */

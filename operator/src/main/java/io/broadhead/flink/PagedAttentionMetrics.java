@@ -70,7 +70,8 @@ public final class PagedAttentionMetrics {
               STEP_TIME_MICROS,
               "histogram",
               "microseconds of a step: checks, block tables, cache update, attention and what"
-                  + " follows in the chain; over the last 512 steps"),
+                  + " follows in the chain, on a GPU those of the task's thread; over the last 512"
+                  + " steps"),
           new Description(STEP_ROWS, "histogram", "rows of a step; over the last 512 steps"),
           new Description(
               STEP_TOKENS, "histogram", "query tokens of a step; over the last 512 steps"),

@@ -8,6 +8,7 @@ import io.broadhead.attention.Job;
 import io.broadhead.attention.PagedAttention;
 import io.broadhead.attention.RefusedRow;
 import io.broadhead.attention.StepQueue;
+import io.broadhead.attention.StepReport;
 import io.broadhead.attention.cache.CacheStores;
 import io.broadhead.kernel.ErrorCode;
 import io.broadhead.kernel.KernelEngine;
@@ -15,6 +16,7 @@ import io.broadhead.kernel.KernelException;
 import java.io.Closeable;
 import org.apache.arrow.memory.BufferAllocator;
 import org.apache.flink.annotation.VisibleForTesting;
+import org.apache.flink.api.common.operators.MailboxExecutor;
 import org.apache.flink.api.common.typeinfo.TypeInformation;
 import org.apache.flink.runtime.execution.CancelTaskException;
 import org.apache.flink.runtime.state.KeyedStateBackend;
@@ -38,8 +40,10 @@ import org.slf4j.LoggerFactory;
  * refused leave by {@link #REFUSED_ROWS} if the options say so.
  *
  * <p><b>Threads.</b> The task's thread calls. Where batches are joined, some wait for others, and a
- * timer ends their waiting; what waits is computed before watermarks, idleness, barriers and the
- * end of input are passed on. A task that is cancelled ends the step that is being computed.
+ * timer ends their waiting. On a GPU a step computes while the task's thread takes the next input,
+ * at most two are begun at a time, and a thread waits for the last one and sends the task a mail.
+ * What waits is computed, and all results are emitted, before watermarks, idleness, barriers and
+ * the end of input are passed on. A task that is cancelled ends the step that is being computed.
  *
  * <p><b>Order.</b> Results of one sequence and layer come in the order of its rows. With {@code
  * broadhead.batch.max-tokens}, results of different sequences may overtake each other.
@@ -66,6 +70,7 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
 
   private final Job job;
   private final OperatorSettings settings;
+  private final transient MailboxExecutor mailbox;
 
   /** Null where no engine would save it. */
   private transient KeyedCacheState state;
@@ -80,6 +85,7 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
   private transient BufferAllocator allocator;
   private transient PagedAttention attention;
   private transient StepQueue queue;
+  private transient StepWaiter waiter;
   private transient StepPump pump;
   private transient Closeable canceller;
   private transient ResultEmitter emitter;
@@ -89,6 +95,7 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
     super(parameters);
     this.job = job;
     this.settings = settings;
+    this.mailbox = parameters.getMailboxExecutor();
   }
 
   @Override
@@ -122,15 +129,14 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
       state.restore(attention, settings.shards());
     }
     queue = attention.queue(settings.batchMaxTokens());
+    String task = getRuntimeContext().getTaskInfo().getTaskNameWithSubtasks();
     PagedAttentionMetrics metrics = new PagedAttentionMetrics(getMetricGroup(), attention, queue);
     emitter = new ResultEmitter(output, settings, metrics);
-    pump = new StepPump(queue, settings, getProcessingTimeService(), metrics);
-    LOGGER.info(
-        "{} {}: {}, {}",
-        getOperatorName(),
-        getRuntimeContext().getTaskInfo().getTaskNameWithSubtasks(),
-        attention.describe(),
-        managedMemory);
+    if (engine.info().overlaps()) {
+      waiter = new StepWaiter(task, mailbox, step -> settle(step, metrics));
+    }
+    pump = new StepPump(queue, settings, getProcessingTimeService(), metrics, waiter);
+    LOGGER.info("{} {}: {}, {}", getOperatorName(), task, attention.describe(), managedMemory);
   }
 
   private KernelEngine openEngine() {
@@ -170,6 +176,17 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
   /** A step that was cancelled is no failure of the job. */
   private static RuntimeException unlessCancelled(KernelException e) {
     return e.code() == ErrorCode.CANCELLED ? new CancelTaskException(e) : e;
+  }
+
+  /** Emits what a step completes that is done, unless the next one was begun in the meantime. */
+  private void settle(StepQueue.InFlight step, PagedAttentionMetrics metrics) {
+    long start = System.nanoTime();
+    try {
+      StepReport report = queue.settle(step);
+      metrics.step(report, System.nanoTime() - start);
+    } catch (KernelException e) {
+      throw unlessCancelled(e);
+    }
   }
 
   private void drain() throws Exception {
@@ -216,12 +233,25 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
       getContainingTask().getCancelables().unregisterCloseable(canceller);
     }
     IOUtils.closeAll(
-        pump, queue, attention, engine, this::closeAllocator, device, managedMemory, super::close);
+        pump,
+        waiter,
+        queue,
+        attention,
+        engine,
+        this::closeAllocator,
+        device,
+        managedMemory,
+        super::close);
   }
 
   @VisibleForTesting
   PagedAttention attention() {
     return attention;
+  }
+
+  @VisibleForTesting
+  boolean isStepInFlight() {
+    return queue.inFlight().isPresent();
   }
 
   /** With the device that was taken. */

@@ -26,23 +26,33 @@ final class StepPump implements AutoCloseable {
   private ScheduledFuture<?> timer;
   private long timerDue;
 
+  /** Null where steps do not overlap. */
+  private final StepWaiter waiter;
+
+  /**
+   * @param waiter has the last step settled if no input follows; or null
+   */
   StepPump(
       StepQueue queue,
       OperatorSettings settings,
       ProcessingTimeService time,
-      PagedAttentionMetrics metrics) {
+      PagedAttentionMetrics metrics,
+      StepWaiter waiter) {
     this.queue = queue;
     this.maxTokens = settings.batchMaxTokens();
     this.maxDelayMillis = settings.batchMaxDelay().toMillis();
     this.time = time;
     this.metrics = metrics;
+    this.waiter = waiter;
   }
 
   /** Adds a batch, which stays the caller's; computes what is due. */
   void add(ArrowBatch batch, int shard, StepHandler handler) {
     queue.add(batch, shard, handler);
     if (maxTokens == 0) {
-      drain();
+      while (queue.batches() > 0) {
+        step();
+      }
       return;
     }
     if (isDue()) {
@@ -63,11 +73,14 @@ final class StepPump implements AutoCloseable {
     long start = System.nanoTime();
     StepReport report = queue.step();
     metrics.step(report, System.nanoTime() - start);
+    if (waiter != null) {
+      queue.inFlight().ifPresent(waiter::await);
+    }
   }
 
   /** Sees to it that what waits is computed when it is due. */
   private void schedule() {
-    if (queue.isEmpty()) {
+    if (queue.batches() == 0) {
       cancelTimer();
       return;
     }
@@ -94,7 +107,7 @@ final class StepPump implements AutoCloseable {
     }
   }
 
-  /** Computes all that waits. */
+  /** Computes all that waits, and emits all results. */
   void drain() {
     while (!queue.isEmpty()) {
       step();

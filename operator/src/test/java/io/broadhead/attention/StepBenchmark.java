@@ -54,6 +54,7 @@ public class StepBenchmark {
 
   private BufferAllocator allocator;
   private PagedAttention attention;
+  private StepQueue queue;
   private ArrowBatch batch;
   private long steps;
   private long kernelNanoseconds;
@@ -68,6 +69,7 @@ public class StepBenchmark {
             List.of(layer));
     allocator = Allocators.root();
     attention = PagedAttention.open(job, new AttentionConfig("auto", threads, 0), allocator);
+    queue = attention.queue(0);
     Scenario scenario = new Scenario(job, DType.FLOAT16, 1);
     List<Long> ids = LongStream.range(0, sequences).boxed().toList();
     List<StepRow> prompts = ids.stream().map(id -> scenario.next(id, layer, context - 1)).toList();
@@ -81,6 +83,19 @@ public class StepBenchmark {
             DType.FLOAT16,
             ids.stream().map(id -> scenario.next(id, layer, 1)).toList());
   }
+
+  private final StepHandler closing =
+      new StepHandler() {
+        @Override
+        public void refused(RefusedRow row) {
+          throw new InvalidBatchException(row, null);
+        }
+
+        @Override
+        public void done(ArrowBatch result) {
+          result.close();
+        }
+      };
 
   @Setup(Level.Iteration)
   public void begin() {
@@ -98,8 +113,19 @@ public class StepBenchmark {
     }
   }
 
+  /** As a stream of batches goes through a queue: on a GPU the next step is begun meanwhile. */
+  @Benchmark
+  public long queued() {
+    queue.add(batch, 0, closing);
+    StepReport report = queue.step();
+    steps++;
+    kernelNanoseconds += report.stats().kernelNanoseconds();
+    return report.rows();
+  }
+
   @TearDown(Level.Iteration)
   public void end() {
+    queue.drain();
     double step = (System.nanoTime() - started) * 1e-3 / steps;
     double kernels = kernelNanoseconds * 1e-3 / steps;
     System.out.printf("(kernels %.2f us, over them %.2f us) ", kernels, step - kernels);
@@ -108,6 +134,7 @@ public class StepBenchmark {
   @TearDown
   public void close() {
     batch.close();
+    queue.close();
     attention.close();
     allocator.close();
   }

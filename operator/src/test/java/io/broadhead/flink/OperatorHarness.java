@@ -8,6 +8,7 @@ import org.apache.flink.api.common.typeutils.base.IntSerializer;
 import org.apache.flink.configuration.Configuration;
 import org.apache.flink.runtime.operators.testutils.MockEnvironment;
 import org.apache.flink.runtime.operators.testutils.MockEnvironmentBuilder;
+import org.apache.flink.streaming.runtime.tasks.mailbox.TaskMailbox;
 import org.apache.flink.streaming.util.OneInputStreamOperatorTestHarness;
 
 /** One subtask of the operator, without a cluster. Whoever extracts results closes them. */
@@ -44,6 +45,14 @@ final class OperatorHarness extends OneInputStreamOperatorTestHarness<ArrowBatch
 
   static MockEnvironmentBuilder environment() {
     return new MockEnvironmentBuilder().setMaxParallelism(MAX_PARALLELISM);
+  }
+
+  /** Runs mails until no step is in flight; where steps do not overlap, none ever is. */
+  void awaitResults() throws Exception {
+    PagedAttentionOperator operator = (PagedAttentionOperator) getOneInputOperator();
+    while (operator.isStepInFlight()) {
+      getTaskMailbox().take(TaskMailbox.MIN_PRIORITY).run();
+    }
   }
 
   void closeResults() {

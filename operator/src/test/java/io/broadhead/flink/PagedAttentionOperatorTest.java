@@ -85,6 +85,7 @@ class PagedAttentionOperatorTest {
           new ArrowBatchSerializer()
               .deserialize(new DataInputDeserializer(bytes.getCopyOfBuffer()));
       harness.processElement(received, 0);
+      harness.awaitResults();
       harness.closeResults();
       assertThat(received.isClosed()).isTrue();
     }
@@ -113,6 +114,7 @@ class PagedAttentionOperatorTest {
       harness.open();
       harness.processElement(mixed, 5);
       harness.processElement(allBad, 6);
+      harness.awaitResults();
 
       List<ArrowBatch> results = harness.extractOutputValues();
       assertThat(results).hasSize(1);

@@ -76,6 +76,7 @@ class WaitingBatchesTest {
       assertThat(emitted()).isEmpty();
       process("s" + i, i);
     }
+    harness.awaitResults();
     assertThat(emitted()).containsExactly(0L, 1L, 2L, 3L);
   }
 
@@ -85,6 +86,7 @@ class WaitingBatchesTest {
     harness.setProcessingTime(MAX_DELAY - 1);
     assertThat(emitted()).isEmpty();
     harness.setProcessingTime(MAX_DELAY);
+    harness.awaitResults();
     assertThat(emitted()).containsExactly(7L);
   }
 

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.flink;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.arrow.DType;
+import io.broadhead.attention.Job;
+import io.broadhead.attention.LayerSpec;
+import io.broadhead.attention.testing.NoLeaks;
+import io.broadhead.attention.testing.Overlap;
+import io.broadhead.attention.testing.Scenario;
+import io.broadhead.attention.testing.StepBatches;
+import java.util.List;
+import org.apache.flink.configuration.Configuration;
+import org.apache.flink.runtime.execution.CancelTaskException;
+import org.apache.flink.streaming.api.watermark.Watermark;
+import org.apache.flink.streaming.runtime.streamrecord.StreamRecord;
+import org.apache.flink.streaming.runtime.watermarkstatus.WatermarkStatus;
+import org.junit.jupiter.api.AfterEach;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.Timeout;
+import org.junit.jupiter.api.extension.RegisterExtension;
+
+/** Steps that a GPU computes while the task takes the next input, and what emits their results. */
+@Timeout(60)
+class OverlappingOperatorTest {
+  @RegisterExtension private final NoLeaks noLeaks = new NoLeaks();
+
+  private final Job job = OperatorHarness.JOB;
+  private final LayerSpec layer = job.layers().get(0);
+  private final Scenario scenario = new Scenario(job, DType.FLOAT32, 5);
+  private OperatorHarness harness;
+
+  @BeforeEach
+  void open() throws Exception {
+    Overlap.assumeHere();
+    harness = new OperatorHarness(job, new Configuration());
+    harness.open();
+  }
+
+  @AfterEach
+  void close() throws Exception {
+    if (harness != null) {
+      harness.closeResults();
+      harness.close();
+    }
+    assertThat(Thread.getAllStackTraces().keySet())
+        .extracting(Thread::getName)
+        .noneMatch(name -> name.startsWith("Broadhead steps of"));
+  }
+
+  private void process(long timestamp) throws Exception {
+    try (ArrowBatch batch =
+        StepBatches.of(
+            noLeaks.allocator(), layer, DType.FLOAT32, List.of(scenario.next("s", layer, 1)))) {
+      harness.processElement(batch, timestamp);
+    }
+  }
+
+  /** What was emitted: timestamps of results, and everything else as it is. */
+  private List<Object> emitted() {
+    return harness.getOutput().stream()
+        .map(e -> e instanceof StreamRecord<?> result ? (Object) result.getTimestamp() : e)
+        .toList();
+  }
+
+  @Test
+  void aResultIsEmittedWhenTheNextStepWasBegun() throws Exception {
+    for (long i = 0; i < 5; i++) {
+      process(i);
+      assertThat(emitted()).hasSize((int) i);
+    }
+    harness.endInput();
+    assertThat(emitted()).containsExactly(0L, 1L, 2L, 3L, 4L);
+  }
+
+  @Test
+  void aResultIsEmittedThoughNoInputFollows() throws Exception {
+    process(7);
+    assertThat(emitted()).isEmpty();
+    harness.awaitResults();
+    assertThat(emitted()).containsExactly(7L);
+  }
+
+  @Test
+  void resultsComeBeforeTheWatermarkThatFollowedTheirBatch() throws Exception {
+    process(7);
+    harness.processWatermark(new Watermark(8));
+    assertThat(emitted()).containsExactly(7L, new Watermark(8));
+  }
+
+  @Test
+  void resultsComeBeforeIdleness() throws Exception {
+    process(7);
+    harness.processWatermarkStatus(WatermarkStatus.IDLE);
+    assertThat(emitted()).containsExactly(7L, WatermarkStatus.IDLE);
+  }
+
+  @Test
+  void resultsComeBeforeTheBarrier() throws Exception {
+    process(7);
+    harness.prepareSnapshotPreBarrier(1);
+    assertThat(emitted()).containsExactly(7L);
+  }
+
+  @Test
+  void aTaskThatIsCancelledDoesNotFail() throws Exception {
+    process(7);
+    ((PagedAttentionOperator) harness.getOneInputOperator()).attention().cancel();
+    assertThatThrownBy(() -> harness.processWatermark(new Watermark(8)))
+        .isInstanceOf(CancelTaskException.class);
+    assertThat(emitted()).isEmpty();
+  }
+
+  @Test
+  void closingDropsAStepInFlight() throws Exception {
+    process(7);
+    // close() finds it, and what was taken from memory.
+  }
+}
