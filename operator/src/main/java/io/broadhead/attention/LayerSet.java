@@ -11,6 +11,7 @@ import io.broadhead.kernel.KernelException;
 import io.broadhead.kernel.KernelLayer;
 import io.broadhead.kernel.LayerConfig;
 import io.broadhead.kernel.RopeConfig;
+import java.util.EnumMap;
 import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -34,10 +35,8 @@ final class LayerSet implements AutoCloseable {
   private final Map<String, LayerSpec> byName;
   private final Map<String, KernelCache> caches = new HashMap<>();
   private final Map<RopeSpec, RopeConfig> ropes = new HashMap<>();
-  private final Map<LayerKey, KernelLayer> opened = new HashMap<>();
+  private final Map<String, Map<DType, KernelLayer>> opened = new HashMap<>();
   private long cacheBytes;
-
-  private record LayerKey(String name, DType dtype) {}
 
   LayerSet(Job job, KernelEngine engine) {
     this.job = job;
@@ -96,12 +95,13 @@ final class LayerSet implements AutoCloseable {
 
   /** The layer for batches of {@code dtype}, opened if this is the first. */
   KernelLayer open(LayerSpec layer, DType dtype) {
-    LayerKey key = new LayerKey(layer.name(), dtype);
-    KernelLayer kernels = opened.get(key);
+    Map<DType, KernelLayer> ofLayer =
+        opened.computeIfAbsent(layer.name(), name -> new EnumMap<>(DType.class));
+    KernelLayer kernels = ofLayer.get(dtype);
     if (kernels == null) {
       KernelCache cache = layer.attnType().cached() ? cache(layer, dtype) : null;
       kernels = new KernelLayer(engine, config(layer, dtype), cache);
-      opened.put(key, kernels);
+      ofLayer.put(dtype, kernels);
     }
     return kernels;
   }
@@ -233,7 +233,7 @@ final class LayerSet implements AutoCloseable {
 
   @Override
   public void close() {
-    opened.values().forEach(KernelLayer::close);
+    opened.values().forEach(ofLayer -> ofLayer.values().forEach(KernelLayer::close));
     opened.clear();
     caches.values().forEach(KernelCache::close);
     caches.clear();

@@ -3,6 +3,7 @@ package io.broadhead.attention;
 
 import java.io.Serializable;
 import java.util.Arrays;
+import java.util.List;
 import java.util.Locale;
 import java.util.Optional;
 import java.util.stream.Collectors;
@@ -97,6 +98,30 @@ public record RopeScaling(
     if (!holds) {
       throw InvalidJobException.expected(key.key(), key.accepted(), got);
     }
+  }
+
+  // By hand where tasks compare: see "Class loaders" in flink-job/cluster/README.md.
+  @Override
+  public boolean equals(Object other) {
+    return other instanceof RopeScaling o && parts().equals(o.parts());
+  }
+
+  @Override
+  public int hashCode() {
+    return parts().hashCode();
+  }
+
+  private List<Object> parts() {
+    return List.of(
+        type,
+        factor,
+        originalMaxPosition,
+        lowFreqFactor,
+        highFreqFactor,
+        betaFast,
+        betaSlow,
+        truncate,
+        attentionFactor);
   }
 
   /**

@@ -2,6 +2,7 @@
 package io.broadhead.attention;
 
 import java.io.Serializable;
+import java.util.List;
 
 /**
  * Rotary position embedding of queries and keys. Immutable.
@@ -37,6 +38,21 @@ public record RopeSpec(
     if (!(base > 0) || Double.isInfinite(base)) {
       throw InvalidJobException.expected(JobFileKey.BASE.key(), "a finite number above 0", base);
     }
+  }
+
+  // By hand where tasks compare: see "Class loaders" in flink-job/cluster/README.md.
+  @Override
+  public boolean equals(Object other) {
+    return other instanceof RopeSpec o && parts().equals(o.parts());
+  }
+
+  @Override
+  public int hashCode() {
+    return parts().hashCode();
+  }
+
+  private List<Object> parts() {
+    return List.of(rotaryDim, maxPosition, base, isNeox, scaling);
   }
 
   /**

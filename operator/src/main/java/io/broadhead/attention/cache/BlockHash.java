@@ -27,6 +27,17 @@ record BlockHash(long high, long low) {
     return new BlockHash(digest.getLong(), digest.getLong());
   }
 
+  // By hand where tasks compare: see "Class loaders" in flink-job/cluster/README.md.
+  @Override
+  public boolean equals(Object other) {
+    return other instanceof BlockHash o && high == o.high && low == o.low;
+  }
+
+  @Override
+  public int hashCode() {
+    return Long.hashCode(low);
+  }
+
   private static MessageDigest sha256() {
     try {
       return MessageDigest.getInstance("SHA-256");

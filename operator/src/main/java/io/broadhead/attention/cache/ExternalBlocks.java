@@ -120,7 +120,9 @@ public final class ExternalBlocks {
     for (int first = 0, end; first < caches; first = end) {
       List<Run> runs = runs(first, number);
       end = first + 1;
-      while (!runs.isEmpty() && end < caches && runs(end, number).equals(runs)) {
+      while (!runs.isEmpty()
+          && end < caches
+          && written(end, number).equals(written(first, number))) {
         end++;
       }
       for (Run run : runs) {
@@ -136,6 +138,11 @@ public final class ExternalBlocks {
         block.shard,
         number,
         new BlockRecord(null, new long[0], block.writtenAt, List.copyOf(block.parts)).toBytes());
+  }
+
+  /** The slots of a block that were written in a cache. */
+  private BitSet written(int cache, int number) {
+    return dirty[cache].get(number * blockSize, (number + 1) * blockSize);
   }
 
   private List<Run> runs(int cache, int number) {

@@ -2,22 +2,25 @@
 package io.broadhead.attention.cache;
 
 import java.util.HashMap;
+import java.util.List;
 import java.util.Map;
 
 /** Parts on the Java heap: what is swapped out where no engine keeps state. */
 public final class HostPartStore implements PartStore {
-  private final Map<Key, byte[]> parts = new HashMap<>();
+  private final Map<List<Number>, byte[]> parts = new HashMap<>();
 
-  private record Key(int shard, long block, int part) {}
+  private static List<Number> key(int shard, long block, int part) {
+    return List.of(shard, block, part);
+  }
 
   @Override
   public void put(int shard, long block, int part, byte[] contents) {
-    parts.put(new Key(shard, block, part), contents);
+    parts.put(key(shard, block, part), contents);
   }
 
   @Override
   public byte[] get(int shard, long block, int part) {
-    return parts.get(new Key(shard, block, part));
+    return parts.get(key(shard, block, part));
   }
 
   /** Parts that are kept. */
@@ -27,6 +30,6 @@ public final class HostPartStore implements PartStore {
 
   @Override
   public void remove(int shard, long block, int part) {
-    parts.remove(new Key(shard, block, part));
+    parts.remove(key(shard, block, part));
   }
 }
