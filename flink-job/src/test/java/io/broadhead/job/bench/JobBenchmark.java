@@ -33,8 +33,8 @@ import org.junit.jupiter.params.provider.MethodSource;
 
 /**
  * What Flink costs: {@code broadhead run} beside {@code broadhead attend} on the same files, as
- * they are packaged. Each is run with few and with many steps in turn; the difference is the time
- * of the steps alone, without the start of JVM and cluster. No test: prints a table.
+ * they are packaged. Each is run with few and with many files of steps in turn; the difference is
+ * the time of the steps alone, without the start of JVM and cluster. No test: prints a table.
  *
  * <pre>./mvnw -pl flink-job -am package -DskipTests
  * ./mvnw -pl flink-job -am test -Dtest=JobBenchmark -Dsurefire.failIfNoSpecifiedTests=false</pre>
@@ -54,13 +54,15 @@ class JobBenchmark {
   /**
    * One measurement.
    *
-   * @param few steps of the short file
-   * @param many steps of the long file
+   * @param steps of a file
+   * @param few files of the short run; small steps need as many as keep the JIT compiler busy
+   * @param many files of the long run
    * @param apart whether each row of a step is a batch
    */
-  private record Scene(String name, Heads heads, Rows rows, int few, int many, boolean apart) {
-    Scene(String name, Heads heads, Rows rows, int few, int many) {
-      this(name, heads, rows, few, many, false);
+  private record Scene(
+      String name, Heads heads, Rows rows, int steps, int few, int many, boolean apart) {
+    Scene(String name, Heads heads, Rows rows, int steps, int few, int many) {
+      this(name, heads, rows, steps, few, many, false);
     }
 
     StepShape shape() {
@@ -70,15 +72,16 @@ class JobBenchmark {
 
   private static final List<Scene> SCENES =
       List.of(
-          new Scene("decode", LLAMA_QUARTER, new Rows(64, 1, 4096), 5, 105),
-          new Scene("prefill", LLAMA, new Rows(1, 1024, 1024), 5, 45),
-          new Scene("small steps", SMALL, new Rows(1, 1, 16), 500, 40_500));
+          new Scene("decode", LLAMA_QUARTER, new Rows(64, 1, 4096), 5, 1, 21),
+          new Scene("prefill", LLAMA, new Rows(1, 1024, 1024), 5, 1, 9),
+          new Scene("small", SMALL, new Rows(64, 1, 16), 1_500, 10, 30),
+          new Scene("smallest", SMALL, new Rows(1, 1, 16), 40_000, 10, 30));
 
   @TempDir private Path folder;
 
   /** A folder of step files. */
-  private Path write(Scene scene, int steps, BufferAllocator allocator) throws IOException {
-    Path input = folder.resolve(scene.name().replace(' ', '-') + "-" + steps);
+  private Path write(Scene scene, int files, BufferAllocator allocator) throws IOException {
+    Path input = folder.resolve(scene.name() + "-" + files);
     Files.createDirectories(input);
     StepShape shape = scene.shape();
     NormalValues values = new NormalValues(shape.dtype(), 1);
@@ -91,13 +94,16 @@ class JobBenchmark {
             ArrowBatchFileWriter.create(
                 input.resolve("1-steps.arrow"), Compression.NONE, allocator)) {
       List<ArrowBatch> batches = scene.apart() ? rows(batch, allocator) : List.of(batch.retain());
-      for (int i = 0; i < steps; i++) {
+      for (int i = 0; i < scene.steps(); i++) {
         for (ArrowBatch each : batches) {
           writer.write(each);
         }
       }
       batches.forEach(ArrowBatch::close);
       writer.finish();
+    }
+    for (int i = 1; i < files; i++) {
+      Files.createLink(input.resolve("1-steps-" + i + ".arrow"), input.resolve("1-steps.arrow"));
     }
     return input;
   }
@@ -184,7 +190,9 @@ class JobBenchmark {
       for (int i = 0; i < commands.size(); i++) {
         double shortRun = seconds(with(commands.get(i), job, few));
         double longRun = seconds(with(commands.get(i), job, many));
-        times.get(i).add((longRun - shortRun) / (scene.many() - scene.few()) * 1e6);
+        times
+            .get(i)
+            .add((longRun - shortRun) / (scene.steps() * (scene.many() - scene.few())) * 1e6);
       }
     }
     System.out.println("every round, µs a step: " + times);
@@ -265,8 +273,8 @@ class JobBenchmark {
   @ParameterizedTest
   @MethodSource("joinedBatches")
   void joinedBatchesInAJob(Heads heads) throws Exception {
-    int many = heads.numHeads() > 16 ? 205 : 1005;
-    Scene scene = new Scene("joined", heads, new Rows(64, 1, 512), 5, many, true);
+    int steps = heads.numHeads() > 16 ? 40 : 200;
+    Scene scene = new Scene("joined", heads, new Rows(64, 1, 512), steps, 1, 6, true);
     List<String> joined = List.of("run", "--batch-max-tokens", "64", "--batch-max-delay", "1");
     double[] micros = measure(scene, List.of(List.of("run"), joined));
     System.out.printf(
