@@ -80,12 +80,15 @@ class StepOrder {
 
   /// What is put on the stream from now on runs after all that was marked.
   void follow(Stream stream) const {
-    if (last_) check(api_, api_.follow_event(stream, last_), "order of steps");
+    if (last_ && stream != last_stream_) {
+      check(api_, api_.follow_event(stream, last_), "order of steps");
+    }
   }
   /// The last work so far is what is on the stream by now.
   void mark(Stream stream) {
-    if (!last_) check(api_, api_.create_event(&last_, false), "event");
+    if (!last_) check(api_, api_.create_event(&last_, true), "event");
     check(api_, api_.record(last_, stream), "order of steps");
+    last_stream_ = stream;
   }
   /// Waits until all that was marked is done.
   void wait() const {
@@ -95,6 +98,7 @@ class StepOrder {
  private:
   const DeviceApi& api_;
   Event last_ = nullptr;
+  Stream last_stream_ = nullptr;  ///< compared only: it may be gone
 };
 
 /// A GPU in use. Shared by an engine and what was created from it; any thread may use it.

@@ -59,7 +59,8 @@ struct DeviceApi {
   int32_t (*create_stream)(Stream* stream);
   void (*destroy_stream)(Stream stream);
   int32_t (*synchronize)(Stream stream);
-  /// `sleeps`: a thread in wait_event leaves its processor to others, and wakes up later.
+  /// `sleeps`: a thread in wait_event leaves its processor to others, and wakes up later; not for
+  /// elapsed().
   int32_t (*create_event)(Event* event, int32_t sleeps);
   void (*destroy_event)(Event event);
   int32_t (*record)(Event event, Stream stream);

@@ -173,7 +173,8 @@ int32_t synchronize(Stream stream) {
 int32_t create_event(Event* event, int32_t sleeps) {
   hipEvent_t created;
   const int32_t status =
-      report(hipEventCreateWithFlags(&created, sleeps ? hipEventBlockingSync : hipEventDefault),
+      report(hipEventCreateWithFlags(
+                 &created, sleeps ? hipEventBlockingSync | hipEventDisableTiming : hipEventDefault),
              "creating an event");
   *event = status == kOk ? created : nullptr;
   return status;

@@ -22,6 +22,7 @@
 #define hipEventBlockingSync cudaEventBlockingSync
 #define hipEventCreateWithFlags cudaEventCreateWithFlags
 #define hipEventDefault cudaEventDefault
+#define hipEventDisableTiming cudaEventDisableTiming
 #define hipEventDestroy cudaEventDestroy
 #define hipEventElapsedTime cudaEventElapsedTime
 #define hipEventRecord cudaEventRecord

@@ -78,7 +78,9 @@ inline int atomicAdd(int* at, int value) { return __atomic_fetch_add(at, value, 
 enum hipError_t { hipSuccess, hipErrorMemoryAllocation, hipErrorInvalidValue };
 enum { hipHostMallocMapped = 1, hipHostMallocPortable = 2 };
 enum { hipMemcpyDefault, hipStreamNonBlocking, hipStreamCaptureModeThreadLocal };
-enum { hipEventDefault, hipEventBlockingSync };
+constexpr unsigned hipEventDefault = 0;
+constexpr unsigned hipEventBlockingSync = 1;
+constexpr unsigned hipEventDisableTiming = 2;
 enum hipMemoryType { hipMemoryTypeHost, hipMemoryTypeDevice };
 using hipStream_t = void*;
 using hipEvent_t = void*;
