@@ -14,7 +14,8 @@ import picocli.CommandLine.Option;
     sortOptions = false,
     description = {
       "What a whole step costs beside its kernels: the Java call, the import of the batch, its"
-          + " checks and the plan; and what it leaves to the garbage collector.",
+          + " checks and the plan; and what it leaves to the garbage collector. Then the same rows as"
+          + " batches of one row: joined to one step, and apart.",
       "The same small step runs again and again, from the processor's caches."
     },
     footerHeading = "%nExample:%n",
