@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <iterator>
 #include <unordered_map>
 #include <utility>
 
@@ -303,10 +304,19 @@ void GpuPlan::order_decode() {
 }
 
 void GpuPlan::find_first_blocks(int block_size) {
+  const int tiles_per_block = block_size / kTile;
   for (AttendItem& item : decode_items_) {
-    for (int32_t& block : item.first_blocks) {
-      const int key = item.first_key + static_cast<int>(&block - item.first_blocks) * kTile;
-      block = key < item.end_key ? blocks_[static_cast<size_t>(item.blocks + key / block_size)] : 0;
+    const int tile = item.first_key / kTile;
+    const int32_t* block = blocks_.data() + item.blocks + tile / tiles_per_block;
+    int tiles_left = tiles_per_block - tile % tiles_per_block;
+    const int tiles =
+        std::min<int>(tiles_of(item.first_key, item.end_key), std::size(item.first_blocks));
+    for (int t = 0; t < tiles; ++t) {
+      item.first_blocks[t] = *block;
+      if (--tiles_left == 0) {
+        ++block;
+        tiles_left = tiles_per_block;
+      }
     }
   }
 }
