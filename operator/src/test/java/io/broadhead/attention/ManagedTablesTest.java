@@ -8,6 +8,7 @@ import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.ArrowColumn;
 import io.broadhead.arrow.DType;
 import io.broadhead.attention.cache.KvCacheManager;
+import io.broadhead.attention.testing.Collected;
 import io.broadhead.attention.testing.ManagedRow;
 import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.attention.testing.Scenario;
@@ -518,22 +519,6 @@ class ManagedTablesTest {
   }
 
   // ---- queue ---------------------------------------------------------------------------------
-
-  /** Collects the results of a queue. */
-  private static final class Collected implements StepHandler {
-    final List<ArrowBatch> results = new ArrayList<>();
-    final List<RefusedRow> refused = new ArrayList<>();
-
-    @Override
-    public void refused(RefusedRow row) {
-      refused.add(row);
-    }
-
-    @Override
-    public void done(ArrowBatch result) {
-      results.add(result);
-    }
-  }
 
   @ParameterizedTest
   @ValueSource(booleans = {true, false})

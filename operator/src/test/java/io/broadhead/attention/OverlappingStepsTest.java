@@ -6,6 +6,8 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.DType;
+import io.broadhead.attention.testing.Closing;
+import io.broadhead.attention.testing.Collected;
 import io.broadhead.attention.testing.ManagedRow;
 import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.attention.testing.Overlap;
@@ -33,8 +35,8 @@ class OverlappingStepsTest {
 
   private final Scenario scenario = new Scenario(JOB, DTYPE, 5);
   private final ReferenceAttention reference = new ReferenceAttention(JOB, DTYPE);
-  private final List<ArrowBatch> results = new ArrayList<>();
-  private final List<RefusedRow> refused = new ArrayList<>();
+  private final Collected collecting = new Collected();
+  private final List<ArrowBatch> results = collecting.results;
   private PagedAttention attention;
 
   @BeforeEach
@@ -50,19 +52,6 @@ class OverlappingStepsTest {
       attention.close();
     }
   }
-
-  private final StepHandler collecting =
-      new StepHandler() {
-        @Override
-        public void refused(RefusedRow row) {
-          refused.add(row);
-        }
-
-        @Override
-        public void done(ArrowBatch result) {
-          results.add(result);
-        }
-      };
 
   private void add(StepQueue queue, boolean managed, StepHandler handler, StepRow... rows) {
     LayerSpec layer = JOB.layer(rows[0].layer()).orElseThrow();
@@ -142,22 +131,11 @@ class OverlappingStepsTest {
 
   @Test
   void aRowIsRefusedWhenItsStepIsBegunAndWhatCameBeforeStillComes() {
-    StepHandler failing =
-        new StepHandler() {
-          @Override
-          public void refused(RefusedRow row) {
-            throw new InvalidBatchException(row, null);
-          }
 
-          @Override
-          public void done(ArrowBatch result) {
-            result.close();
-          }
-        };
     try (StepQueue queue = attention.queue(0)) {
       add(queue, false, collecting, scenario.next("good", LAYER, 3));
       queue.step();
-      add(queue, false, failing, scenario.next("bad", LAYER, 1).withSlots(1 << 20));
+      add(queue, false, new Closing(), scenario.next("bad", LAYER, 1).withSlots(1 << 20));
       assertThatThrownBy(queue::step)
           .isInstanceOf(InvalidBatchException.class)
           .hasMessageContainingAll("sequence bad, row 0", "slot_mapping");
@@ -180,7 +158,9 @@ class OverlappingStepsTest {
         queue.add(batch, 0, collecting);
       }
       assertThat(results).extracting(ArrowBatch::numRows).containsExactly(1, 1, 0);
-      assertThat(refused).extracting(RefusedRow::sequenceId).containsExactly("bad", "nowhere");
+      assertThat(collecting.refused)
+          .extracting(RefusedRow::sequenceId)
+          .containsExactly("bad", "nowhere");
       assertThat(queue.isEmpty()).isTrue();
     }
     double[][][] expected = reference.step(LAYER, List.of(scenarioAgain("first", 3))).output();

@@ -4,6 +4,7 @@ package io.broadhead.attention;
 import io.broadhead.arrow.Allocators;
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.DType;
+import io.broadhead.attention.testing.Closing;
 import io.broadhead.attention.testing.Scenario;
 import io.broadhead.attention.testing.StepBatches;
 import io.broadhead.attention.testing.StepRow;
@@ -84,18 +85,7 @@ public class StepBenchmark {
             ids.stream().map(id -> scenario.next(id, layer, 1)).toList());
   }
 
-  private final StepHandler closing =
-      new StepHandler() {
-        @Override
-        public void refused(RefusedRow row) {
-          throw new InvalidBatchException(row, null);
-        }
-
-        @Override
-        public void done(ArrowBatch result) {
-          result.close();
-        }
-      };
+  private final StepHandler closing = new Closing();
 
   @Setup(Level.Iteration)
   public void begin() {

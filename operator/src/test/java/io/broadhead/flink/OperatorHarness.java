@@ -4,10 +4,12 @@ package io.broadhead.flink;
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.attention.Job;
 import io.broadhead.attention.JobFile;
+import java.util.List;
 import org.apache.flink.api.common.typeutils.base.IntSerializer;
 import org.apache.flink.configuration.Configuration;
 import org.apache.flink.runtime.operators.testutils.MockEnvironment;
 import org.apache.flink.runtime.operators.testutils.MockEnvironmentBuilder;
+import org.apache.flink.streaming.runtime.streamrecord.StreamRecord;
 import org.apache.flink.streaming.runtime.tasks.mailbox.TaskMailbox;
 import org.apache.flink.streaming.util.OneInputStreamOperatorTestHarness;
 
@@ -57,5 +59,12 @@ final class OperatorHarness extends OneInputStreamOperatorTestHarness<ArrowBatch
 
   void closeResults() {
     extractOutputValues().forEach(ArrowBatch::close);
+  }
+
+  /** What was emitted: timestamps of results, and everything else as it is. */
+  List<Object> emitted() {
+    return getOutput().stream()
+        .map(e -> e instanceof StreamRecord<?> result ? (Object) result.getTimestamp() : e)
+        .toList();
   }
 }

@@ -16,7 +16,6 @@ import java.util.List;
 import org.apache.flink.configuration.Configuration;
 import org.apache.flink.runtime.execution.CancelTaskException;
 import org.apache.flink.streaming.api.watermark.Watermark;
-import org.apache.flink.streaming.runtime.streamrecord.StreamRecord;
 import org.apache.flink.streaming.runtime.watermarkstatus.WatermarkStatus;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
@@ -60,50 +59,43 @@ class OverlappingOperatorTest {
     }
   }
 
-  /** What was emitted: timestamps of results, and everything else as it is. */
-  private List<Object> emitted() {
-    return harness.getOutput().stream()
-        .map(e -> e instanceof StreamRecord<?> result ? (Object) result.getTimestamp() : e)
-        .toList();
-  }
-
   @Test
   void aResultIsEmittedWhenTheNextStepWasBegun() throws Exception {
     for (long i = 0; i < 5; i++) {
       process(i);
-      assertThat(emitted()).hasSize((int) i);
+      assertThat(harness.emitted()).hasSize((int) i);
     }
     harness.endInput();
-    assertThat(emitted()).containsExactly(0L, 1L, 2L, 3L, 4L);
+    assertThat(harness.emitted()).containsExactly(0L, 1L, 2L, 3L, 4L);
   }
 
   @Test
   void aResultIsEmittedThoughNoInputFollows() throws Exception {
     process(7);
-    assertThat(emitted()).isEmpty();
+    assertThat(harness.emitted()).isEmpty();
     harness.awaitResults();
-    assertThat(emitted()).containsExactly(7L);
+    assertThat(harness.emitted()).containsExactly(7L);
   }
 
   @Test
   void resultsComeBeforeTheWatermarkThatFollowedTheirBatch() throws Exception {
     process(7);
     harness.processWatermark(new Watermark(8));
-    assertThat(emitted()).containsExactly(7L, new Watermark(8));
+    assertThat(harness.emitted()).containsExactly(7L, new Watermark(8));
   }
 
   @Test
   void resultsComeBeforeIdleness() throws Exception {
     process(7);
     harness.processWatermarkStatus(WatermarkStatus.IDLE);
-    assertThat(emitted()).containsExactly(7L, WatermarkStatus.IDLE);
+    assertThat(harness.emitted()).containsExactly(7L, WatermarkStatus.IDLE);
   }
 
   @Test
   void resultsComeBeforeTheBarrier() throws Exception {
     process(7);
     harness.prepareSnapshotPreBarrier(1);
-    assertThat(emitted()).containsExactly(7L);
+    assertThat(harness.emitted()).containsExactly(7L);
   }
 
   @Test
@@ -112,7 +104,7 @@ class OverlappingOperatorTest {
     ((PagedAttentionOperator) harness.getOneInputOperator()).attention().cancel();
     assertThatThrownBy(() -> harness.processWatermark(new Watermark(8)))
         .isInstanceOf(CancelTaskException.class);
-    assertThat(emitted()).isEmpty();
+    assertThat(harness.emitted()).isEmpty();
   }
 
   @Test

@@ -16,7 +16,6 @@ import org.apache.flink.configuration.Configuration;
 import org.apache.flink.runtime.jobgraph.OperatorID;
 import org.apache.flink.streaming.api.watermark.Watermark;
 import org.apache.flink.streaming.runtime.streamrecord.LatencyMarker;
-import org.apache.flink.streaming.runtime.streamrecord.StreamRecord;
 import org.apache.flink.streaming.runtime.watermarkstatus.WatermarkStatus;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
@@ -63,59 +62,52 @@ class WaitingBatchesTest {
     }
   }
 
-  /** What was emitted: timestamps of results, and everything else as it is. */
-  private List<Object> emitted() {
-    return harness.getOutput().stream()
-        .map(e -> e instanceof StreamRecord<?> result ? (Object) result.getTimestamp() : e)
-        .toList();
-  }
-
   @Test
   void enoughTokensMakeAStep() throws Exception {
     for (int i = 0; i < MAX_TOKENS; i++) {
-      assertThat(emitted()).isEmpty();
+      assertThat(harness.emitted()).isEmpty();
       process("s" + i, i);
     }
     harness.awaitResults();
-    assertThat(emitted()).containsExactly(0L, 1L, 2L, 3L);
+    assertThat(harness.emitted()).containsExactly(0L, 1L, 2L, 3L);
   }
 
   @Test
   void theDelayEndsTheWaiting() throws Exception {
     process("s", 7);
     harness.setProcessingTime(MAX_DELAY - 1);
-    assertThat(emitted()).isEmpty();
+    assertThat(harness.emitted()).isEmpty();
     harness.setProcessingTime(MAX_DELAY);
     harness.awaitResults();
-    assertThat(emitted()).containsExactly(7L);
+    assertThat(harness.emitted()).containsExactly(7L);
   }
 
   @Test
   void resultsComeBeforeTheWatermarkThatFollowedTheirBatch() throws Exception {
     process("s", 7);
     harness.processWatermark(new Watermark(8));
-    assertThat(emitted()).containsExactly(7L, new Watermark(8));
+    assertThat(harness.emitted()).containsExactly(7L, new Watermark(8));
   }
 
   @Test
   void resultsComeBeforeIdleness() throws Exception {
     process("s", 7);
     harness.processWatermarkStatus(WatermarkStatus.IDLE);
-    assertThat(emitted()).containsExactly(7L, WatermarkStatus.IDLE);
+    assertThat(harness.emitted()).containsExactly(7L, WatermarkStatus.IDLE);
   }
 
   @Test
   void resultsComeBeforeTheBarrier() throws Exception {
     process("s", 7);
     harness.prepareSnapshotPreBarrier(1);
-    assertThat(emitted()).containsExactly(7L);
+    assertThat(harness.emitted()).containsExactly(7L);
   }
 
   @Test
   void resultsComeBeforeTheEndOfInput() throws Exception {
     process("s", 7);
     harness.endInput();
-    assertThat(emitted()).containsExactly(7L);
+    assertThat(harness.emitted()).containsExactly(7L);
   }
 
   @Test
@@ -123,6 +115,6 @@ class WaitingBatchesTest {
     LatencyMarker marker = new LatencyMarker(1, new OperatorID(), 0);
     process("s", 7);
     harness.getOneInputOperator().processLatencyMarker(marker);
-    assertThat(emitted()).containsExactly(marker);
+    assertThat(harness.emitted()).containsExactly(marker);
   }
 }

@@ -30,7 +30,8 @@ import org.apache.arrow.memory.BufferAllocator;
 final class StepWorkload implements AutoCloseable {
   private static final long SEED = 3;
 
-  private static final StepHandler CLOSING =
+  /** Drops results. */
+  static final StepHandler CLOSING =
       new StepHandler() {
         @Override
         public void refused(RefusedRow row) {

@@ -12,8 +12,6 @@ import io.broadhead.arrow.DType;
 import io.broadhead.attention.AttentionConfig;
 import io.broadhead.attention.JobFile;
 import io.broadhead.attention.PagedAttention;
-import io.broadhead.attention.RefusedRow;
-import io.broadhead.attention.StepHandler;
 import io.broadhead.attention.StepQueue;
 import java.io.IOException;
 import java.nio.file.Files;
@@ -295,7 +293,7 @@ class JobBenchmark {
     try (StepQueue queue = attention.queue(maxTokens)) {
       long start = System.nanoTime();
       for (ArrowBatch row : rows) {
-        queue.add(row, 0, CLOSING);
+        queue.add(row, 0, StepWorkload.CLOSING);
         if (maxTokens == 0) {
           queue.drain();
         }
@@ -304,17 +302,4 @@ class JobBenchmark {
       return (System.nanoTime() - start) / 1e3;
     }
   }
-
-  private static final StepHandler CLOSING =
-      new StepHandler() {
-        @Override
-        public void refused(RefusedRow row) {
-          throw new IllegalStateException(row.toString());
-        }
-
-        @Override
-        public void done(ArrowBatch result) {
-          result.close();
-        }
-      };
 }
