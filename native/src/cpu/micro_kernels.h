@@ -122,9 +122,9 @@ BH_INLINE void multiply_run(const Run& run, const Element& element,
                             Vec (&sums)[kRows][kVecsPerRun]) {
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
-    const Vec e = broadcast(element(r));
+    const float& e = element(r);
 #pragma GCC unroll 4
-    for (int v = 0; v < kVecsPerRun; ++v) sums[r][v] += e * run[v];
+    for (int v = 0; v < kVecsPerRun; ++v) add_product(sums[r][v], e, run[v]);
   }
 }
 
@@ -146,7 +146,7 @@ BH_INLINE void score_tiles(const float* query, int head_size, const E* const* ti
         Run keys;
         block.load(t, i, keys);
         multiply_run<kRows>(
-            keys, [&](int r) { return query[r * head_size + d]; }, sums[t]);
+            keys, [&](int r) -> const float& { return query[r * head_size + d]; }, sums[t]);
       }
     }
   }
@@ -209,7 +209,10 @@ BH_KERNEL void accumulate_rows(const float* weights, int weight_stride, const E*
               Run value;
               block.load(a, i, value);
               multiply_run<kRows>(
-                  value, [&](int r) { return w[r * weight_stride + a * kTile + first_run + i]; },
+                  value,
+                  [&](int r) -> const float& {
+                    return w[r * weight_stride + a * kTile + first_run + i];
+                  },
                   acc[a]);
             }
           }
@@ -223,7 +226,7 @@ BH_KERNEL void accumulate_rows(const float* weights, int weight_stride, const E*
           Run run;
           read_run(value + i * kTile, run);
           multiply_run<kRows>(
-              run, [&](int r) { return w[r * weight_stride + i]; }, acc[0]);
+              run, [&](int r) -> const float& { return w[r * weight_stride + i]; }, acc[0]);
         }
         t += stop - in_tile;
       }

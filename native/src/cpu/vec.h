@@ -22,7 +22,7 @@ namespace broadhead::cpu::BH_TIER {
 #if defined(__AVX512F__)
 constexpr int kWidth = 16;      ///< floats of a Vec
 constexpr int kRegisters = 32;  ///< that hold a Vec
-constexpr int kMaxRows = 8;     ///< query rows of the widest micro-kernel
+constexpr int kMaxRows = 12;    ///< query rows of the widest micro-kernel
 #elif defined(__AVX2__)
 constexpr int kWidth = 8;
 constexpr int kRegisters = 16;
@@ -58,6 +58,16 @@ BH_INLINE Vec load(const float* from) {
 }
 
 BH_INLINE void store(float* to, Vec v) { __builtin_memcpy(to, &v, sizeof v); }
+
+/// sum += factor * v. AVX-512 multiplies by a float in memory as by a register, but compilers would
+/// rather load one that is used twice first, which takes 7 % longer on Zen 4.
+BH_INLINE void add_product(Vec& sum, const float& factor, Vec v) {
+#if defined(__AVX512F__)
+  asm("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(v), "m"(factor));
+#else
+  sum += broadcast(factor) * v;
+#endif
+}
 
 /// The larger of both; b where either is NaN.
 BH_INLINE Vec max(Vec a, Vec b) {
