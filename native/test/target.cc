@@ -22,7 +22,7 @@ std::vector<Target> targets() {
   const std::string& backend = options().backend;
   if (backend != "cpu") return {{backend, ""}};
 #if defined(__x86_64__)
-  return {{"cpu", "avx512"}, {"cpu", "avx2"}, {"cpu", "baseline"}};
+  return {{"cpu", "avx512_bf16"}, {"cpu", "avx512"}, {"cpu", "avx2"}, {"cpu", "baseline"}};
 #else
   return {{"cpu", "neon"}};
 #endif

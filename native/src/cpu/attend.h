@@ -21,7 +21,7 @@ constexpr int64_t kSpanBytes = int64_t{128} << 10;
 /// An item's scratch, carved from one run of floats.
 struct AttendScratch {
   int rows;              ///< query rows of a KV head: tokens * group_size
-  float* query;          ///< [heads][rows][head_size], scaled
+  float* query;          ///< [heads][rows][head_size], scaled; or pairs, which take half of it
   float* sums;           ///< [heads][rows][head_size]
   SoftmaxState* states;  ///< [heads][rows]
   float* scores;         ///< [kMaxRows][kScoreStride]
@@ -175,7 +175,7 @@ template <class E, int kRows, int kBytes>
   constexpr bool kStartsOnly = kRows == 1;
   using Pace = Ahead<kStartsOnly ? 0 : kBytes>;
   score_rows<E, kRows>(scratch.query + first_row * size, size, tiles + first_tile, num_tiles,
-                       scores, kScoreStride, Pace(during_scores));
+                       layer.score_scale, scores, kScoreStride, Pace(during_scores));
   if (kStartsOnly) during_scores.start();
 
   float factors[kRows];
@@ -402,6 +402,22 @@ BH_INLINE const T* query_heads(const AttendContext& context, const AttendItem& i
   return static_cast<const T*>(context.step->part(row).query) + first * layer.head_size;
 }
 
+/// Do kernels multiply pairs of the query and of keys in the cache?
+BH_INLINE bool multiplies_pairs(const AttendContext& context) {
+  return kHasPairs && context.cache && context.cache->dtype == BH_BFLOAT16 &&
+         context.layer->dtype == BH_BFLOAT16;
+}
+
+/// Calls `visit` with a value of the type that kernels read the cache as.
+template <class Visit>
+BH_INLINE void with_cache_dtype(const AttendContext& context, Visit&& visit) {
+#if defined(__AVX512BF16__)
+  if (multiplies_pairs(context)) return visit(BFloat16Pairs{});
+#endif
+  with_dtype(context.cache->dtype, visit);
+}
+
+/// Loads the item's queries, rotated, and scales them unless they become pairs.
 template <class T>
 static void load_queries(const AttendContext& context, const AttendItem& item,
                          const AttendScratch& scratch) {
@@ -409,6 +425,7 @@ static void load_queries(const AttendContext& context, const AttendItem& item,
   const Step& step = *context.step;
   const int size = layer.head_size;
   const Vec scale = broadcast(layer.score_scale);
+  const bool pairs = multiplies_pairs(context);
   float* to = scratch.query;
   for (int h = 0; h < item.num_heads; ++h) {
     for (int t = 0; t < item.num_tokens; ++t) {
@@ -422,10 +439,16 @@ static void load_queries(const AttendContext& context, const AttendItem& item,
       const T* query = query_heads<T>(context, item, token, h);
       for (int g = 0; g < layer.group_size; ++g, query += size, to += size) {
         if (layer.rotary_dim == 0) {
-          for (int d = 0; d < size; d += kWidth) store(to + d, load(query + d) * scale);
+          load_row(query, size, to);
         } else {
           load_rotated(layer, step.part(row), query, row.positions + token.index, to);
-          for (int d = 0; d < size; d += kWidth) store(to + d, load(to + d) * scale);
+        }
+        for (int d = 0; d < size; d += kWidth) {
+          if (pairs) {
+            store(reinterpret_cast<BFloat16*>(to) + d, load(to + d));
+          } else {
+            store(to + d, load(to + d) * scale);
+          }
         }
       }
     }
@@ -478,7 +501,7 @@ static void attend(const AttendContext& context, const AttendItem& item, float* 
   for (int64_t i = 0; i < all_rows; ++i) scratch.states[i] = {-kInfinity, 0};
 
   if (context.cache) {
-    with_dtype(context.cache->dtype, [&](auto e) {
+    with_cache_dtype(context, [&](auto e) {
       using E = decltype(e);
       if constexpr (!kReadsDirectly<E>) {
         if (scratch.rows > kMaxRows) return attend_widened<E>(context, item, scratch);

@@ -22,6 +22,8 @@ struct Float16 {
 struct BFloat16 {
   uint16_t bits;
 };
+/// Of a cache under queries of bfloat16, where the tier multiplies pairs of both.
+struct BFloat16Pairs : BFloat16 {};
 struct Float8E4M3 {
   uint8_t bits;
 };
@@ -230,6 +232,31 @@ template <class E>
 BH_INLINE void widen_line(const E* from, Float32* to) {
   for (int i = 0; i < kRunsPerLine<E> * kTile; i += kTile) widen_run(from + i, to + i);
 }
+#endif
+
+template <class E>
+constexpr bool kMultipliesPairs = __is_same(E, BFloat16Pairs);
+
+#if defined(__AVX512BF16__)
+constexpr bool kHasPairs = true;
+
+/// Two runs as a vector of pairs.
+BH_INLINE UintVec load_pairs(const BFloat16Pairs* from) {
+  typedef uint16_t Words __attribute__((vector_size(kLine)));
+  Words words;
+  __builtin_memcpy(&words, from, sizeof words);
+  Words places;
+#pragma GCC unroll 32
+  for (int i = 0; i < 2 * kTile; ++i) places[i] = static_cast<uint16_t>(i / 2 + i % 2 * kTile);
+  return (UintVec)__builtin_shuffle(words, places);
+}
+
+/// sum += both products of a pair of bfloat16 in memory and each one of `pairs`.
+BH_INLINE void add_pair_products(Vec& sum, const float& pair, UintVec pairs) {
+  asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(pairs), "m"(pair));
+}
+#else
+constexpr bool kHasPairs = false;
 #endif
 
 template <class E>

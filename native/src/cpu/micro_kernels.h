@@ -128,13 +128,12 @@ BH_INLINE void multiply_run(const Run& run, const Element& element,
   }
 }
 
-/// scores[r][t] = query[r] . key[t] for the tokens of kTiles tiles, whose runs are a dimension of
-/// all tokens each.
-template <class E, int kRows, int kTiles, int kBytes>
-BH_INLINE void score_tiles(const float* query, int head_size, const E* const* tiles, float* scores,
-                           int score_stride, Ahead<kBytes>& ahead) {
+/// sums[t][r] += query[r] . key for the tokens of tile t, whose runs are a dimension of all tokens
+/// each.
+template <int kRows, class E, int kTiles, int kBytes>
+BH_INLINE void multiply_keys(const float* query, int head_size, const E* const* tiles,
+                             Ahead<kBytes>& ahead, Vec (&sums)[kTiles][kRows][kVecsPerRun]) {
   constexpr int kRuns = kUnroll<E, kBytes>;
-  Vec sums[kTiles][kRows][kVecsPerRun] = {};
   for (int first = 0; first < head_size; first += kRuns) {
     const Block<E, kTiles, kRuns> block(tiles, first * kTile);
 #pragma GCC unroll 4
@@ -150,26 +149,59 @@ BH_INLINE void score_tiles(const float* query, int head_size, const E* const* ti
       }
     }
   }
+}
+
+#if defined(__AVX512BF16__)
+/// The same for queries that are pairs of bfloat16, two dimensions at a time.
+template <int kRows, int kTiles, int kBytes>
+BH_INLINE void multiply_keys(const float* query, int head_size, const BFloat16Pairs* const* tiles,
+                             Ahead<kBytes>& ahead, Vec (&sums)[kTiles][kRows][1]) {
+  for (int d = 0; d < head_size; d += 2) {
+#pragma GCC unroll 4
+    for (int t = 0; t < kTiles; ++t) {
+      ahead.at_run(0);
+      const UintVec keys = load_pairs(tiles[t] + d * kTile);
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        add_pair_products(sums[t][r][0], query[r * head_size + d / 2], keys);
+      }
+    }
+  }
+}
+#endif
+
+/// scores[r][t] for the tokens of kTiles tiles; see score_rows.
+template <class E, int kRows, int kTiles, int kBytes>
+BH_INLINE void score_tiles(const float* query, int head_size, const E* const* tiles, float scale,
+                           float* scores, int score_stride, Ahead<kBytes>& ahead) {
+  Vec sums[kTiles][kRows][kVecsPerRun] = {};
+  multiply_keys<kRows>(query, head_size, tiles, ahead, sums);
 #pragma GCC unroll 4
   for (int t = 0; t < kTiles; ++t) {
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) store_run(sums[t][r], scores + r * score_stride + t * kTile);
+    for (int r = 0; r < kRows; ++r) {
+      if constexpr (kMultipliesPairs<E>) {
+        for (Vec& sum : sums[t][r]) sum *= broadcast(scale);
+      }
+      store_run(sums[t][r], scores + r * score_stride + t * kTile);
+    }
   }
 }
 
-/// scores[r][t] for the tokens of `num_tiles` tiles.
+/// scores[r][t] = query[r] . key[t] for the tokens of `num_tiles` tiles. `scale` is applied to the
+/// sums where queries are pairs; elsewhere it was applied to the query.
 template <class E, int kRows, int kBytes>
 BH_KERNEL void score_rows(const float* query, int head_size, const E* const* tiles, int num_tiles,
-                          float* scores, int score_stride, Ahead<kBytes> ahead) {
+                          float scale, float* scores, int score_stride, Ahead<kBytes> ahead) {
   constexpr int kAbreast = tiles_abreast(kRows);
   int t = 0;
   for (; t + kAbreast <= num_tiles; t += kAbreast) {
-    score_tiles<E, kRows, kAbreast>(query, head_size, tiles + t, scores + t * kTile, score_stride,
-                                    ahead);
+    score_tiles<E, kRows, kAbreast>(query, head_size, tiles + t, scale, scores + t * kTile,
+                                    score_stride, ahead);
   }
   if constexpr (kAbreast > 1) {
     for (; t < num_tiles; ++t) {
-      score_tiles<E, kRows, 1>(query, head_size, tiles + t, scores + t * kTile, score_stride,
+      score_tiles<E, kRows, 1>(query, head_size, tiles + t, scale, scores + t * kTile, score_stride,
                                ahead);
     }
   }

@@ -10,6 +10,14 @@ namespace {
 
 constexpr const char* kOverride = "BROADHEAD_CPU_TIER";
 
+#if defined(__x86_64__)
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("fma");
+}
+#endif
+
 std::string names_that_run() {
   std::string names;
   for (const Tier& tier : tiers()) {
@@ -23,12 +31,9 @@ std::string names_that_run() {
 const std::vector<Tier>& tiers() {
   static const std::vector<Tier> all = {
 #if defined(__x86_64__)
-    {"avx512", &avx512::kKernels,
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-              __builtin_cpu_supports("fma");
-     }},
+    {"avx512_bf16", &avx512_bf16::kKernels,
+     [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }},
+    {"avx512", &avx512::kKernels, has_avx512},
     {"avx2", &avx2::kKernels,
      [] {
        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
