@@ -29,21 +29,25 @@ std::string names_that_run() {
 }  // namespace
 
 const std::vector<Tier>& tiers() {
+  constexpr auto always = [] { return true; };
   static const std::vector<Tier> all = {
 #if defined(__x86_64__)
+    // On Sapphire Rapids a product of pairs takes longer than the two that it replaces.
     {"avx512_bf16", &avx512_bf16::kKernels,
-     [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }},
-    {"avx512", &avx512::kKernels, has_avx512},
+     [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); },
+     [] { return __builtin_cpu_is("amd") != 0; }},
+    {"avx512", &avx512::kKernels, has_avx512, always},
     {"avx2", &avx2::kKernels,
      [] {
        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
               __builtin_cpu_supports("f16c");
-     }},
+     },
+     always},
 #endif
 #if defined(__aarch64__)
-    {"neon", &neon::kKernels, [] { return true; }},
+    {"neon", &neon::kKernels, always, always},
 #else
-    {"baseline", &baseline::kKernels, [] { return true; }},
+    {"baseline", &baseline::kKernels, always, always},
 #endif
   };
   return all;
@@ -54,8 +58,12 @@ TierChoice choose_tier() {
   const bool any = !wanted || !*wanted;
   for (const Tier& tier : tiers()) {
     if (!tier.runs_here()) continue;
-    if (any) return {&tier, std::string("widest of those that run here: ") + names_that_run()};
-    if (std::string(tier.name) == wanted) return {&tier, std::string(kOverride) + "=" + wanted};
+    if (any && tier.pays_here()) {
+      return {&tier, "fastest of those that run here: " + names_that_run()};
+    }
+    if (!any && std::string(tier.name) == wanted) {
+      return {&tier, std::string(kOverride) + "=" + wanted};
+    }
   }
   throw Failure(BH_INVALID_ARGUMENT, kNoRow, "%s must be one of %s (those that run here), got '%s'",
                 kOverride, names_that_run().c_str(), wanted);
