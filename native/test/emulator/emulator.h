@@ -75,7 +75,12 @@ inline int atomicAdd(int* at, int value) { return __atomic_fetch_add(at, value, 
 
 // ---- the runtime's functions that device.hip calls ----
 
-enum hipError_t { hipSuccess, hipErrorMemoryAllocation, hipErrorInvalidValue };
+enum hipError_t {
+  hipSuccess,
+  hipErrorMemoryAllocation,
+  hipErrorInvalidValue,
+  hipErrorLaunchFailure
+};
 enum { hipHostMallocMapped = 1, hipHostMallocPortable = 2 };
 enum { hipMemcpyDefault, hipStreamNonBlocking, hipStreamCaptureModeThreadLocal };
 constexpr unsigned hipEventDefault = 0;
