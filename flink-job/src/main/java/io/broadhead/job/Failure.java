@@ -32,7 +32,7 @@ final class Failure {
   static String describe(Throwable failure) {
     Optional<Throwable> told = find(failure);
     if (told.isPresent()) {
-      return oneLine(told.get().getMessage());
+      return oneLine(told.get().getMessage()) + besides(failure);
     }
     Throwable root = failure;
     while (root.getCause() != null) {
@@ -58,6 +58,17 @@ final class Failure {
     }
     String cause = root.getClass().getSimpleName() + after(": ", oneLine(root.getMessage()));
     return context == root ? cause : oneLine(context.getMessage()) + " (" + cause + ")";
+  }
+
+  /** What went wrong while {@code failure} was dealt with, such as the device of an earlier step. */
+  private static String besides(Throwable failure) {
+    StringBuilder text = new StringBuilder();
+    for (Throwable t = failure; t != null; t = t.getCause()) {
+      for (Throwable suppressed : t.getSuppressed()) {
+        find(suppressed).ifPresent(e -> text.append("; besides: ").append(oneLine(e.getMessage())));
+      }
+    }
+    return text.toString();
   }
 
   /** What {@code failure} adds to its cause; empty for the wrappers of thread pools and Flink. */

@@ -4,6 +4,9 @@ package io.broadhead.job;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import io.broadhead.arrow.MalformedArrowException;
+import io.broadhead.attention.InvalidBatchException;
+import io.broadhead.kernel.ErrorCode;
+import io.broadhead.kernel.KernelException;
 import java.io.IOException;
 import java.nio.file.AccessDeniedException;
 import java.nio.file.NoSuchFileException;
@@ -19,6 +22,16 @@ class FailureTest {
 
     assertThat(Failure.describe(failure)).isEqualTo("a.arrow: truncated");
     assertThat(Failure.isUnexpected(failure)).isFalse();
+  }
+
+  @Test
+  void whatFailedBesidesIsToldToo() {
+    RuntimeException refused = new InvalidBatchException(ErrorCode.INVALID_ROW, 0, "row 0", null);
+    refused.addSuppressed(new KernelException(ErrorCode.DEVICE_ERROR, -1, "the device failed"));
+    refused.addSuppressed(new IllegalStateException("not for users"));
+
+    assertThat(Failure.describe(new WorkFailedException("a.arrow, row 0", refused)))
+        .isEqualTo("a.arrow, row 0; besides: the device failed");
   }
 
   @Test

@@ -125,6 +125,9 @@ public final class StepQueue implements AutoCloseable {
    * device that computes beside the caller, begins that step and hands over what the one before it
    * completes; if nothing waits, only the latter.
    *
+   * <p>If both fail, the step and the end of the one before it, the latter is suppressed by the
+   * former.
+   *
    * @return what the step did whose results were handed over, or that nothing was computed
    */
   public StepReport step() {
@@ -132,30 +135,43 @@ public final class StepQueue implements AutoCloseable {
       return settle();
     }
     List<PendingBatch> lane = turns.element();
-    StepInFlight before = inFlight;
+    Completion completion = new Completion(inFlight);
     inFlight = null;
-    StepReport report = StepReport.NOTHING;
-    List<PendingBatch> done = List.of();
-    try {
+    try (completion) {
       long tokensBefore = tokens(lane);
       List<RowRun> runs = selector.choose(lane);
       if (overlaps) {
         inFlight = runner.begin(runs);
       } else {
-        report = runner.compute(runs);
+        completion.report = runner.compute(runs);
       }
       tokens -= tokensBefore - tokens(lane);
-      done = removeDone(lane);
+      List<PendingBatch> done = removeDone(lane);
       turns.remove();
       if (!lane.isEmpty()) {
         turns.add(lane);
       }
       if (inFlight != null) {
         inFlight.completes(done);
-        done = List.of();
+      } else {
+        completion.done = done;
       }
-    } finally {
-      // Also if this step was refused: what came before it goes out before it.
+    }
+    return completion.report;
+  }
+
+  /** Hands over what a step completes, also if it is refused: what came before it goes first. */
+  private final class Completion implements AutoCloseable {
+    private final StepInFlight before;
+    private StepReport report = StepReport.NOTHING;
+    private List<PendingBatch> done = List.of();
+
+    Completion(StepInFlight before) {
+      this.before = before;
+    }
+
+    @Override
+    public void close() {
       try {
         if (before != null) {
           report = finish(before);
@@ -165,7 +181,6 @@ public final class StepQueue implements AutoCloseable {
         done.forEach(PendingBatch::close);
       }
     }
-    return report;
   }
 
   private StepReport finish(StepInFlight step) {

@@ -53,15 +53,16 @@ final class StepPump implements AutoCloseable {
       while (queue.batches() > 0) {
         step();
       }
-      return;
+    } else {
+      if (isDue()) {
+        step();
+      }
+      while (queue.bytes() > MOST_WAITING_BYTES && queue.batches() > 1) {
+        step();
+      }
+      schedule();
     }
-    if (isDue()) {
-      step();
-    }
-    while (queue.bytes() > MOST_WAITING_BYTES && queue.batches() > 1) {
-      step();
-    }
-    schedule();
+    watch();
   }
 
   /** Whether there is enough for a step, or nothing is to wait. */
@@ -73,9 +74,26 @@ final class StepPump implements AutoCloseable {
     long start = System.nanoTime();
     StepReport report = queue.step();
     metrics.step(report, System.nanoTime() - start);
+  }
+
+  /** Has the last step settled if no input follows. */
+  private void watch() {
     if (waiter != null) {
       queue.inFlight().ifPresent(waiter::await);
     }
+  }
+
+  /**
+   * What has waited long enough: one step where there is more than that, so that other input goes
+   * between; else a step of each cache in which any batch waits.
+   */
+  private void computeWaiting() {
+    boolean isLong = isDue();
+    do {
+      step();
+    } while (!isLong && queue.batches() > 0);
+    schedule();
+    watch();
   }
 
   /** Sees to it that what waits is computed when it is due. */
@@ -94,8 +112,7 @@ final class StepPump implements AutoCloseable {
               due,
               at -> {
                 timer = null;
-                step();
-                schedule();
+                computeWaiting();
               });
     }
   }

@@ -25,6 +25,9 @@ final class StepWaiter implements AutoCloseable {
   private final Thread thread;
   private volatile boolean closed;
 
+  /** The last one that was given here; for the task's thread. */
+  private StepQueue.InFlight last;
+
   /**
    * @param settle called by the task's thread with a step that is done
    */
@@ -38,8 +41,11 @@ final class StepWaiter implements AutoCloseable {
 
   /** Has {@code step} settled when it is done. */
   void await(StepQueue.InFlight step) {
-    latest.set(step);
-    LockSupport.unpark(thread);
+    if (step != last) {
+      last = step;
+      latest.set(step);
+      LockSupport.unpark(thread);
+    }
   }
 
   private void run() {

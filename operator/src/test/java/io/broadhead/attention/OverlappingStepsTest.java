@@ -8,6 +8,7 @@ import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.DType;
 import io.broadhead.attention.testing.Closing;
 import io.broadhead.attention.testing.Collected;
+import io.broadhead.attention.testing.EmulatedDevice;
 import io.broadhead.attention.testing.ManagedRow;
 import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.attention.testing.Overlap;
@@ -184,6 +185,50 @@ class OverlappingStepsTest {
     assertThat(results).isEmpty();
     step.await();
     assertThat(queue.settle(step).rows()).isZero();
+  }
+
+  /** What a device that fails says, at the end of a step of layer a. */
+  private static void assertDeviceFailed(Throwable failure) {
+    assertThat(failure)
+        .isInstanceOfSatisfying(
+            KernelException.class, e -> assertThat(e.code()).isEqualTo(ErrorCode.DEVICE_ERROR))
+        .hasMessageContainingAll("layer 'a'", "launch failure");
+  }
+
+  @Test
+  void aDeviceThatFailsIsToldAtTheEndOfTheStep() {
+    EmulatedDevice.assumeHere();
+    try (StepQueue queue = attention.queue(0)) {
+      add(queue, true, collecting, scenario.next("s", LAYER, 3));
+      queue.step();
+      add(queue, true, collecting, scenario.next("t", LAYER, 3));
+      EmulatedDevice.fail();
+      assertThatThrownBy(queue::step).satisfies(OverlappingStepsTest::assertDeviceFailed);
+      assertThat(results).isEmpty();
+      assertThat(queue.inFlight()).as("the younger step").isPresent();
+      queue.drain();
+      assertThat(sequences()).containsExactly("t");
+    }
+  }
+
+  @Test
+  void aRefusedRowDoesNotHideADeviceThatFailed() {
+    EmulatedDevice.assumeHere();
+    try (StepQueue queue = attention.queue(0)) {
+      add(queue, false, collecting, scenario.next("good", LAYER, 3));
+      queue.step();
+      add(queue, false, new Closing(), scenario.next("bad", LAYER, 1).withSlots(1 << 20));
+      EmulatedDevice.fail();
+      assertThatThrownBy(queue::step)
+          .isInstanceOf(InvalidBatchException.class)
+          .hasMessageContaining("sequence bad, row 0")
+          .satisfies(
+              e ->
+                  assertThat(e.getSuppressed())
+                      .singleElement()
+                      .satisfies(OverlappingStepsTest::assertDeviceFailed));
+      assertThat(results).isEmpty();
+    }
   }
 
   @Test

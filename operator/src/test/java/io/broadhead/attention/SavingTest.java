@@ -12,6 +12,7 @@ import io.broadhead.attention.cache.CacheStores;
 import io.broadhead.attention.cache.HostPartStore;
 import io.broadhead.attention.testing.ManagedRow;
 import io.broadhead.attention.testing.NoLeaks;
+import io.broadhead.attention.testing.Overlap;
 import io.broadhead.attention.testing.SavedCache;
 import io.broadhead.attention.testing.Scenario;
 import io.broadhead.attention.testing.StepBatches;
@@ -46,8 +47,12 @@ class SavingTest {
   }
 
   private PagedAttention open(Job job, CacheStores stores) {
+    return open("cpu", job, stores);
+  }
+
+  private PagedAttention open(String backend, Job job, CacheStores stores) {
     return PagedAttention.open(
-        job, new AttentionConfig("cpu", 1, 0, OutOfBlocks.SWAP), noLeaks.allocator(), stores);
+        job, new AttentionConfig(backend, 1, 0, OutOfBlocks.SWAP), noLeaks.allocator(), stores);
   }
 
   private static void restore(PagedAttention attention, CacheHeader header, SavedCache saved) {
@@ -118,6 +123,44 @@ class SavingTest {
         }
       } finally {
         attention.close();
+      }
+    }
+  }
+
+  /** What a GPU wrote is what the CPU would have written. */
+  @ParameterizedTest
+  @MethodSource("caches")
+  void goesOnOnAGpuAndBackBitForBit(KvCacheDtype dtype, boolean managed) {
+    Overlap.assumeHere();
+    Job job = job(64, dtype);
+    Scenario scenario = new Scenario(job, DTYPE, 3);
+    int[][] rounds = {{17, 5, 33}, {1, 1, 1}, {14, 1, 2}, {1, 1, 1}, {1, 1, 1}};
+    SavedCache saved = new SavedCache();
+    CacheHeader header = null;
+    try (PagedAttention uninterrupted = open(job, CacheStores.onHeap())) {
+      for (int i = 0; i < rounds.length; i++) {
+        boolean onCpu = i % 2 == 0;
+        try (PagedAttention attention = open(onCpu ? "cpu" : "auto", job, saved.stores())) {
+          if (header != null) {
+            restore(attention, header, saved);
+          }
+          for (ArrowBatch batch : round(scenario, job, managed, rounds[i])) {
+            try (batch;
+                ArrowBatch expected = uninterrupted.step(batch);
+                ArrowBatch got = attention.step(batch)) {
+              if (onCpu) {
+                assertSameOutput(got, expected);
+              } else {
+                double[][][] close = StepBatches.read(expected, "output");
+                assertThat(StepBatches.error(close, StepBatches.read(got, "output")))
+                    .isLessThan(1e-2);
+              }
+            }
+          }
+          attention.save();
+          header = attention.header(1).orElseThrow();
+        }
+        saved = saved.copy();
       }
     }
   }

@@ -169,9 +169,10 @@ class KeyedCacheStateTest {
     }
 
     /** Results of all rows so far, by what {@link #key} says. */
-    Map<String, double[][]> results() {
+    Map<String, double[][]> results() throws Exception {
       Map<String, double[][]> results = new HashMap<>();
       for (OperatorHarness harness : harnesses) {
+        harness.awaitResults();
         for (ArrowBatch result : harness.extractOutputValues()) {
           double[][][] output = StepBatches.read(result, "output");
           for (int row = 0; row < output.length; row++) {
@@ -245,6 +246,7 @@ class KeyedCacheStateTest {
         .flatMap(rocksDB -> Stream.of(Arguments.of(rocksDB, true), Arguments.of(rocksDB, false)));
   }
 
+  /** From the CPU to a GPU where there is one, and back. */
   @ParameterizedTest
   @MethodSource("backends")
   void sequencesGoOnAfterRescaling(boolean rocksDB, boolean managed) throws Exception {
@@ -254,6 +256,7 @@ class KeyedCacheStateTest {
     OperatorSubtaskState state = null;
     long checkpoint = 0;
     for (int parallelism : new int[] {2, 4, 1, 3}) {
+      options.set(PagedAttentionOptions.BACKEND, checkpoint % 4 == 0 ? "cpu" : "auto");
       try (Subtasks subtasks = new Subtasks(job(64 + parallelism), parallelism, state)) {
         Map<String, double[][]> expected = new HashMap<>();
         expected.putAll(round(subtasks, managed, state == null ? new int[] {9, 17, 30} : one()));

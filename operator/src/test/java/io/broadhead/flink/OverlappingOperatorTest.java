@@ -8,10 +8,15 @@ import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.DType;
 import io.broadhead.attention.Job;
 import io.broadhead.attention.LayerSpec;
+import io.broadhead.attention.testing.EmulatedDevice;
+import io.broadhead.attention.testing.ManagedRow;
 import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.attention.testing.Overlap;
 import io.broadhead.attention.testing.Scenario;
 import io.broadhead.attention.testing.StepBatches;
+import io.broadhead.kernel.ErrorCode;
+import io.broadhead.kernel.KernelException;
+import java.time.Duration;
 import java.util.List;
 import org.apache.flink.configuration.Configuration;
 import org.apache.flink.runtime.execution.CancelTaskException;
@@ -69,6 +74,32 @@ class OverlappingOperatorTest {
     assertThat(harness.emitted()).containsExactly(0L, 1L, 2L, 3L, 4L);
   }
 
+  /** A fork begins the steps of what it is forked from, and waits itself. */
+  @Test
+  void aResultIsEmittedThoughABatchThatForksWaits() throws Exception {
+    harness.close();
+    harness =
+        new OperatorHarness(
+            job,
+            new Configuration()
+                .set(PagedAttentionOptions.BATCH_MAX_TOKENS, 64)
+                .set(PagedAttentionOptions.BATCH_MAX_DELAY, Duration.ofHours(1)));
+    harness.open();
+    ManagedRow parent = ManagedRow.of(scenario.next("parent", layer, 3));
+    ManagedRow child = ManagedRow.of(scenario.next("child", layer, 1).withSeqLen(4));
+    processManaged(7, parent);
+    processManaged(8, child.forkedFrom("parent"));
+    harness.awaitResults();
+    assertThat(harness.emitted()).containsExactly(7L);
+  }
+
+  private void processManaged(long timestamp, ManagedRow row) throws Exception {
+    try (ArrowBatch batch =
+        StepBatches.managed(noLeaks.allocator(), layer, DType.FLOAT32, true, List.of(row))) {
+      harness.processElement(batch, timestamp);
+    }
+  }
+
   @Test
   void aResultIsEmittedThoughNoInputFollows() throws Exception {
     process(7);
@@ -104,6 +135,18 @@ class OverlappingOperatorTest {
     ((PagedAttentionOperator) harness.getOneInputOperator()).attention().cancel();
     assertThatThrownBy(() -> harness.processWatermark(new Watermark(8)))
         .isInstanceOf(CancelTaskException.class);
+    assertThat(harness.emitted()).isEmpty();
+  }
+
+  @Test
+  void aDeviceThatFailsFailsTheTaskThoughNoInputFollows() throws Exception {
+    EmulatedDevice.assumeHere();
+    process(7);
+    EmulatedDevice.fail();
+    assertThatThrownBy(harness::awaitResults)
+        .isInstanceOfSatisfying(
+            KernelException.class, e -> assertThat(e.code()).isEqualTo(ErrorCode.DEVICE_ERROR))
+        .hasMessageContaining("layer 'a'");
     assertThat(harness.emitted()).isEmpty();
   }
 

@@ -6,6 +6,7 @@ import static org.assertj.core.api.Assertions.assertThat;
 import io.broadhead.attention.Job;
 import io.broadhead.attention.JobFile;
 import io.broadhead.attention.LayerSpec;
+import io.broadhead.attention.testing.EmulatedDevice;
 import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.attention.testing.Scenario;
 import io.broadhead.attention.testing.StepRow;
@@ -25,6 +26,7 @@ import org.apache.flink.configuration.TaskManagerOptions;
 import org.apache.flink.core.execution.JobClient;
 import org.apache.flink.core.execution.SavepointFormatType;
 import org.apache.flink.runtime.checkpoint.AbstractCheckpointStats;
+import org.apache.flink.runtime.executiongraph.ErrorInfo;
 import org.apache.flink.runtime.minicluster.MiniCluster;
 import org.apache.flink.runtime.testutils.MiniClusterResourceConfiguration;
 import org.apache.flink.state.rocksdb.RocksDBOptions;
@@ -153,6 +155,31 @@ class StatefulJobITCase {
     StepJob.assertResults();
   }
 
+  /** The task fails with what the device said, and its job goes on from the last checkpoint. */
+  @Test
+  void aDeviceThatFailsLosesNothing(@InjectMiniCluster MiniCluster cluster) throws Exception {
+    EmulatedDevice.assumeHere();
+    makeSteps(true);
+    AtomicInteger failures = new AtomicInteger();
+    StepJob.failWhen(
+        (batches, checkpoints) -> {
+          if (checkpoints >= 1 && failures.getAndIncrement() == 0) {
+            EmulatedDevice.fail();
+          }
+          return false;
+        });
+    StreamExecutionEnvironment environment = environment("hashmap");
+    attend(environment, JOB, options(), 2);
+    JobClient client = environment.executeAsync();
+    client.getJobExecutionResult().get();
+    assertThat(cluster.getExecutionGraph(client.getJobID()).get().getAllExecutionVertices())
+        .flatMap(vertex -> vertex.getExecutionHistory().getHistoricalExecutions())
+        .flatMap(execution -> execution.getFailureInfo().stream().toList())
+        .extracting(ErrorInfo::getExceptionAsString)
+        .anyMatch(text -> text.contains("DEVICE_ERROR"));
+    StepJob.assertResults();
+  }
+
   /** Batches that are on their way between tasks go into the checkpoint, and come back from it. */
   @Test
   void unalignedCheckpointsHoldBatchesOnTheirWay(@InjectMiniCluster MiniCluster cluster)
@@ -194,7 +221,8 @@ class StatefulJobITCase {
         environment.configure(
             new Configuration().set(StateRecoveryOptions.SAVEPOINT_PATH, savepoint));
       }
-      attend(environment, job(64 - 10 * i), options(), parallelisms[i]);
+      Configuration options = options().set(PagedAttentionOptions.BACKEND, i == 1 ? "cpu" : "auto");
+      attend(environment, job(64 - 10 * i), options, parallelisms[i]);
       JobClient client = environment.executeAsync();
       if (i == parallelisms.length - 1) {
         client.getJobExecutionResult().get();

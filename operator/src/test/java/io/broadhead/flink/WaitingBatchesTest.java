@@ -29,6 +29,8 @@ class WaitingBatchesTest {
 
   @RegisterExtension private final NoLeaks noLeaks = new NoLeaks();
 
+  private static final LayerSpec OTHER = LayerSpec.builder("b", 4, 64).numKvHeads(2).build();
+
   private final Job job = OperatorHarness.JOB;
   private final LayerSpec layer = job.layers().get(0);
   private final Scenario scenario = new Scenario(job, DType.FLOAT32, 5);
@@ -36,13 +38,18 @@ class WaitingBatchesTest {
 
   @BeforeEach
   void open() throws Exception {
-    harness =
+    harness = open(job);
+  }
+
+  private static OperatorHarness open(Job job) throws Exception {
+    OperatorHarness harness =
         new OperatorHarness(
             job,
             new Configuration()
                 .set(PagedAttentionOptions.BATCH_MAX_TOKENS, MAX_TOKENS)
                 .set(PagedAttentionOptions.BATCH_MAX_DELAY, Duration.ofMillis(MAX_DELAY)));
     harness.open();
+    return harness;
   }
 
   @AfterEach
@@ -52,6 +59,10 @@ class WaitingBatchesTest {
   }
 
   private void process(String sequence, long timestamp) throws Exception {
+    process(layer, sequence, timestamp);
+  }
+
+  private void process(LayerSpec layer, String sequence, long timestamp) throws Exception {
     try (ArrowBatch batch =
         StepBatches.of(
             noLeaks.allocator(),
@@ -80,6 +91,17 @@ class WaitingBatchesTest {
     harness.setProcessingTime(MAX_DELAY);
     harness.awaitResults();
     assertThat(harness.emitted()).containsExactly(7L);
+  }
+
+  @Test
+  void theDelayEndsTheWaitingInEveryCache() throws Exception {
+    harness.close();
+    harness = open(new Job(job.kvCache(), List.of(layer, OTHER)));
+    process(layer, "s", 7);
+    process(OTHER, "s", 8);
+    harness.setProcessingTime(MAX_DELAY);
+    harness.awaitResults();
+    assertThat(harness.emitted()).containsExactly(7L, 8L);
   }
 
   @Test

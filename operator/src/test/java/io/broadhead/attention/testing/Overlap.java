@@ -5,6 +5,7 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
 import io.broadhead.kernel.EngineConfig;
+import io.broadhead.kernel.EngineInfo;
 import io.broadhead.kernel.KernelEngine;
 
 /** Whether steps overlap on the backend that tests get here, a GPU or the emulator of one. */
@@ -12,8 +13,17 @@ public final class Overlap {
   private Overlap() {}
 
   public static boolean isHere() {
+    return engine().overlaps();
+  }
+
+  /** The name of the device that tests get here. */
+  static String device() {
+    return engine().device();
+  }
+
+  private static EngineInfo engine() {
     try (KernelEngine engine = KernelEngine.open(new EngineConfig("auto", 1, 0))) {
-      return engine.info().overlaps();
+      return engine.info();
     }
   }
 
