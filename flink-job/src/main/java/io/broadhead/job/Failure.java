@@ -60,7 +60,9 @@ final class Failure {
     return context == root ? cause : oneLine(context.getMessage()) + " (" + cause + ")";
   }
 
-  /** What went wrong while {@code failure} was dealt with, such as the device of an earlier step. */
+  /**
+   * What went wrong while {@code failure} was dealt with, such as the device of an earlier step.
+   */
   private static String besides(Throwable failure) {
     StringBuilder text = new StringBuilder();
     for (Throwable t = failure; t != null; t = t.getCause()) {
