@@ -26,7 +26,6 @@ struct PlanCase {
   std::vector<Sequence> rows;
   int shared_blocks = 0;  ///< that all rows begin with
   int group_size = 4;
-  int row_bytes = 256;
   int64_t window = 0;
   int decode_rows = 16;
   int prefill_rows = 128;
@@ -73,7 +72,7 @@ class PlanChecker {
     PartTensors tensors{};
     tensors.query = tensors.output = outputs_.data();
     const PlanLimits limits = {
-        c.decode_rows, c.prefill_rows, 8, {c.slots, c.slots}, 8, c.group_size, 1, c.row_bytes};
+        c.decode_rows, c.prefill_rows, 8, {c.slots, c.slots}, 8, c.group_size, 1};
     plan_.plan(spec_, step, kBlockSize, {tensors}, nullptr, limits);
     written_.memory.resize(static_cast<size_t>(plan_.bytes()));
     plan_.write({}, written_.memory.data(), written_.memory.data());
@@ -103,6 +102,16 @@ class PlanChecker {
     for (size_t r = 0; r < rows_.size(); ++r) {
       EXPECT_EQ(args.rows[r].items, items_of_row_[static_cast<int>(r)]) << "row " << r;
     }
+  }
+
+  /// Items of each block of threads.
+  std::vector<int> rounds() const {
+    std::vector<int> rounds;
+    for (int slot = 0; slot < plan_.decode_blocks(); ++slot) {
+      rounds.push_back(0);
+      for (int i = slot; i >= 0; i = written_.args().decode_items()[i].next) ++rounds.back();
+    }
+    return rounds;
   }
 
  private:
@@ -160,24 +169,27 @@ TEST(GpuPlan, ItemsSeeEveryKeyOnce) {
   const std::vector<PlanCase> cases = {
       {.name = "one row", .rows = {{1, 1}}},
       {.name = "long row", .rows = {{1, 5000}}},
-      {.name = "long narrow row", .rows = {{1, 5000}}, .row_bytes = 64},
       {.name = "rows", .rows = {{1, 100}, {1, 2000}, {3, 40}, {0, 20}, {1, 700}, {1, 701}}},
-      {.name = "narrow rows", .rows = {{1, 100}, {1, 2000}, {3, 40}, {0, 20}, {1, 700}, {1, 701}}, .row_bytes = 128},
-      {.name = "even narrow rows", .rows = std::vector<Sequence>(6, {1, 1600}), .row_bytes = 128},
+      {.name = "two rounds", .rows = {{1, 100}, {1, 2000}, {3, 40}, {0, 20}, {1, 700}, {1, 701}}, .slots = 4},
+      {.name = "equal rounds", .rows = std::vector<Sequence>(8, {1, 1600})},
       {.name = "prefill", .rows = {{200, 200}, {1, 50}, {40, 3000}}},
       {.name = "window", .rows = {{1, 1000}, {300, 900}}, .window = 77},
       {.name = "shared", .rows = {{1, 300}, {1, 161}, {3, 300}, {1, 290}}, .shared_blocks = 9},
-      {.name = "shared, narrow", .rows = {{1, 300}, {1, 161}, {3, 300}, {1, 290}}, .shared_blocks = 9, .row_bytes = 64},
-      {.name = "shared by many", .rows = std::vector<Sequence>(70, {1, 400}), .shared_blocks = 20, .row_bytes = 128},
-      {.name = "all shared", .rows = {{1, 160}, {1, 160}, {2, 163}, {4, 170}, {1, 161}}, .shared_blocks = 10, .row_bytes = 128},
-      {.name = "any dtypes", .rows = {{1, 300}, {200, 200}, {3, 300}}, .shared_blocks = 9, .row_bytes = 128, .prefill_rows = 0},
-      {.name = "more slots than work", .rows = {{1, 20}, {1, 30}}, .row_bytes = 128, .slots = 400},
+      {.name = "shared by many", .rows = std::vector<Sequence>(70, {1, 400}), .shared_blocks = 20},
+      {.name = "all shared", .rows = {{1, 160}, {1, 160}, {2, 163}, {4, 170}, {1, 161}}, .shared_blocks = 10},
+      {.name = "any dtypes", .rows = {{1, 300}, {200, 200}, {3, 300}}, .shared_blocks = 9, .prefill_rows = 0},
+      {.name = "more slots than work", .rows = {{1, 20}, {1, 30}}, .slots = 400},
   };
   // clang-format on
   for (const PlanCase& c : cases) {
     SCOPED_TRACE(c.name);
     PlanChecker(c).check();
   }
+}
+
+TEST(GpuPlan, RoundsAreEqual) {
+  const PlanChecker plan({.name = "", .rows = std::vector<Sequence>(8, {1, 1600}), .slots = 6});
+  EXPECT_EQ(plan.rounds(), std::vector<int>(4, 2));
 }
 
 }  // namespace

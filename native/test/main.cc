@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// broadhead_conformance [--backend=NAME] [--every=N] [GoogleTest flags]
+// broadhead_conformance [--backend=NAME] [--device=INDEX] [--every=N] [GoogleTest flags]
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -13,10 +13,15 @@ int main(int argc, char** argv) {
   using broadhead::test::take_flag;
   broadhead::test::Options& options = broadhead::test::options();
   take_flag(argc, argv, "backend", options.backend);
+  if (std::string device; take_flag(argc, argv, "device", device)) {
+    options.device = std::stoi(device);
+  }
   if (std::string every; take_flag(argc, argv, "every", every)) options.every = std::stoi(every);
   testing::InitGoogleTest(&argc, argv);
   if (argc > 1) {
-    std::fprintf(stderr, "unknown argument %s; known: --backend=NAME --every=N and --help's\n",
+    std::fprintf(stderr,
+                 "unknown argument %s; known: --backend=NAME --device=INDEX --every=N and "
+                 "--help's\n",
                  argv[1]);
     return EXIT_FAILURE;
   }

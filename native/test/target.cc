@@ -20,7 +20,7 @@ Options& options() {
 
 std::vector<Target> targets() {
   const std::string& backend = options().backend;
-  if (backend != "cpu") return {{backend, ""}};
+  if (backend != "cpu") return {{backend, "", options().device}};
 #if defined(__x86_64__)
   return {{"cpu", "avx512_bf16"}, {"cpu", "avx512"}, {"cpu", "avx2"}, {"cpu", "baseline"}};
 #else
@@ -38,6 +38,7 @@ Engine open_engine(const Target& target, int threads, std::string& reason) {
   options.struct_size = sizeof options;
   options.backend = target.backend.c_str();
   options.threads = threads;
+  options.device = target.device;
   bh_engine* engine = nullptr;
   bh_error error{};
   if (bh_engine_create(&options, &engine, &error) != BH_OK) reason = error.message;

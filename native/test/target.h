@@ -16,6 +16,7 @@ namespace broadhead::test {
 
 struct Options {
   std::string backend = "cpu";
+  int device = 0;  ///< index, of GPU backends
 #if defined(__SANITIZE_ADDRESS__)
   int every = 10;  ///< run only every n-th case of the conformance table
 #else
@@ -29,6 +30,7 @@ Options& options();
 struct Target {
   std::string backend;
   std::string tier;  ///< empty for backends without tiers
+  int device = 0;    ///< as in bh_engine_options
 
   std::string label() const { return tier.empty() ? backend : tier; }
 };

@@ -125,7 +125,6 @@ void GpuLayer::choose_kernels() {
   args_.num_groups = spec_.num_kv_heads * args_.groups_per_kv_head;
   limits_.group_size = args_.group_size;
   limits_.num_groups = args_.num_groups;
-  limits_.row_bytes = view_.row_bytes;
   for (const bool large : {false, true}) {
     int32_t slots = 0;
     check(device_->api(),

@@ -21,11 +21,6 @@ constexpr int kLeastTiles = 8;
 /// many shares is divided, for pieces cost a join.
 constexpr int kLargestShare = 2;
 
-/// Rows of so many bytes need more instructions for a byte and leave less room: then all blocks of
-/// threads get the same work, unless they have it within one part in kMostUneven with a unit each.
-constexpr int kNarrowRow = 128;
-constexpr int kMostUneven = 8;
-
 /// Keys likewise, in prefill.
 constexpr int kLeastKeys = 512;
 
@@ -201,106 +196,51 @@ void GpuPlan::add_unit(const PlanLimits& limits, const Unit& unit) {
 
 void GpuPlan::divide_decode(const PlanLimits& limits) {
   decode_items_.clear();
-  slot_ends_.clear();
   int64_t total = 0;
   decode_rows_ = 0;
-  int longest = 0;
   for (const Unit& unit : decode_units_) {
-    const int tiles = tiles_of(unit.first_key, unit.end_key);
-    longest = std::max(longest, tiles);
-    total += tiles;
+    total += tiles_of(unit.first_key, unit.end_key);
     decode_rows_ = std::max(decode_rows_, unit.num_tokens * limits.group_size);
   }
   decode_slots_ = limits.slots[decode_rows_ > limits.columns];
   const int64_t share = (total + decode_slots_ - 1) / decode_slots_;
-  const bool is_even = static_cast<int>(decode_units_.size()) <= decode_slots_ &&
-                       longest - share <= share / kMostUneven;
-  if (limits.row_bytes > kNarrowRow || is_even) {
-    const int64_t largest = std::max<int64_t>(kLeastTiles, kLargestShare * share);
-    for (Unit& unit : decode_units_) {
-      const int32_t tiles = tiles_of(unit.first_key, unit.end_key);
-      cut(unit, static_cast<int32_t>((tiles + largest - 1) / largest), decode_items_);
-    }
-  } else {
-    share_evenly(std::max<int64_t>(kLeastTiles, share));
-  }
-}
-
-/// Fills one slot after the other; a unit goes on in the next slot where one is full.
-void GpuPlan::share_evenly(int64_t share) {
-  int64_t left = share;
+  const int64_t largest = kLargestShare * std::max<int64_t>(kLeastTiles, share);
   for (Unit& unit : decode_units_) {
     const int32_t tiles = tiles_of(unit.first_key, unit.end_key);
-    int32_t tile = 0;
-    do {
-      if (left < std::min(kLeastTiles, tiles - tile) &&
-          static_cast<int>(slot_ends_.size()) + 1 < decode_slots_) {
-        slot_ends_.push_back(static_cast<int32_t>(decode_items_.size()));
-        left = std::max<int64_t>(left + share, kLeastTiles);
-      }
-      int32_t take = tiles - tile;
-      const bool last_slot = static_cast<int>(slot_ends_.size()) + 1 == decode_slots_;
-      if (!last_slot && take > left && take - left >= kLeastTiles) {
-        take = static_cast<int32_t>(left);
-      }
-      add_item(unit, unit.first_key + tile * kTile,
-               std::min(unit.first_key + (tile + take) * kTile, unit.end_key), decode_items_);
-      tile += take;
-      left -= take;
-    } while (tile < tiles);
+    cut(unit, static_cast<int32_t>((tiles + largest - 1) / largest), decode_items_);
   }
-  if (!decode_items_.empty()) slot_ends_.push_back(static_cast<int32_t>(decode_items_.size()));
 }
 
-int GpuPlan::used_slots() const {
-  return static_cast<int>(slot_ends_.empty()
-                              ? std::min(decode_items_.size(), static_cast<size_t>(decode_slots_))
-                              : slot_ends_.size());
-}
-
-/// Puts the first item of each slot to the slot's index and chains the others to it. Slots without
-/// work get an item without tokens, up to a power of two: so the steps of growing sequences are
-/// alike for a while.
+/// Puts the first item of each slot to the slot's index and chains the others to it: the largest
+/// first, then back and forth over the slots, so that who got the largest of one round gets the
+/// smallest of the next. Where there are several rounds no more slots are used than make them
+/// equal: half of what is resident keeps the device busy, but not the few that would be left over.
+/// In a single round slots without work get an item without tokens, up to a power of two: so the
+/// steps of growing sequences are alike for a while.
 void GpuPlan::order_decode() {
   const auto count = static_cast<int32_t>(decode_items_.size());
+  const int32_t rounds = (count + decode_slots_ - 1) / decode_slots_;
   decode_blocks_ =
-      count == 0 ? 0
-                 : std::min(decode_slots_,
-                            static_cast<int>(std::bit_ceil(static_cast<unsigned>(used_slots()))));
+      rounds > 1 ? (count + rounds - 1) / rounds
+      : count == 0
+          ? 0
+          : std::min(decode_slots_, static_cast<int>(std::bit_ceil(static_cast<unsigned>(count))));
+  std::stable_sort(decode_items_.begin(), decode_items_.end(),
+                   [](const AttendItem& a, const AttendItem& b) {
+                     return tiles_of(a.first_key, a.end_key) > tiles_of(b.first_key, b.end_key);
+                   });
+  decode_items_.resize(static_cast<size_t>(std::max(count, decode_blocks_)));
   for (AttendItem& item : decode_items_) item.next = -1;
-  if (slot_ends_.empty()) {
-    // The largest first, then back and forth over the slots: who got the largest of one round gets
-    // the smallest of the next.
-    std::stable_sort(decode_items_.begin(), decode_items_.end(),
-                     [](const AttendItem& a, const AttendItem& b) {
-                       return tiles_of(a.first_key, a.end_key) > tiles_of(b.first_key, b.end_key);
-                     });
-    for (int32_t slot = 0; slot < decode_slots_ && slot < count; ++slot) {
-      int32_t last = slot;
-      for (int32_t round = 1; round * decode_slots_ < count; ++round) {
-        const int32_t i =
-            round * decode_slots_ + (round % 2 == 0 ? slot : decode_slots_ - 1 - slot);
-        if (i >= count) continue;
-        decode_items_[static_cast<size_t>(last)].next = i;
-        last = i;
-      }
+  for (int32_t slot = 0; slot < decode_blocks_; ++slot) {
+    int32_t last = slot;
+    for (int32_t round = 1; round < rounds; ++round) {
+      const int32_t i =
+          round * decode_blocks_ + (round % 2 == 0 ? slot : decode_blocks_ - 1 - slot);
+      if (i >= count) continue;
+      decode_items_[static_cast<size_t>(last)].next = i;
+      last = i;
     }
-    if (count < decode_blocks_) decode_items_.resize(static_cast<size_t>(decode_blocks_));
-    return;
   }
-  int32_t rest = decode_blocks_;
-  ordered_.assign(decode_items_.size() + static_cast<size_t>(rest) - slot_ends_.size(), {});
-  int32_t begin = 0;
-  for (size_t slot = 0; slot < slot_ends_.size(); ++slot) {
-    auto place = static_cast<int32_t>(slot);
-    for (int32_t i = begin; i < slot_ends_[slot]; ++i) {
-      AttendItem& item = ordered_[static_cast<size_t>(place)];
-      item = decode_items_[static_cast<size_t>(i)];
-      if (i + 1 < slot_ends_[slot]) item.next = place = rest++;
-    }
-    begin = slot_ends_[slot];
-  }
-  decode_items_.swap(ordered_);
 }
 
 void GpuPlan::find_first_blocks(int block_size) {
@@ -395,12 +335,15 @@ void GpuPlan::place_partials() {
       for (int32_t p = 0; p < unit.pieces; ++p) (*items)[next++].piece += unit.first_piece;
     }
   }
-  count_items_of_rows(decode_items_);
-  count_items_of_rows(prefill_items_);
+  complete(decode_items_);
+  complete(prefill_items_);
 }
 
-void GpuPlan::count_items_of_rows(std::vector<AttendItem>& items) {
+/// Fills in what follows from where partial results lie, and counts the items of rows that have
+/// some.
+void GpuPlan::complete(std::vector<AttendItem>& items) {
   for (AttendItem& item : items) {
+    item.token = tokens_[static_cast<size_t>(item.first_token)];
     int32_t last_row = -1;
     for (int32_t t = 0; t < item.num_tokens; ++t) {
       const Token& token = tokens_[static_cast<size_t>(item.first_token + t)];

@@ -22,7 +22,6 @@ struct PlanLimits {
   int multiprocessors;  ///< blocks of threads that prefill should have at least
   int group_size;
   int num_groups;
-  int row_bytes;  ///< of a token's head in the cache
 };
 
 /// One step as kernels take it: checked rows become flat arrays, decode work is shared out
@@ -80,13 +79,11 @@ class GpuPlan {
   void add_unit(const PlanLimits& limits, const Unit& unit);
   void divide_decode(const PlanLimits& limits);
   void divide_prefill(const PlanLimits& limits);
-  void share_evenly(int64_t share);
   static void add_item(Unit& unit, int32_t first_key, int32_t end_key,
                        std::vector<AttendItem>& items);
   static void cut(Unit& unit, int32_t pieces, std::vector<AttendItem>& items);
   void place_partials();
-  void count_items_of_rows(std::vector<AttendItem>& items);
-  int used_slots() const;
+  void complete(std::vector<AttendItem>& items);
   void order_decode();
   void find_first_blocks(int block_size);
 
@@ -101,8 +98,6 @@ class GpuPlan {
   std::vector<Unit> decode_units_;
   std::vector<Unit> prefill_units_;
   std::vector<AttendItem> decode_items_;
-  std::vector<int32_t> slot_ends_;  ///< decode items of each slot, where they were shared evenly
-  std::vector<AttendItem> ordered_;
   std::vector<AttendItem> prefill_items_;
   SharedPrefixes prefixes_;
   int decode_rows_ = 0;

@@ -110,6 +110,7 @@ struct alignas(16) Token {
 
 /// Query tokens against a range of keys of one row, for each group of heads.
 struct alignas(16) AttendItem {
+  Token token;  ///< the first one: its query is asked for before any key
   int32_t first_token;
   int32_t num_tokens;
   int32_t first_key;  ///< a multiple of kTile

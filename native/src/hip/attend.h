@@ -15,6 +15,11 @@ constexpr float kLn2 = 0.6931471805599453f;
 /// before sums are rescaled: float16 weights hold 2^8 easily.
 constexpr float kSlack = 8;
 
+/// Token t of an item.
+BH_INLINE Token token_of(const StepArgs& step, const AttendItem& item, int t) {
+  return t == 0 ? item.token : step.tokens[item.first_token + t];
+}
+
 /// Bytes of an element of query, key and value.
 BH_INLINE int tensor_bytes(const LayerArgs& layer) { return layer.dtype == BH_FLOAT32 ? 4 : 2; }
 
@@ -191,7 +196,7 @@ BH_INLINE void finish_item(const LayerArgs& layer, const StepArgs& step, const A
   if (!item.is_partial) return;
   int32_t last_row = -1;
   for (int t = 0; t < item.num_tokens; ++t) {
-    const Token token = step.tokens[item.first_token + t];
+    const Token token = token_of(step, item, t);
     if (token.row == last_row || token.num_partials == 1) continue;
     last_row = token.row;
     const Row row = step.rows[token.row];

@@ -2,9 +2,9 @@
 // Decode: few query rows against many keys. What counts is that the cache streams by: every wave
 // keeps some tiles of its own under way, without waiting for other waves.
 //
-// A block of threads is resident for the whole launch and works through its share of all items'
-// tiles, so that all blocks end together whatever the lengths of the rows are. Its waves take tiles
-// in turns and join at the end of an item.
+// A block of threads is resident for the whole launch and works through its items, which the plan
+// chose so that all blocks end together. Its waves take tiles in turns and join at the end of an
+// item.
 #include <type_traits>
 
 #include "hip/copy.h"
@@ -252,46 +252,88 @@ struct Decode {
   int group;
 
   /// Works through the block's items. An item's first keys and values are under way while the item
-  /// before it is joined.
+  /// before it is joined. What is small is asked for first: behind all that the device's waves have
+  /// under way it would take microseconds.
   BH_INLINE void run() {
-    int i = static_cast<int>(blockIdx.x);
     Stream<M, E, kHead> stream(step, group / layer.groups_per_kv_head, shared.rings);
-    fetch_item(i, 0);
+    Columns query[kColumnTiles][kTiles];
+    int32_t word = word_of_item(static_cast<int>(blockIdx.x));
+    keep_word(shared.items[0], word);
     __syncthreads();
     if (shared.items[0].num_tokens == 0) return;
+    load_queries(shared.items[0], query);
+    word = word_of_item(shared.items[0].next);
     stream.start(shared.items[0]);
-    for (int round = 0; i >= 0; ++round) {
+    for (int round = 0;; ++round) {
       const AttendItem& item = shared.items[round % 2];
-      Columns query[kColumnTiles][kTiles];
+      AttendItem& next = shared.items[(round + 1) % 2];
       ColumnState state[kColumnTiles];
       Sums results[kColumnTiles][kTiles];
-      i = item.next;
-      if (i >= 0) fetch_item(i, round + 1);
+      keep_word(next, word);
       begin(item, query, state, results);
+      if (item.next >= 0) prefetch_for(next);
       attend(item, stream, query, state, results);
-      if (i >= 0) stream.start(shared.items[(round + 1) % 2]);
+      if (item.next >= 0) stream.start(next);
       join(item, state, results);
+      const int following = item.next;
+      __syncthreads();
+      if (following < 0) return;
+      load_queries(next, query);
+      word = word_of_item(next.next);
     }
   }
 
  private:
-  BH_INLINE void fetch_item(int i, int round) {
-    constexpr int kWords = sizeof(AttendItem) / sizeof(int32_t);
+  static constexpr int kItemWords = sizeof(AttendItem) / sizeof(int32_t);
+
+  /// A thread's part of item i, where there is one.
+  BH_INLINE int32_t word_of_item(int i) const {
     const int word = static_cast<int>(threadIdx.x);
-    if (word >= kWords) return;
-    reinterpret_cast<int32_t*>(shared.items + round % 2)[word] =
-        reinterpret_cast<const int32_t*>(step.decode_items() + i)[word];
+    return i < 0 || word >= kItemWords
+               ? 0
+               : reinterpret_cast<const int32_t*>(step.decode_items() + i)[word];
+  }
+  BH_INLINE void keep_word(AttendItem& item, int32_t word) const {
+    const int i = static_cast<int>(threadIdx.x);
+    if (i < kItemWords) reinterpret_cast<int32_t*>(&item)[i] = word;
+  }
+
+  BH_INLINE void load_queries(const AttendItem& item,
+                              Columns (&query)[kColumnTiles][kTiles]) const {
+#pragma unroll
+    for (int c = 0; c < kColumnTiles; ++c) {
+      const int row = c * kColumns + column_index();
+      const T* from = nullptr;
+      if (row < item.num_tokens * layer.group_size) {
+        const int head = group * layer.group_size + row % layer.group_size;
+        from = reinterpret_cast<const T*>(token_of(step, item, row / layer.group_size).query) +
+               head * kHead;
+      }
+      load_query<T, kHead>(from, query[c]);
+    }
+  }
+
+  /// The queries of the item's first token, and the item after it.
+  BH_INLINE void prefetch_for(const AttendItem& item) const {
+    constexpr int kLine = 128;
+    const int bytes = layer.group_size * kHead * int{sizeof(T)};
+    const char* queries = item.token.query + int64_t{group} * bytes;
+    for (int at = static_cast<int>(threadIdx.x) * kLine; at < bytes; at += kWaves * kWave * kLine) {
+      prefetch(queries + at);
+    }
+    if (item.next >= 0 && threadIdx.x < 2) {
+      prefetch(reinterpret_cast<const char*>(step.decode_items() + item.next) +
+               threadIdx.x * kLine);
+    }
   }
 
   BH_INLINE void begin(const AttendItem& item, Columns (&query)[kColumnTiles][kTiles],
                        ColumnState (&state)[kColumnTiles], Sums (&results)[kColumnTiles][kTiles]) {
     if (threadIdx.x == 0) shared.is_unbounded = 0;
     describe_rows(layer, step, item, group, kQueryRows, shared.rows);
-    __syncthreads();
+    if constexpr (kConverts) __syncthreads();
 #pragma unroll
     for (int c = 0; c < kColumnTiles; ++c) {
-      const QueryRow& row = shared.rows[c * kColumns + column_index()];
-      load_query<T, kHead>(reinterpret_cast<const T*>(row.query), query[c]);
       if constexpr (kConverts) {
         const float unit = to_float16(query[c]);
         if (wave_index() == 0) shared.rows[c * kColumns + column_index()].unit = unit;
@@ -306,7 +348,7 @@ struct Decode {
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) results[c][t] = {};
     }
-    if constexpr (kQueryInShared || kConverts) __syncthreads();
+    __syncthreads();
   }
 
   BH_INLINE void attend(const AttendItem& item, Stream<M, E, kHead>& stream,
@@ -423,17 +465,16 @@ struct Decode {
     }
     if (shared.is_unbounded) write_unbounded<T, E>(layer, step, item, group, shared.rows);
     finish_item<T>(layer, step, item, group, &shared.last);
-    __syncthreads();
   }
 
   /// Writes dimensions begin .. begin + kJoined - 1 of the joined result.
   BH_INLINE void write(const AttendItem& item, int begin) const {
-    constexpr int kRun = 8;
+    constexpr int kRun = 2;
     const int work = item.num_tokens * layer.group_size * (kJoined / kRun);
     for (int w = static_cast<int>(threadIdx.x); w < work; w += kWaves * kWave) {
       const int row = w / (kJoined / kRun);
       const int dimension = w % (kJoined / kRun) * kRun;
-      const Token token = step.tokens[item.first_token + row / layer.group_size];
+      const Token token = token_of(step, item, row / layer.group_size);
       const int head = group * layer.group_size + row % layer.group_size;
       float maximum = shared.maximum[0][row];
 #pragma unroll

@@ -235,18 +235,14 @@ bool is_fast(const LayerArgs& layer, int cache_dtype) {
   return layer.dtype != BH_FLOAT32 && (cache_dtype == layer.dtype || is_fp8(cache_dtype));
 }
 
-/// Whether the device has wgmma: compute capability 9.0.
+/// Whether the current device has wgmma: compute capability 9.0.
 bool is_hopper() {
 #if defined(__CUDACC__)
-  static thread_local int capability = -1;
-  if (capability < 0) {
-    int device = 0, major = 0, minor = 0;
-    (void)cudaGetDevice(&device);
-    (void)cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    (void)cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-    capability = 10 * major + minor;
-  }
-  return capability == 90;
+  int device = 0, major = 0, minor = 0;
+  (void)cudaGetDevice(&device);
+  (void)cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  (void)cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return major == 9 && minor == 0;
 #else
   return false;
 #endif

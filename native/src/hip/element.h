@@ -111,12 +111,25 @@ BH_INLINE uint8_t narrow_to_float8(float x, float largest, uint32_t nan) {
   return static_cast<uint8_t>(sign | code);
 }
 
+#if defined(__CUDACC__) && __CUDA_ARCH__ >= 890
+BH_INLINE void narrow(float x, Float8E4M3& to) {
+  uint16_t pair;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(0.0f), "f"(x));
+  to.bits = static_cast<uint8_t>(pair);
+}
+BH_INLINE void narrow(float x, Float8E5M2& to) {
+  uint16_t pair;
+  asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(0.0f), "f"(x));
+  to.bits = static_cast<uint8_t>(pair);
+}
+#else
 BH_INLINE void narrow(float x, Float8E4M3& to) {
   to.bits = narrow_to_float8<3, -6>(x, 448.0f, 0x7fu);
 }
 BH_INLINE void narrow(float x, Float8E5M2& to) {
   to.bits = narrow_to_float8<2, -14>(x, 57344.0f, 0x7eu);
 }
+#endif
 
 // ---- pairs of 16-bit elements in a word, the first in the low half ----
 

@@ -153,7 +153,7 @@ struct Plain {
     for (int i = static_cast<int>(threadIdx.x); i < count * (size / kRun); i += kThreads) {
       const int row = i / (size / kRun);
       const int dimension = i % (size / kRun) * kRun;
-      const Token token = step.tokens[item.first_token + row / layer.group_size];
+      const Token token = token_of(step, item, row / layer.group_size);
       const int head = group * layer.group_size + row % layer.group_size;
       const float* from = sums + row * size + dimension;
       if (token.num_partials == 1) {

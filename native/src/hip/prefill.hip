@@ -196,7 +196,7 @@ struct Prefill {
         const int row = first_row + c * kColumns + sum_column(i);
         if (row >= item.num_tokens * layer.group_size) continue;
         is_used[i] = true;
-        const Token token = step.tokens[item.first_token + row / layer.group_size];
+        const Token token = token_of(step, item, row / layer.group_size);
         head[i] = group * layer.group_size + row % layer.group_size;
         if (token.num_partials == 1) {
           const Finish last = finish(layer, head[i], state[c].maximum[i], state[c].denominator[i]);

@@ -365,7 +365,7 @@ struct HopperPrefill {
       state.denominator[r] += shuffle_xor(state.denominator[r], 2);
       const int row = first_row + 8 * r;
       if (row >= item.num_tokens * layer.group_size) continue;
-      const Token token = step.tokens[item.first_token + row / layer.group_size];
+      const Token token = token_of(step, item, row / layer.group_size);
       const int head = group * layer.group_size + row % layer.group_size;
       const int pair = lane_index() % 4 * 2;
       if (token.num_partials == 1) {

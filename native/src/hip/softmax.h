@@ -23,7 +23,7 @@ BH_INLINE void describe_rows(const LayerArgs& layer, const StepArgs& step, const
   for (int r = static_cast<int>(threadIdx.x); r < count; r += static_cast<int>(blockDim.x)) {
     QueryRow row = {};
     if (r < item.num_tokens * layer.group_size) {
-      const Token token = step.tokens[item.first_token + r / layer.group_size];
+      const Token token = token_of(step, item, r / layer.group_size);
       const int head = group * layer.group_size + r % layer.group_size;
       row = {token.position,
              token.first > item.first_seen ? token.first : item.first_seen,
@@ -61,7 +61,7 @@ BH_INLINE void write_unbounded(const LayerArgs& layer, const StepArgs& step, con
       if (!(fabsf(value) < infinity())) sum += value;
     }
     if (sum == 0) continue;
-    const Token token = step.tokens[item.first_token + r / layer.group_size];
+    const Token token = token_of(step, item, r / layer.group_size);
     const int head = group * layer.group_size + r % layer.group_size;
     if (token.num_partials == 1) {
       store_output<T, 1>(layer, token.output, head, dimension, 1, &sum);

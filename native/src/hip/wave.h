@@ -110,6 +110,15 @@ struct alignas(8) Words2 {
   uint32_t words[2];
 };
 
+/// Brings a line to the second-level cache.
+BH_INLINE void prefetch(const void* from) {
+#if defined(__CUDACC__)
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+#else
+  (void)from;
+#endif
+}
+
 /// Loads what no thread of the kernel writes.
 template <class V>
 BH_INLINE V load_constant(const V* from) {

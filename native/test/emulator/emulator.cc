@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -120,9 +121,14 @@ void run_block(Machine& m) {
 
 // ---- memory ----
 
+constexpr int kDevices = 2;
+thread_local int current_device = 0;
+
+constexpr int kHost = -1;
 struct Allocation {
   size_t bytes;
   hipMemoryType type;
+  int device;
 };
 std::mutex allocations_mutex;
 std::map<const char*, Allocation>& allocations() {
@@ -136,7 +142,8 @@ hipError_t allocate(void** memory, size_t bytes, hipMemoryType type) {
   if (!*memory) return hipErrorMemoryAllocation;
   std::memset(*memory, 0xff, bytes);  // NaN of every type
   const std::lock_guard lock(allocations_mutex);
-  allocations()[static_cast<const char*>(*memory)] = {bytes, type};
+  allocations()[static_cast<const char*>(*memory)] = {
+      bytes, type, type == hipMemoryTypeDevice ? current_device : kHost};
   return hipSuccess;
 }
 
@@ -284,7 +291,9 @@ const char* hipGetErrorString(hipError_t error) {
   if (error == hipErrorLaunchFailure) return "launch failure";
   return error == hipErrorMemoryAllocation ? "out of memory" : "invalid value";
 }
-hipError_t hipGetDeviceCount(int* count) { return *count = 1, hipSuccess; }
+hipError_t hipGetDeviceCount(int* count) { return *count = kDevices, hipSuccess; }
+hipError_t hipGetDevice(int* device) { return *device = current_device, hipSuccess; }
+hipError_t hipSetDevice(int device) { return current_device = device, hipSuccess; }
 hipError_t hipGetDeviceProperties(hipDeviceProp_t* properties, int) {
   std::snprintf(properties->name, sizeof properties->name, "emulated %s", architecture());
   std::snprintf(properties->gcnArchName, sizeof properties->gcnArchName, "%s", architecture());
@@ -294,6 +303,10 @@ hipError_t hipGetDeviceProperties(hipDeviceProp_t* properties, int) {
 }
 hipError_t hipMemGetInfo(size_t* free, size_t* total) {
   *free = *total = size_t{4} << 30;
+  const std::lock_guard lock(allocations_mutex);
+  for (const auto& [memory, allocation] : allocations()) {
+    if (allocation.device == current_device) *free -= std::min(*free, allocation.bytes);
+  }
   return hipSuccess;
 }
 hipError_t hipMalloc(void** memory, size_t bytes) {

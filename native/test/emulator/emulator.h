@@ -106,8 +106,8 @@ struct hipFuncAttributes {};
 const char* hipGetErrorString(hipError_t error);
 inline hipError_t hipGetLastError() { return hipSuccess; }
 hipError_t hipGetDeviceCount(int* count);
-inline hipError_t hipGetDevice(int* device) { return *device = 0, hipSuccess; }
-inline hipError_t hipSetDevice(int) { return hipSuccess; }
+hipError_t hipGetDevice(int* device);
+hipError_t hipSetDevice(int device);
 hipError_t hipGetDeviceProperties(hipDeviceProp_t* properties, int device);
 hipError_t hipMemGetInfo(size_t* free, size_t* total);
 inline hipError_t hipFuncGetAttributes(hipFuncAttributes*, const void*) { return hipSuccess; }
