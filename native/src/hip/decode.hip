@@ -229,6 +229,13 @@ struct Decode {
   static constexpr int kTerms = kWeightTerms<M>;
   /// Most heads leave no registers for queries.
   static constexpr bool kQueryInShared = kHead >= 64;
+  /// Are queries asked for before the item's first keys? AMD's compiler would spill others for
+  /// them.
+#if defined(__CUDACC__)
+  static constexpr bool kQueryFirst = true;
+#else
+  static constexpr bool kQueryFirst = false;
+#endif
   /// Waves join so many dimensions at a time: beside their rings, as many blocks of threads as the
   /// registers allow fit into Hopper's shared memory.
   static constexpr int kJoinedBytes = kHead <= 64 ? 4096 : 8192;
@@ -261,7 +268,7 @@ struct Decode {
     keep_word(shared.items[0], word);
     __syncthreads();
     if (shared.items[0].num_tokens == 0) return;
-    load_queries(shared.items[0], query);
+    if constexpr (kQueryFirst) load_queries(shared.items[0], query);
     word = word_of_item(shared.items[0].next);
     stream.start(shared.items[0]);
     for (int round = 0;; ++round) {
@@ -278,7 +285,7 @@ struct Decode {
       const int following = item.next;
       __syncthreads();
       if (following < 0) return;
-      load_queries(next, query);
+      if constexpr (kQueryFirst) load_queries(next, query);
       word = word_of_item(next.next);
     }
   }
@@ -331,6 +338,7 @@ struct Decode {
                        ColumnState (&state)[kColumnTiles], Sums (&results)[kColumnTiles][kTiles]) {
     if (threadIdx.x == 0) shared.is_unbounded = 0;
     describe_rows(layer, step, item, group, kQueryRows, shared.rows);
+    if constexpr (!kQueryFirst) load_queries(item, query);
     if constexpr (kConverts) __syncthreads();
 #pragma unroll
     for (int c = 0; c < kColumnTiles; ++c) {
