@@ -12,6 +12,7 @@ import io.broadhead.attention.PagedAttention;
 import io.broadhead.attention.RefusedRow;
 import io.broadhead.attention.StepHandler;
 import io.broadhead.attention.StepQueue;
+import io.broadhead.attention.StepReport;
 import io.broadhead.attention.cache.CacheStores;
 import io.broadhead.flink.OnBadRow;
 import io.broadhead.job.sink.ResultLayout;
@@ -159,7 +160,9 @@ final class AttendCommand extends EngineCommand {
         StepInput.Origin origin = steps.origin();
         try (ArrowBatch open = batch) {
           bytesCopied += open.bytesCopied();
-          queue.add(open, 0, new Handler(origin, refusedRows, computed));
+          for (StepReport first : queue.add(open, 0, new Handler(origin, refusedRows, computed))) {
+            bytesCopied += first.stats().bytesStaged();
+          }
           while (queue.batches() > 0) {
             bytesCopied += queue.step().stats().bytesStaged();
           }

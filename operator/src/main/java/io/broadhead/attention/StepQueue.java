@@ -63,25 +63,29 @@ public final class StepQueue implements AutoCloseable {
    * layer of the job does not wait.
    *
    * @param shard of all its rows
+   * @return what the steps did that came first
    * @throws InvalidBatchException if its schema is wrong
    */
-  public void add(ArrowBatch batch, int shard, StepHandler handler) {
+  public List<StepReport> add(ArrowBatch batch, int shard, StepHandler handler) {
+    List<StepReport> first = new ArrayList<>(0);
     if (attention.hasManySchemas()) {
-      drain();
+      while (!isEmpty()) {
+        first.add(step());
+      }
       attention.trim();
     }
     if (inFlight != null && attention.isOfNoLayer(batch)) {
-      settle(); // its result would overtake
+      first.add(settle()); // its result would overtake
     }
     Optional<PendingBatch> taken = attention.pend(batch, shard, handler);
     if (taken.isEmpty()) {
-      return;
+      return first;
     }
     PendingBatch added = taken.get();
     boolean queued = false;
     try {
       while (batches > 0 && attention.forks(added)) {
-        step();
+        first.add(step());
       }
       String owner = attention.job().cacheOwner(added.layer().spec()).name();
       List<PendingBatch> lane = lanes.computeIfAbsent(owner, name -> new ArrayList<>());
@@ -98,6 +102,7 @@ public final class StepQueue implements AutoCloseable {
         added.close();
       }
     }
+    return first;
   }
 
   /** Whether nothing waits and nothing is in flight. */

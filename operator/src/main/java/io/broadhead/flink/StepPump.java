@@ -5,6 +5,7 @@ import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.attention.StepHandler;
 import io.broadhead.attention.StepQueue;
 import io.broadhead.attention.StepReport;
+import java.util.List;
 import java.util.concurrent.ScheduledFuture;
 import org.apache.flink.streaming.runtime.tasks.ProcessingTimeService;
 
@@ -48,7 +49,11 @@ final class StepPump implements AutoCloseable {
 
   /** Adds a batch, which stays the caller's; computes what is due. */
   void add(ArrowBatch batch, int shard, StepHandler handler) {
-    queue.add(batch, shard, handler);
+    long start = System.nanoTime();
+    List<StepReport> first = queue.add(batch, shard, handler);
+    for (StepReport report : first) {
+      metrics.step(report, (System.nanoTime() - start) / first.size());
+    }
     if (maxTokens == 0) {
       while (queue.batches() > 0) {
         step();

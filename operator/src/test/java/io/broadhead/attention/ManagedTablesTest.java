@@ -664,6 +664,32 @@ class ManagedTablesTest {
   }
 
   @Test
+  void stepsThatAForkNeedsAreTold() {
+    LayerSpec a = layer("a").build();
+    Job job = job(8, a);
+    Scenario scenario = new Scenario(job, DTYPE, 5);
+    ManagedRow parent = ManagedRow.of(scenario.next("parent", a, 3));
+    ManagedRow child =
+        ManagedRow.of(scenario.next("child", a, 1).withSeqLen(4)).forkedFrom("parent");
+    try (PagedAttention attention = open(job, 1, OutOfBlocks.SWAP);
+        StepQueue queue = attention.queue(100);
+        ArrowBatch first = managed(a, parent);
+        ArrowBatch second = managed(a, child)) {
+      Collected collected = new Collected();
+      long tokens = 0;
+      assertThat(queue.add(first, 0, collected)).isEmpty();
+      for (StepReport report : queue.add(second, 0, collected)) {
+        tokens += report.stats().queryTokens();
+      }
+      while (!queue.isEmpty()) {
+        tokens += queue.step().stats().queryTokens();
+      }
+      assertThat(tokens).isEqualTo(3 + 1);
+      collected.results.forEach(ArrowBatch::close);
+    }
+  }
+
+  @Test
   void closingAQueueDropsWhatWaits() {
     LayerSpec a = layer("a").build();
     Job job = job(8, a);
