@@ -438,17 +438,18 @@ static void load_queries(const AttendContext& context, const AttendItem& item,
       const StepRow& row = step.rows[token.row];
       const T* query = query_heads<T>(context, item, token, h);
       for (int g = 0; g < layer.group_size; ++g, query += size, to += size) {
+        auto keep = [&](int d, Vec v) {
+          if (pairs) {
+            store(reinterpret_cast<BFloat16*>(to) + d, v);
+          } else {
+            store(to + d, v * scale);
+          }
+        };
         if (layer.rotary_dim == 0) {
-          load_row(query, size, to);
+          for (int d = 0; d < size; d += kWidth) keep(d, load(query + d));
         } else {
           load_rotated(layer, step.part(row), query, row.positions + token.index, to);
-        }
-        for (int d = 0; d < size; d += kWidth) {
-          if (pairs) {
-            store(reinterpret_cast<BFloat16*>(to) + d, load(to + d));
-          } else {
-            store(to + d, load(to + d) * scale);
-          }
+          for (int d = 0; d < size; d += kWidth) keep(d, load(to + d));
         }
       }
     }

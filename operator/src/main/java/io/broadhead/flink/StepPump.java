@@ -51,9 +51,8 @@ final class StepPump implements AutoCloseable {
   void add(ArrowBatch batch, int shard, StepHandler handler) {
     long start = System.nanoTime();
     List<StepReport> first = queue.add(batch, shard, handler);
-    for (StepReport report : first) {
-      metrics.step(report, (System.nanoTime() - start) / first.size());
-    }
+    long nanos = System.nanoTime() - start;
+    first.forEach(report -> metrics.step(report, nanos / first.size()));
     if (maxTokens == 0) {
       while (queue.batches() > 0) {
         step();
