@@ -261,14 +261,24 @@ void GpuPlan::find_first_blocks(int block_size) {
   }
 }
 
-/// Keys are divided only where the device would be idle otherwise.
+/// Keys are divided only where the device would be idle otherwise. Rows with the longest units come
+/// first; a row's units stay together, so that its keys are read while they are in the second-level
+/// cache.
 void GpuPlan::divide_prefill(const PlanLimits& limits) {
   prefill_items_.clear();
+  if (prefill_units_.empty()) return;
   const auto blocks = static_cast<int64_t>(prefill_units_.size()) * limits.num_groups;
-  const auto wanted = static_cast<int32_t>(
-      blocks == 0 || blocks >= limits.multiprocessors ? 1 : limits.multiprocessors / blocks);
-  std::stable_sort(prefill_units_.begin(), prefill_units_.end(), [](const Unit& a, const Unit& b) {
-    return a.end_key - a.first_key > b.end_key - b.first_key;
+  const auto wanted =
+      static_cast<int32_t>(blocks >= limits.multiprocessors ? 1 : limits.multiprocessors / blocks);
+  std::vector<int32_t> longest(rows_.size());
+  auto longest_of_row = [&](const Unit& unit) -> int32_t& {
+    return longest[static_cast<size_t>(tokens_[static_cast<size_t>(unit.first_token)].row)];
+  };
+  for (const Unit& unit : prefill_units_) {
+    longest_of_row(unit) = std::max(longest_of_row(unit), unit.end_key - unit.first_key);
+  }
+  std::stable_sort(prefill_units_.begin(), prefill_units_.end(), [&](const Unit& a, const Unit& b) {
+    return longest_of_row(a) > longest_of_row(b);
   });
   for (Unit& unit : prefill_units_) {
     cut(unit, std::min(wanted, (unit.end_key - unit.first_key) / kLeastKeys), prefill_items_);

@@ -68,7 +68,7 @@ class Stream {
   BH_INLINE void with_keys(Visit&& visit) {
     wait();
     KeyTile<T, E, kHead> keys;
-    keys.template load<Memory::kShared>(slot(turn_, 0), kTile, 0);
+    keys.template load<Memory::kShared>(slot(turn_, 0));
     visit(keys);
     __syncwarp();
     fetch_half(turn_ + kStages, 0);
@@ -77,7 +77,7 @@ class Stream {
   BH_INLINE void with_values(Visit&& visit) {
     wait();
     ValueTile<T, E, kHead> values;
-    values.template load<Memory::kShared>(slot(turn_, 1), kTile, 0);
+    values.template load<Memory::kShared>(slot(turn_, 1));
     visit(values);
     __syncwarp();
     fetch_half(turn_ + kStages, 1);
@@ -103,16 +103,13 @@ class Stream {
     if (tile_of(n) < end_tile_) {
       if (half == 0) find<kFirst>(n);
       constexpr int kRowBytes = kHead * int{sizeof(E)};
-      const char* from = half_ + half * cache_.half_bytes;
+      const char* from = tile_ + half * cache_.half_bytes;
       char* to = slot(n, half);
 #pragma unroll
       for (int i = 0; i < (kRowBytes + kWave - 1) / kWave; ++i) {
         const int chunk = i * kWave + lane_index();  // of 16 * kRowBytes / 16
-        const int panel = i * kWave / kPanel;
         if ((i + 1) * kWave <= kRowBytes || chunk < kRowBytes) {
-          copy_chunk(to + chunk * kChunk, from + panel * kPanel * cache_.block_size +
-                                              token_ * panel_width(kRowBytes, panel) +
-                                              (chunk - panel * kPanel) * kChunk);
+          copy_chunk(to + chunk * kChunk, from + chunk * kChunk);
         }
       }
     }
@@ -170,10 +167,10 @@ class Stream {
 #endif
 
   BH_INLINE void load_keys(KeyTile<T, E, kHead>& keys) const {
-    keys.template load<Memory::kCache>(half_, cache_.block_size, token_);
+    keys.template load<Memory::kCache>(tile_);
   }
   BH_INLINE void load_values(ValueTile<T, E, kHead>& values) const {
-    values.template load<Memory::kCache>(half_ + cache_.half_bytes, cache_.block_size, token_);
+    values.template load<Memory::kCache>(tile_ + cache_.half_bytes);
   }
 
   BH_INLINE int tile_of(int n) const { return first_tile_ + n * kWaves; }
@@ -192,8 +189,8 @@ class Stream {
       ids_ = ids_ahead_;
       ids_ahead_ = load_ids(n + kWave);
     }
-    half_ = keys_of(cache_, shuffle(kFirst ? first_ids_ : ids_, n % kWave), kv_head_);
-    token_ = tiles_per_block_ == 1 ? 0 : tile_of(n) % tiles_per_block_ * kTile;
+    tile_ = keys_of(cache_, shuffle(kFirst ? first_ids_ : ids_, n % kWave), kv_head_);
+    if (tiles_per_block_ > 1) tile_ += tile_of(n) % tiles_per_block_ * kTile * cache_.row_bytes;
   }
 
   const CacheView& cache_;
@@ -208,8 +205,7 @@ class Stream {
   int32_t first_ids_ = 0;
   int32_t ids_ = 0;
   int32_t ids_ahead_ = 0;
-  const char* half_ = nullptr;  ///< keys of the block of the tile that was found last
-  int token_ = 0;               ///< where in it the tile is
+  const char* tile_ = nullptr;  ///< keys of the tile that was found last
 };
 
 BH_HOST_DEVICE constexpr int joined_dimensions(int head_size, int bytes, int limit) {

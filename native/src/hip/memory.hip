@@ -20,8 +20,7 @@ __global__ void move_block(CacheView cache, int64_t block, char* key, char* valu
   const int chunk = static_cast<int>(index % chunks);
   const int head = static_cast<int>(index / chunks % cache.num_kv_heads);
   const int token = static_cast<int>(index / chunks / cache.num_kv_heads);
-  char* inside = keys_of(cache, block, head) +
-                 half_offset(cache.row_bytes, cache.block_size, token, chunk * kChunk);
+  char* inside = keys_of(cache, block, head) + half_offset(cache.row_bytes, token, chunk * kChunk);
 #pragma unroll
   for (int half = 0; half < 2; ++half, inside += cache.half_bytes) {
     auto* stored = reinterpret_cast<Chunk*>(inside);

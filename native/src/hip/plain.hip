@@ -125,9 +125,9 @@ struct Plain {
       const int d = i % size;
       const bool seen = key + k >= item.first_seen && key + k < item.end_key;
       tile[k * (size + 1) + d] =
-          seen ? load_element(cache.dtype, half + half_offset(cache.row_bytes, cache.block_size,
-                                                              token + k, d * bytes))
-               : 0;
+          seen
+              ? load_element(cache.dtype, half + half_offset(cache.row_bytes, token + k, d * bytes))
+              : 0;
     }
   }
 

@@ -83,7 +83,8 @@ struct Prefill {
       for (int first = key; first < end_key; first += kTile) {
         if (!any(range.touches(first))) continue;
         const bool whole = !any(!range.contains(first));
-        attend_tile(item, first, first - key, whole, shared.tiles[stage][0], shared.tiles[stage][1],
+        const int at = (first - key) * kRowBytes;
+        attend_tile(item, first, whole, shared.tiles[stage][0] + at, shared.tiles[stage][1] + at,
                     query, state, results);
       }
       if (kStages == 1 && more) {
@@ -113,26 +114,28 @@ struct Prefill {
       const int tile = first_key / kTile + t;
       const char* from =
           keys_of(cache, blocks[tile / tiles_per_block], group / layer.groups_per_kv_head);
-      const int panel = i % kChunks / kPanel;
-      const int width = panel_width(kSourceBytes, panel);
-      const int at = i % kChunks % kPanel * kChunk;  // within 16 tokens of the panel
-      from += panel * kPanel * cache.block_size + tile % tiles_per_block * kTile * width + at;
+      const int at = i % kChunks * kChunk;  // within the tile
+      from += tile % tiles_per_block * kTile * kSourceBytes + at;
 #pragma unroll
       for (int half = 0; half < 2; ++half, from += cache.half_bytes) {
-        char* to = shared.tiles[stage][half];
+        char* to = shared.tiles[stage][half] + t * kTile * kRowBytes;
         if constexpr (sizeof(E) == sizeof(T)) {
-          copy_chunk(to + panel * kPanel * kKeys + t * kTile * width + at, from);
+          copy_chunk(to + at, from);
         } else {
           const Chunk codes = load_constant(reinterpret_cast<const Chunk*>(from));
-          const int token = at / width;
+          constexpr int kGroupBytes = kPanelTokens * kSourceBytes;
+          const int panel = at % kGroupBytes / (kPanel * kPanelTokens);
+          const int width = panel_width(kSourceBytes, panel);
+          const int rest = at % kGroupBytes % (kPanel * kPanelTokens);  // within the panel
+          const int token = at / kGroupBytes * kPanelTokens + rest / width;
           const int byte =
-              (panel * kPanel + ((at % width / kChunk) ^ swizzle(width, token)) * kChunk) * 2;
+              (panel * kPanel + ((rest % width / kChunk) ^ swizzle(width, token)) * kChunk) * 2;
           uint32_t words[8];
 #pragma unroll
           for (int w = 0; w < 4; ++w) widen_four<T>(codes.words[w], words + 2 * w, E{});
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
-            const auto offset = half_offset(kRowBytes, kKeys, t * kTile + token, byte + c * kChunk);
+            const auto offset = half_offset(kRowBytes, token, byte + c * kChunk);
             *reinterpret_cast<Chunk*>(to + offset) = {
                 {words[4 * c], words[4 * c + 1], words[4 * c + 2], words[4 * c + 3]}};
           }
@@ -142,14 +145,14 @@ struct Prefill {
     commit_copies();
   }
 
-  BH_INLINE void attend_tile(const AttendItem& item, int first_key, int token, bool whole,
-                             const char* key_half, const char* value_half,
+  BH_INLINE void attend_tile(const AttendItem& item, int first_key, bool whole,
+                             const char* key_tile, const char* value_tile,
                              const Columns (&query)[kColumnTiles][kTiles],
                              ColumnState (&state)[kColumnTiles],
                              Sums (&results)[kColumnTiles][kTiles]) const {
     Sums scores[kColumnTiles] = {};
     KeyTile<T, T, kHead> keys;
-    keys.template load<Memory::kShared>(key_half, kKeys, token);
+    keys.template load<Memory::kShared>(key_tile);
     keys.for_each([&](int i, const Rows& rows) {
 #pragma unroll
       for (int c = 0; c < kColumnTiles; ++c) {
@@ -169,7 +172,7 @@ struct Prefill {
       weights[c] = to_columns<T>(scores[c]);
     }
     ValueTile<T, T, kHead> values;
-    values.template load<Memory::kShared>(value_half, kKeys, token);
+    values.template load<Memory::kShared>(value_tile);
     if (!whole) {
       values.keep(item.first_seen - first_key, item.end_key - first_key);
       if (values.drop_unbounded()) shared.is_unbounded = 1;
@@ -255,8 +258,8 @@ KernelLaunch for_cache(int cache_dtype) {
 template <class T>
 KernelLaunch hopper_launch_of() {
   using Kernel = HopperPrefill<T, BH_HEAD_SIZE>;
-  return {&prefill_hopper<T, BH_HEAD_SIZE>, sizeof(typename Kernel::Shared) + 1023,
-          Kernel::kThreads, Kernel::kRows};
+  return {&prefill_hopper<T, BH_HEAD_SIZE>, sizeof(typename Kernel::Shared), Kernel::kThreads,
+          Kernel::kRows};
 }
 #endif
 

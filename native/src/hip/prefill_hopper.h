@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Prefill on Hopper: one warp brings tiles of keys and values by bulk copies, two warpgroups
-// multiply. While one tile's values are multiplied the next one's scores are, and the softmax runs
-// beside both. The cache is laid out so that what the copies bring is what wgmma reads.
+// Prefill on Hopper: one warp brings keys and values by bulk copies, the other warps of its
+// warpgroup clear what must not be multiplied, two warpgroups multiply. The next keys' scores are
+// multiplied before these keys' values, and their softmax runs beside the latter. The cache is laid
+// out so that what the copies bring is what wgmma reads.
 #pragma once
 
 #include "hip/softmax.h"
@@ -17,33 +18,56 @@ struct HopperPrefill {
   static constexpr int kConsumers = 2;
   static constexpr int kRows = 64 * kConsumers;
   static constexpr int kKeys = kHead <= 128 ? 128 : 64;
-  static constexpr int kStages = 2;
   static constexpr int kPanels = kHead / 64;
   static constexpr int kThreads = (1 + kConsumers) * hopper::kGroupThreads;
-  static constexpr int kPanelBytes = kKeys * kPanel;
-  static constexpr int kHalfBytes = kPanels * kPanelBytes;
-  static constexpr int kTileBytes = kTile * kPanel;  ///< of a panel of 16 tokens
-  static constexpr int kScores = kKeys / 2;          ///< numbers of a thread
+  static constexpr int kRowBytes = kPanels * kPanel;
+  static constexpr int kPanelBytes = kPanelTokens * kPanel;
+  static constexpr int kGroupBytes = kPanelTokens * kRowBytes;  ///< of 8 tokens, or rows
+  static constexpr int kTileBytes = kTile * kRowBytes;
+  static constexpr int kHalfBytes = kKeys * kRowBytes;
+  static constexpr int kQueryBytes = kRows * kRowBytes;
+  static constexpr int kScores = kKeys / 2;  ///< numbers of a thread
   static constexpr int kResults = kHead / 2;
   static constexpr int kValueColumns = kHead % 128 == 0 ? 128 : 64;
-  /// Registers of a thread at launch, and after the roles part. What the producer gives is all that
-  /// there is to take: a warpgroup that asks for more waits for ever.
+  /// Registers of a thread at launch, and after the roles part. What the copying threads give is
+  /// all that there is to take: a warpgroup that asks for more waits for ever.
   static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
-  static constexpr int kProducerRegisters = 40;
+  static constexpr int kCopyingRegisters = 40;
   static constexpr int kConsumerRegisters = 232;
-  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <=
+  static_assert(kCopyingRegisters + kConsumers * kConsumerRegisters <=
                 (1 + kConsumers) * kLaunchRegisters);
 
+  /// A ring of halves: keys 0, keys 1, values 0, keys 2, values 1 and so on, as they are used.
+  /// What counts for copies is how many there are: one of 16 tokens takes as long as one of a
+  /// panel.
+  static constexpr int kFittingSlots =
+      (hopper::kSharedBytes - kQueryBytes - kRows * int{sizeof(RowMask)} - 512) / kHalfBytes;
+  static constexpr int kSlots = kFittingSlots < 8 ? kFittingSlots : 8;
+
   struct Shared {
-    char query[kPanels * kRows * kPanel];
-    char keys[kStages][kHalfBytes];
-    char values[kStages][kHalfBytes];
-    QueryRow rows[kRows];
-    uint64_t keys_full[kStages], keys_empty[kStages];
-    uint64_t values_full[kStages], values_empty[kStages];
-    uint64_t ragged;
+    char query[kQueryBytes];
+    char slots[kSlots][kHalfBytes];
+    RowMask rows[kRows];
+    uint64_t full[kSlots], empty[kSlots];
+    uint64_t copied[kSlots];  ///< values that are not full before some of them are cleared
     int32_t last;
     int32_t is_unbounded;  ///< infinities or NaNs were made zero
+  };
+  static_assert(sizeof(Shared) <= hopper::kSharedBytes);
+
+  /// A half's place in the ring.
+  struct Place {
+    int slot = 0;
+    uint32_t parity = 0;
+    /// This place; then it is the next one.
+    BH_INLINE Place take() {
+      const Place taken = *this;
+      if (++slot == kSlots) {
+        slot = 0;
+        parity ^= 1;
+      }
+      return taken;
+    }
   };
 
   /// The threads that multiply.
@@ -52,30 +76,39 @@ struct HopperPrefill {
     __device__ int size() const { return kConsumers * hopper::kGroupThreads; }
     __device__ void synchronize() const { hopper::synchronize(1, size()); }
   };
+  /// The threads beside the copying warp.
+  struct Cleaners {
+    __device__ int index() const { return static_cast<int>(threadIdx.x) - kWave; }
+    __device__ int size() const { return hopper::kGroupThreads - kWave; }
+    __device__ void synchronize() const { hopper::synchronize(2, size()); }
+  };
 
   const LayerArgs& layer;
   const StepArgs& step;
   const AttendItem& item;
   int group;
   Shared& shared;
+  int first_key = item.first_key;
+  int tiles = (item.end_key - item.first_key + kKeys - 1) / kKeys;
 
   BH_INLINE void run() {
     if (threadIdx.x == 0) {
       shared.is_unbounded = 0;
-      for (int s = 0; s < kStages; ++s) {
-        hopper::init_barrier(&shared.keys_full[s], 1);
-        hopper::init_barrier(&shared.values_full[s], 1);
-        hopper::init_barrier(&shared.keys_empty[s], kConsumers);
-        hopper::init_barrier(&shared.values_empty[s], kConsumers);
+      for (int s = 0; s < kSlots; ++s) {
+        hopper::init_barrier(&shared.full[s], 1);
+        hopper::init_barrier(&shared.empty[s], kConsumers);
+        hopper::init_barrier(&shared.copied[s], 1);
       }
-      hopper::init_barrier(&shared.ragged, 1);
       hopper::fence_barrier_init();
     }
-    describe_rows(layer, step, item, group, kRows, shared.rows);
     __syncthreads();
     if (threadIdx.x < hopper::kGroupThreads) {
-      hopper::give_registers<kProducerRegisters>();
-      if (threadIdx.x < kWave) produce();
+      hopper::give_registers<kCopyingRegisters>();
+      if (threadIdx.x < kWave) {
+        copy();
+      } else {
+        clear();
+      }
     } else {
       hopper::take_registers<kConsumerRegisters>();
       consume();
@@ -83,87 +116,112 @@ struct HopperPrefill {
   }
 
  private:
-  BH_INLINE int num_tiles() const { return (item.end_key - item.first_key + kKeys - 1) / kKeys; }
+  /// Keys that all rows see. Neither the first key nor the last that a token sees is before those
+  /// of the token before it.
+  struct WholeRange {
+    int first;
+    int end;
+    BH_INLINE bool contains(int key, int count) const { return key >= first && key + count <= end; }
+  };
+  BH_INLINE WholeRange whole_range() const {
+    const Token last = token_of(step, item, item.num_tokens - 1);
+    return {last.first > item.first_seen ? last.first : item.first_seen,
+            item.token.end < item.end_key ? item.token.end : item.end_key};
+  }
 
   // ---- the warp that copies ----
 
-  BH_INLINE void produce() const {
+  /// A lane copies at most one of the tiles of 16 tokens: its keys among number n of what is
+  /// multiplied at once.
+  BH_INLINE const char* source(int n) const {
+    static_assert(kKeys / kTile <= kWave);
     const CacheView& cache = step.cache;
     const int tiles_per_block = cache.block_size / kTile;
-    const int32_t* blocks = step.blocks + item.blocks;
-    const int end_tile = (item.end_key + kTile - 1) / kTile;
-    // Neither the first key nor the last that a token sees is before those of the token before it.
-    const int first_whole = shared.rows[item.num_tokens * layer.group_size - 1].first;
-    const int end_whole = shared.rows[0].end;
-    uint32_t ragged_parity = 0;
-    for (int n = 0; n < num_tiles(); ++n) {
-      const int stage = n % kStages;
-      const uint32_t parity = n / kStages % 2 ^ 1;
-      const int first_key = item.first_key + n * kKeys;
-      const int first_tile = first_key / kTile;
-      const int count =
-          end_tile - first_tile < kKeys / kTile ? end_tile - first_tile : kKeys / kTile;
-      // A lane copies at most one panel of 16 tokens, of keys and of values.
-      static_assert(kKeys / kTile * kPanels <= kWave);
-      const char* from = nullptr;
-      int to = 0;
-      if (lane_index() < count * kPanels) {
-        const int tile = first_tile + lane_index() / kPanels;
-        const int panel = lane_index() % kPanels;
-        from = keys_of(cache, blocks[tile / tiles_per_block], group / layer.groups_per_kv_head) +
-               (panel * cache.block_size + tile % tiles_per_block * kTile) * kPanel;
-        to = panel * kPanelBytes + lane_index() / kPanels * kTileBytes;
+    const int tile = (first_key + n * kKeys) / kTile + lane_index();
+    if (lane_index() >= kKeys / kTile || tile * kTile >= item.end_key) return nullptr;
+    const int32_t block = step.blocks[item.blocks + tile / tiles_per_block];
+    return keys_of(cache, block, group / layer.groups_per_kv_head) +
+           tile % tiles_per_block * kTileBytes;
+  }
+
+  BH_INLINE void copy_half(const Place& place, int n, const char* from, uint64_t* full) const {
+    const int left = item.end_key - first_key - n * kKeys;
+    const int count = (left < kKeys ? left + kTile - 1 : kKeys) / kTile;
+    hopper::wait(&shared.empty[place.slot], place.parity ^ 1);
+    if (lane_index() == 0) hopper::arrive_expecting(full, count * kTileBytes);
+    __syncwarp();
+    if (from) {
+      hopper::copy_bulk(shared.slots[place.slot] + lane_index() * kTileBytes, from, kTileBytes,
+                        full);
+    }
+  }
+
+  BH_INLINE void copy() const {
+    const WholeRange whole = whole_range();
+    Place at;
+    const char* from = source(0);
+    const char* next = source(1);
+    if (tiles > 0) copy_half(at.take(), 0, from, shared.full);
+    for (int n = 0; n < tiles; ++n) {
+      const char* after = source(n + 2);  // on its way while this waits for room
+      if (n + 1 < tiles) {
+        const Place keys = at.take();
+        copy_half(keys, n + 1, next, &shared.full[keys.slot]);
       }
-      const int bytes = count * kPanels * kTileBytes;
-      hopper::wait(&shared.keys_empty[stage], parity);
-      if (lane_index() == 0) hopper::arrive_expecting(&shared.keys_full[stage], bytes);
-      __syncwarp();
-      if (from) {
-        hopper::copy_bulk(shared.keys[stage] + to, from, kTileBytes, &shared.keys_full[stage]);
-      }
-      hopper::wait(&shared.values_empty[stage], parity);
-      const bool ragged = first_key < first_whole || first_key + kKeys > end_whole;
-      uint64_t* full = ragged ? &shared.ragged : &shared.values_full[stage];
-      if (lane_index() == 0) hopper::arrive_expecting(full, bytes);
-      __syncwarp();
-      if (from) {
-        hopper::copy_bulk(shared.values[stage] + to, from + cache.half_bytes, kTileBytes, full);
-      }
-      if (ragged) {
-        hopper::wait(&shared.ragged, ragged_parity);
-        ragged_parity ^= 1;
-        clear_ragged(first_key, first_whole, end_whole, shared.values[stage]);
-        if (lane_index() == 0) hopper::arrive(&shared.values_full[stage]);
-      }
+      const Place values = at.take();
+      const bool ragged = !whole.contains(first_key + n * kKeys, kKeys);
+      copy_half(values, n, from ? from + step.cache.half_bytes : nullptr,
+                ragged ? &shared.copied[values.slot] : &shared.full[values.slot]);
+      from = next;
+      next = after;
+    }
+  }
+
+  // ---- the warps that clear what is not to be multiplied ----
+
+  BH_INLINE void clear() const {
+    const WholeRange whole = whole_range();
+    const Cleaners team;
+    uint32_t parities = 0;  // a bit for each slot
+    Place at;
+    at.take();
+    for (int n = 0; n < tiles; ++n) {
+      if (n + 1 < tiles) at.take();
+      const int slot = at.take().slot;
+      const int key = first_key + n * kKeys;
+      if (whole.contains(key, kKeys)) continue;
+      hopper::wait(&shared.copied[slot], parities >> slot & 1);
+      parities ^= 1u << slot;
+      clear_ragged(key, whole, shared.slots[slot], team);
+      hopper::fence_stores();
+      team.synchronize();
+      if (team.index() == 0) hopper::arrive(&shared.full[slot]);
     }
   }
 
   /// Values that no row sees become zero, and of those that some rows see infinities and NaNs.
-  BH_INLINE void clear_ragged(int first_key, int first_whole, int end_whole, char* values) const {
-    bool found = false;
-    for (int key = 0; key < kKeys; ++key) {
-      const int position = first_key + key;
-      if (position >= first_whole && position < end_whole) continue;
-      const bool is_seen = position >= item.first_seen && position < item.end_key;
-      for (int i = lane_index(); i < kPanels * (kPanel / kChunk); i += kWave) {
-        auto& chunk = *reinterpret_cast<Chunk*>(values + i / (kPanel / kChunk) * kPanelBytes +
-                                                key * kPanel + i % (kPanel / kChunk) * kChunk);
-        Chunk kept = {};
-        if (is_seen) {
-          kept = chunk;
+  BH_INLINE void clear_ragged(int tile_key, const WholeRange& whole, char* values,
+                              const Cleaners& team) const {
+    constexpr int kRowChunks = kRowBytes / kChunk;
+    for (int i = team.index(); i < kKeys * kRowChunks; i += team.size()) {
+      const int key = i / kRowChunks;
+      if (whole.contains(tile_key + key, 1)) continue;
+      auto& chunk =
+          *reinterpret_cast<Chunk*>(values + half_offset(kRowBytes, key, i % kRowChunks * kChunk));
+      Chunk kept = {};
+      if (tile_key + key >= item.first_seen && tile_key + key < item.end_key) {
+        kept = chunk;
+        bool found = false;
 #pragma unroll
-          for (uint32_t& word : kept.words) {
-            const uint32_t bits = unbounded_bits<T>(word);
-            found |= bits != 0;
-            word &= ~bits;
-          }
+        for (uint32_t& word : kept.words) {
+          const uint32_t bits = unbounded_bits<T>(word);
+          found |= bits != 0;
+          word &= ~bits;
         }
-        chunk = kept;
+        if (found) shared.is_unbounded = 1;
       }
+      chunk = kept;
     }
-    if (found) shared.is_unbounded = 1;
-    hopper::fence_stores();
-    __syncwarp();
   }
 
   // ---- the warpgroups that multiply ----
@@ -178,6 +236,9 @@ struct HopperPrefill {
     const int consumer = shuffle(static_cast<int>(threadIdx.x) / hopper::kGroupThreads, 0) - 1;
     const int thread = static_cast<int>(threadIdx.x) % hopper::kGroupThreads;
     load_queries(consumer, thread);
+    describe_rows(layer, step, item, group, kRows, shared.rows, Consumers{});
+    hopper::fence_stores();
+    Consumers{}.synchronize();
     const int first_row = consumer * 64 + thread / kWave * 16 + lane_index() / 4;
     KeyRange range;
     for (int row = first_row; row <= first_row + 8; row += 8) {
@@ -190,38 +251,47 @@ struct HopperPrefill {
 #pragma unroll
     for (int i = 0; i < kResults; ++i) results[i] = 0;
 
-    const int tiles = num_tiles();
     if (tiles > 0) {
-      start_scores(0, consumer, scores);
+      Place at;
+      const Place first = at.take();
+      start_scores(first, consumer, scores);
       hopper::wait_for_products<0>();
-      release(shared.keys_empty, 0);
-      weigh(item.first_key, range, first_row, scores, state);
+      release(first);
+      weigh(first_key, range, first_row, scores, state);
       round_weights(scores, weights);
-      for (int n = 0; n + 1 < tiles; ++n) {
-        start_scores(n + 1, consumer, scores);
-        start_results(n, weights, results);
+      for (int n = 1; n < tiles; ++n) {
+        const Place keys = at.take();
+        start_scores(keys, consumer, scores);
+        const Place values = at.take();
+        start_results(values, weights, results);
         hopper::wait_for_products<1>();
-        release(shared.keys_empty, n + 1);
+        release(keys);
         const State before = state;
-        weigh(item.first_key + (n + 1) * kKeys, range, first_row, scores, state);
+        weigh(first_key + n * kKeys, range, first_row, scores, state);
+        // The loop within keeps ptxas from waiting for the results before the weights.
+        wait_until_full(at);
         hopper::wait_for_products<0>();
-        release(shared.values_empty, n);
+        release(values);
         rescale(before, state, results);
         round_weights(scores, weights);
       }
-      start_results(tiles - 1, weights, results);
+      start_results(at, weights, results);
       hopper::wait_for_products<0>();
     }
     write(first_row, state, results);
   }
 
-  /// Tells the copying warp that a warpgroup is done with tile n.
-  BH_INLINE void release(uint64_t* barriers, int n) const {
-    if (threadIdx.x % hopper::kGroupThreads == 0) hopper::arrive(&barriers[n % kStages]);
+  BH_INLINE void wait_until_full(const Place& place) const {
+    hopper::wait(&shared.full[place.slot], place.parity);
+  }
+
+  /// Tells the copying warp that a warpgroup is done with a half.
+  BH_INLINE void release(const Place& place) const {
+    if (threadIdx.x % hopper::kGroupThreads == 0) hopper::arrive(&shared.empty[place.slot]);
   }
 
   BH_INLINE void load_queries(int consumer, int thread) const {
-    constexpr int kRowChunks = kHead * 2 / kChunk;
+    constexpr int kRowChunks = kRowBytes / kChunk;
     constexpr int kLoads = 64 * kRowChunks / hopper::kGroupThreads;
     constexpr int kAhead = kLoads % 8 == 0 ? 8 : 4;
     for (int base = 0; base < kLoads; base += kAhead) {
@@ -229,43 +299,43 @@ struct HopperPrefill {
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
         const int i = (base + a) * hopper::kGroupThreads + thread;
-        const char* query = shared.rows[consumer * 64 + i / kRowChunks].query;
+        const int row = consumer * 64 + i / kRowChunks;
         loaded[a] = {};
-        if (query) loaded[a] = reinterpret_cast<const Chunk*>(query)[i % kRowChunks];
+        if (row < item.num_tokens * layer.group_size) {
+          const char* query = ItemRow(layer, step, item, group, row).query(layer);
+          loaded[a] = reinterpret_cast<const Chunk*>(query)[i % kRowChunks];
+        }
       }
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
         const int i = (base + a) * hopper::kGroupThreads + thread;
         const auto offset =
-            half_offset(kHead * 2, kRows, consumer * 64 + i / kRowChunks, i % kRowChunks * kChunk);
+            half_offset(kRowBytes, consumer * 64 + i / kRowChunks, i % kRowChunks * kChunk);
         *reinterpret_cast<Chunk*>(shared.query + offset) = loaded[a];
       }
     }
-    hopper::fence_stores();
-    hopper::synchronize(2 + consumer, hopper::kGroupThreads);
   }
 
-  BH_INLINE void start_scores(int n, int consumer, float* scores) const {
-    const int stage = n % kStages;
-    hopper::wait(&shared.keys_full[stage], n / kStages % 2);
-    const uint64_t query =
-        hopper::describe_matrix(hopper::shared_address(shared.query) + consumer * 64 * kPanel);
-    const uint64_t keys = hopper::describe_matrix(hopper::shared_address(shared.keys[stage]));
+  BH_INLINE void start_scores(const Place& place, int consumer, float* scores) const {
+    wait_until_full(place);
+    const uint64_t query = hopper::describe_matrix(
+        hopper::shared_address(shared.query) + consumer * 64 * kRowBytes, kGroupBytes);
+    const uint64_t keys =
+        hopper::describe_matrix(hopper::shared_address(shared.slots[place.slot]), kGroupBytes);
     hopper::fence_registers();
 #pragma unroll
     for (int i = 0; i < kHead / 16; ++i) {
-      hopper::multiply<T, kKeys>(hopper::advance(query, i / 4 * kRows * kPanel + i % 4 * 32),
-                                 hopper::advance(keys, i / 4 * kPanelBytes + i % 4 * 32), i > 0,
+      const int at = i / 4 * kPanelBytes + i % 4 * 32;
+      hopper::multiply<T, kKeys>(hopper::advance(query, at), hopper::advance(keys, at), i > 0,
                                  scores);
     }
     hopper::commit_products();
   }
 
-  BH_INLINE void start_results(int n, const uint32_t* weights, float* results) const {
-    const int stage = n % kStages;
-    hopper::wait(&shared.values_full[stage], n / kStages % 2);
-    const uint64_t values =
-        hopper::describe_matrix(hopper::shared_address(shared.values[stage]), kPanelBytes);
+  BH_INLINE void start_results(const Place& place, const uint32_t* weights, float* results) const {
+    wait_until_full(place);
+    const uint64_t values = hopper::describe_matrix(
+        hopper::shared_address(shared.slots[place.slot]), kGroupBytes, kPanelBytes);
     hopper::fence_registers();
 #pragma unroll
     for (int i = 0; i < kKeys / 16; ++i) {
@@ -273,7 +343,7 @@ struct HopperPrefill {
       for (int c = 0; c < kHead / kValueColumns; ++c) {
         hopper::accumulate<T, kValueColumns>(
             weights + 4 * i,
-            hopper::advance(values, c * (kValueColumns / 64) * kPanelBytes + i * 16 * kPanel),
+            hopper::advance(values, i * kTileBytes + c * (kValueColumns / 64) * kPanelBytes),
             results + c * kValueColumns / 2);
       }
     }
@@ -282,17 +352,17 @@ struct HopperPrefill {
 
   /// Turns scores into weights relative to state.maximum, which may rise. Numbers 4j, 4j + 1 of a
   /// thread are of its first row, 4j + 2 and 4j + 3 of its second.
-  BH_INLINE void weigh(int first_key, const KeyRange& range, int first_row, float* scores,
+  BH_INLINE void weigh(int tile_key, const KeyRange& range, int first_row, float* scores,
                        State& state) const {
     const bool plain = is_plain(layer);
-    const bool whole = first_key >= range.first_whole && first_key + kKeys <= range.end_whole;
+    const bool whole = tile_key >= range.first_whole && tile_key + kKeys <= range.end_whole;
     const float factor = exponent_factor(layer);
     if (!plain || !whole) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const QueryRow row = shared.rows[first_row + 8 * r];
+        const RowMask row = shared.rows[first_row + 8 * r];
         // From the thread's first key on, which leaves the fewest numbers to keep.
-        const int key = first_key + lane_index() % 4 * 2;
+        const int key = tile_key + lane_index() % 4 * 2;
         const int distance = key - row.position;
         const int first = row.first - key;
         const int end = row.end - key;
@@ -401,8 +471,7 @@ __global__ void __launch_bounds__(HopperPrefill<T, kHead>::kThreads, 1)
     prefill_hopper(LayerArgs layer, const StepArgs* arguments) {
 #if __CUDA_ARCH__ == 900
   using Kernel = HopperPrefill<T, kHead>;
-  auto& shared = *reinterpret_cast<typename Kernel::Shared*>(
-      reinterpret_cast<uintptr_t>(shared_memory() + 1023) & ~uintptr_t{1023});
+  auto& shared = shared_memory_of<typename Kernel::Shared>();
   const int item = static_cast<int>(blockIdx.x) / layer.num_groups;
   const int group = static_cast<int>(blockIdx.x) % layer.num_groups;
   Kernel{layer, *arguments, arguments->prefill_items[item], group, shared}.run();

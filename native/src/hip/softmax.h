@@ -6,43 +6,63 @@
 
 namespace broadhead::gpu {
 
-/// A query row of an item, that is a token's head, in shared memory.
-struct alignas(16) QueryRow {
+/// What a query row of an item, that is a token's head, sees. In shared memory.
+struct alignas(16) RowMask {
   int32_t position;
   int32_t first;  ///< keys of the item that it sees: first .. end - 1
   int32_t end;
   float slope;
-  const char* query;  ///< NULL past the item's last row
-  float unit;         ///< what products of the query with keys are multiples of; see to_float16
-  int32_t unused;
 };
 
-/// Describes the item's query rows. Every thread of a block calls this.
+/// A row whose query is loaded later.
+struct alignas(16) QueryRow : RowMask {
+  const char* query;  ///< NULL past the item's last row
+  float unit;         ///< what products of the query with keys are multiples of; see to_float16
+};
+
+/// Row r of an item, and of its token's heads.
+struct ItemRow {
+  Token token;
+  int head;
+
+  BH_INLINE ItemRow(const LayerArgs& layer, const StepArgs& step, const AttendItem& item, int group,
+                    int r)
+      : token(token_of(step, item, r / layer.group_size)),
+        head(group * layer.group_size + r % layer.group_size) {}
+
+  BH_INLINE const char* query(const LayerArgs& layer) const {
+    return token.query + int64_t{head} * layer.head_size * tensor_bytes(layer);
+  }
+};
+
+/// Describes the item's query rows. Every thread of a team calls this.
+template <class Described, class Team = WholeBlock>
 BH_INLINE void describe_rows(const LayerArgs& layer, const StepArgs& step, const AttendItem& item,
-                             int group, int count, QueryRow* rows) {
-  for (int r = static_cast<int>(threadIdx.x); r < count; r += static_cast<int>(blockDim.x)) {
-    QueryRow row = {};
+                             int group, int count, Described* rows, const Team& team = {}) {
+  for (int r = team.index(); r < count; r += team.size()) {
+    Described described = {};
     if (r < item.num_tokens * layer.group_size) {
-      const Token token = token_of(step, item, r / layer.group_size);
-      const int head = group * layer.group_size + r % layer.group_size;
-      row = {token.position,
-             token.first > item.first_seen ? token.first : item.first_seen,
-             token.end < item.end_key ? token.end : item.end_key,
-             layer.alibi_slopes ? layer.alibi_slopes[head] : 0,
-             token.query + int64_t{head} * layer.head_size * tensor_bytes(layer),
-             1,
-             0};
+      const ItemRow row(layer, step, item, group, r);
+      const Token& token = row.token;
+      described.position = token.position;
+      described.first = token.first > item.first_seen ? token.first : item.first_seen;
+      described.end = token.end < item.end_key ? token.end : item.end_key;
+      described.slope = layer.alibi_slopes ? layer.alibi_slopes[row.head] : 0;
+      if constexpr (requires { described.query; }) {
+        described.query = row.query(layer);
+        described.unit = 1;
+      }
     }
-    rows[r] = row;
+    rows[r] = described;
   }
 }
 
 /// A weight of zero does not undo an infinite value or a NaN. Where not all rows of an item see a
 /// key kernels make such values zero, and call this once the results are written: it puts what the
 /// rows that see them get in their place. `cache` is of E.
-template <class T, class E, class Team = WholeBlock>
+template <class T, class E, class Described, class Team = WholeBlock>
 BH_INLINE void write_unbounded(const LayerArgs& layer, const StepArgs& step, const AttendItem& item,
-                               int group, const QueryRow* rows, const Team& team = {}) {
+                               int group, const Described* rows, const Team& team = {}) {
   const CacheView& cache = step.cache;
   const int32_t* blocks = step.blocks + item.blocks;
   team.synchronize();
@@ -55,9 +75,9 @@ BH_INLINE void write_unbounded(const LayerArgs& layer, const StepArgs& step, con
       const char* values =
           keys_of(cache, blocks[key / cache.block_size], group / layer.groups_per_kv_head) +
           cache.half_bytes;
-      const float value = widen(*reinterpret_cast<const E*>(
-          values + half_offset(cache.row_bytes, cache.block_size, key % cache.block_size,
-                               dimension * int{sizeof(E)})));
+      const float value = widen(
+          *reinterpret_cast<const E*>(values + half_offset(cache.row_bytes, key % cache.block_size,
+                                                           dimension * int{sizeof(E)})));
       if (!(fabsf(value) < infinity())) sum += value;
     }
     if (sum == 0) continue;
@@ -80,7 +100,7 @@ struct KeyRange {
   int32_t first_whole = 0;
   int32_t end_whole = INT32_MAX;
 
-  BH_INLINE void add(const QueryRow& row) {
+  BH_INLINE void add(const RowMask& row) {
     if (row.first < row.end) {
       begin = row.first < begin ? row.first : begin;
       end = row.end > end ? row.end : end;

@@ -321,17 +321,18 @@ BH_HOST_DEVICE constexpr int words_before(int end, int head_size, int largest, i
   return words;
 }
 
-/// Where a half lies.
+/// Where a tile lies.
 enum class Memory { kCache, kShared };
 
 /// Loads a lane's run, kBytes long and number `lane` of a segment that starts at byte kBegin, of a
-/// token's head of kRowBytes in a half of `tokens` tokens.
+/// token's head of kRowBytes in a tile.
 template <Memory kMemory, int kRowBytes, int kBegin, int kBytes>
-BH_INLINE void load_run(const char* half, int tokens, int token, int lane, uint32_t* words) {
+BH_INLINE void load_run(const char* tile, int token, int lane, uint32_t* words) {
   // A segment of several panels has only full ones.
   constexpr int kWidth = panel_width(kRowBytes, kBegin / kPanel);
   const int byte = kBegin + lane * kBytes;
-  const char* row = half + byte / kPanel * kPanel * tokens + token * kWidth;
+  const char* row = tile + token / kPanelTokens * kPanelTokens * kRowBytes +
+                    byte / kPanel * kPanel * kPanelTokens + token % kPanelTokens * kWidth;
   const int chunk = byte % kPanel / kChunk;
   const int permuted = swizzle(kWidth, token);
   if constexpr (kBytes >= kChunk) {
@@ -383,17 +384,16 @@ struct KeyTile {
   static constexpr int kWords = words_before(kHead, kHead, kKeySegment, kParts, sizeof(E));
   uint32_t raw[kLaneRows][kWords];
 
-  /// `token` is the tile's first in a half of `tokens` tokens.
   template <Memory kMemory>
-  BH_INLINE void load(const char* half, int tokens, int token) {
+  BH_INLINE void load(const char* tile) {
 #pragma unroll
     for (int r = 0; r < kLaneRows; ++r) {
       for_each_segment<kHead, kKeySegment>([&](auto begin, auto size) {
         constexpr int kFirst =
             words_before(decltype(begin)::value, kHead, kKeySegment, kParts, sizeof(E));
         load_run<kMemory, kRowBytes, decltype(begin)::value* int{sizeof(E)},
-                 decltype(size)::value / kParts* int{sizeof(E)}>(
-            half, tokens, token + row_index() + r * kRowLanes, part_index(), raw[r] + kFirst);
+                 decltype(size)::value / kParts* int{sizeof(E)}>(tile, row_index() + r * kRowLanes,
+                                                                 part_index(), raw[r] + kFirst);
       });
     }
   }
@@ -430,15 +430,15 @@ struct ValueTile {
   uint32_t raw[kLaneKeys][kWords];
 
   template <Memory kMemory>
-  BH_INLINE void load(const char* half, int tokens, int token) {
+  BH_INLINE void load(const char* tile) {
 #pragma unroll
     for (int j = 0; j < kLaneKeys; ++j) {
       for_each_segment<kHead, kSegment>([&](auto begin, auto size) {
         constexpr int kFirst =
             words_before(decltype(begin)::value, kHead, kSegment, kRowLanes, sizeof(E));
         load_run<kMemory, kRowBytes, decltype(begin)::value* int{sizeof(E)},
-                 decltype(size)::value / kRowLanes* int{sizeof(E)}>(half, tokens, token + key_of(j),
-                                                                    row_index(), raw[j] + kFirst);
+                 decltype(size)::value / kRowLanes* int{sizeof(E)}>(tile, key_of(j), row_index(),
+                                                                    raw[j] + kFirst);
       });
     }
   }

@@ -95,13 +95,15 @@ class Place {
       : cache_(cache), head_(element / cache.head_size) {
     const int byte = element % cache.head_size * int{sizeof(E)};
     width_ = panel_width(cache.row_bytes, byte / kPanel);
-    panel_ = int64_t{byte / kPanel * kPanel} * cache.block_size;
+    panel_ = byte / kPanel * kPanel * kPanelTokens;
     chunk_ = byte % kPanel / kChunk;
   }
 
   /// Stores a token's key or, half a block further, value.
   BH_INLINE void store(const UpdateToken& token, bool is_value, const Chunk& chunk) const {
-    char* to = keys_of(cache_, token.block, head_) + panel_ + token.offset * width_ +
+    char* to = keys_of(cache_, token.block, head_) +
+               token.offset / kPanelTokens * kPanelTokens * cache_.row_bytes + panel_ +
+               token.offset % kPanelTokens * width_ +
                (chunk_ ^ swizzle(width_, token.offset)) * kChunk;
     *reinterpret_cast<Chunk*>(to + (is_value ? cache_.half_bytes : 0)) = chunk;
   }
@@ -110,7 +112,7 @@ class Place {
   const CacheView& cache_;
   int head_;
   int width_;
-  int64_t panel_;
+  int panel_;
   int chunk_;
 };
 

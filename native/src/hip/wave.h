@@ -51,12 +51,13 @@ BH_INLINE V shuffle(V value, int lane) {
 BH_INLINE bool any(bool predicate) { return __any(predicate); }
 #endif
 
-/// Memory of a block of threads, aligned to 128 bytes.
+/// Memory of a block of threads, aligned to 128 bytes, on NVIDIA's to 1024, as the panels of
+/// Hopper's matrix instructions are.
 BH_INLINE char* shared_memory() {
 #if defined(BH_EMULATED)
   return emulator::shared_memory();
 #else
-  extern __shared__ __attribute__((aligned(128))) char memory[];
+  extern __shared__ __attribute__((aligned(1024))) char memory[];
   return memory;
 #endif
 }

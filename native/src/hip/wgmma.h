@@ -18,17 +18,19 @@
 namespace broadhead::gpu::hopper {
 
 constexpr int kGroupThreads = 128;
+constexpr int kSharedBytes = 227 << 10;  ///< of a block of threads, at most
 
 BH_INLINE uint32_t shared_address(const void* memory) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(memory));
 }
 
-/// Describes a matrix in shared memory. `panel_stride`: bytes from a panel of 64 columns to the
-/// next, for matrices that are contiguous along the columns of C.
-BH_INLINE uint64_t describe_matrix(uint32_t address, uint32_t panel_stride = 16) {
+/// Describes a matrix in shared memory. `group_stride`: bytes from 8 rows to the next 8;
+/// `panel_stride`: from a panel of 64 columns to the next, for matrices that are contiguous along
+/// the columns of C.
+BH_INLINE uint64_t describe_matrix(uint32_t address, uint32_t group_stride,
+                                   uint32_t panel_stride = 16) {
   constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
-  constexpr uint64_t kEightRows = uint64_t{1024 >> 4} << 32;
-  return kSwizzle128 | kEightRows | uint64_t{panel_stride >> 4} << 16 |
+  return kSwizzle128 | uint64_t{group_stride >> 4} << 32 | uint64_t{panel_stride >> 4} << 16 |
          uint64_t{(address & 0x3ffffu) >> 4};
 }
 
