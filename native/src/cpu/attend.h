@@ -20,13 +20,14 @@ constexpr int64_t kSpanBytes = int64_t{128} << 10;
 
 /// An item's scratch, carved from one run of floats.
 struct AttendScratch {
-  int rows;              ///< query rows of a KV head: tokens * group_size
-  float* query;          ///< [heads][rows][head_size], scaled; or pairs, which take half of it
-  float* sums;           ///< [heads][rows][head_size]
-  SoftmaxState* states;  ///< [heads][rows]
-  float* scores;         ///< [kMaxRows][kScoreStride]
-  float* heads;          ///< [kTile][head_size]: keys on their way into a tile
-  float* panel;          ///< tiles of a span, widened
+  int rows;             ///< query rows of a KV head: tokens * group_size
+  float* query;         ///< [heads][rows][head_size], scaled; or pairs, which take half of it
+  float* sums;          ///< [heads][rows][head_size]
+  float* maxima;        ///< [heads][rows]: of the running softmax, as are denominators
+  float* denominators;  ///< [heads][rows]
+  float* scores;        ///< [kMaxRows][kScoreStride]
+  float* heads;         ///< [kTile][head_size]: keys on their way into a tile
+  float* panel;         ///< tiles of a span, widened
 };
 
 /// Tiles of a span, a power of two: where one chunk of query rows reads it, as many as memory
@@ -67,7 +68,8 @@ BH_INLINE int64_t carve(const LayerView& layer, const CacheView* cache, const At
   carved.rows = static_cast<int>(rows);
   carved.query = take(all_rows * layer.head_size);
   carved.sums = take(all_rows * layer.head_size);
-  carved.states = reinterpret_cast<SoftmaxState*>(take(all_rows * 2));
+  carved.maxima = take(all_rows + kWidth);  // whole vectors are read
+  carved.denominators = take(all_rows + kWidth);
   carved.scores = take(kMaxRows * kScoreStride);
   carved.heads = take(cache ? 0 : kTile * layer.head_size);
   const int64_t panel_tile = panel_tile_bytes(layer, cache, carved.rows);
@@ -178,24 +180,34 @@ template <class E, int kRows, int kBytes>
                        layer.score_scale, scores, kScoreStride, Pace(during_scores));
   if (kStartsOnly) during_scores.start();
 
-  float factors[kRows];
-  SoftmaxState* states = scratch.states + first_row;
+  // Of each row in a lane: one exponential rescales them all, and no branch waits for a maximum.
+  constexpr int kLanes = (kRows + kWidth - 1) / kWidth * kWidth;
+  float maxima[kLanes] = {};
+  float totals[kLanes] = {};
+  float factors[kLanes];
   for (int r = 0; r < kRows; ++r) {
     const int row = chunk.first_row + r;
     const int head = (item.first_head + span.head) * layer.group_size + row % layer.group_size;
     const ScoreTransform transform = {layer.logits_soft_cap,
                                       layer.alibi_slopes ? layer.alibi_slopes[head] : 0};
-    const float highest =
-        mask_scores(transform, context.token(item, row / layer.group_size),
-                    span.begin + first_tile * kTile, count, scores + r * kScoreStride);
-    const float maximum = highest > states[r].maximum ? highest : states[r].maximum;
-    factors[r] = rescale(states[r].maximum, maximum);
-    states[r].maximum = maximum;
+    maxima[r] = mask_scores(transform, context.token(item, row / layer.group_size),
+                            span.begin + first_tile * kTile, count, scores + r * kScoreStride);
+  }
+  for (int r = 0; r < kLanes; r += kWidth) {
+    const Vec before = load(scratch.maxima + first_row + r);
+    const Vec maximum = max(load_lanes<kRows>(maxima, r), before);
+    store(factors + r, rescale(before, maximum));
+    store(maxima + r, maximum);
   }
   for (int r = 0; r < kRows; ++r) {
-    states[r].denominator = states[r].denominator * factors[r] +
-                            weigh(scores + r * kScoreStride, count, states[r].maximum);
+    totals[r] = weigh(scores + r * kScoreStride, count, maxima[r]);
   }
+  for (int r = 0; r < kLanes; r += kWidth) {
+    const Vec before = load(scratch.denominators + first_row + r);
+    store(totals + r, before * load(factors + r) + load_lanes<kRows>(totals, r));
+  }
+  __builtin_memcpy(scratch.maxima + first_row, maxima, kRows * sizeof(float));
+  __builtin_memcpy(scratch.denominators + first_row, totals, kRows * sizeof(float));
 
   float* sums = scratch.sums + first_row * size;
   const Range before = {chunk.seen.first, min_int(chunk.common.first, chunk.seen.end)};
@@ -499,7 +511,8 @@ static void attend(const AttendContext& context, const AttendItem& item, float* 
                     [&](auto t) { load_queries<decltype(t)>(context, item, scratch); });
   const int64_t all_rows = int64_t{item.num_heads} * scratch.rows;
   for (int64_t i = 0; i < all_rows * layer.head_size; ++i) scratch.sums[i] = 0;
-  for (int64_t i = 0; i < all_rows; ++i) scratch.states[i] = {-kInfinity, 0};
+  for (int64_t i = 0; i < all_rows; ++i) scratch.maxima[i] = -kInfinity;
+  for (int64_t i = 0; i < all_rows; ++i) scratch.denominators[i] = 0;
 
   if (context.cache) {
     with_cache_dtype(context, [&](auto e) {
@@ -519,15 +532,16 @@ static void attend(const AttendContext& context, const AttendItem& item, float* 
       const QueryToken& token = context.token(item, r / layer.group_size);
       const int head = (item.first_head + h) * layer.group_size + r % layer.group_size;
       const int64_t i = int64_t{h} * scratch.rows + r;
+      const SoftmaxState state = {scratch.maxima[i], scratch.denominators[i]};
       float* sums = scratch.sums + i * layer.head_size;
       if (token.num_partials == 1) {
-        write_output(context, token, head, scratch.states[i], sums);
+        write_output(context, token, head, state, sums);
       } else {
         const int64_t partial = (token.first_partial + item.piece) * layer.num_heads + head;
         __builtin_memcpy(context.partial_sums + partial * layer.head_size, sums,
                          sizeof(float) * static_cast<unsigned>(layer.head_size));
-        context.partial_state[partial * 2] = scratch.states[i].maximum;
-        context.partial_state[partial * 2 + 1] = scratch.states[i].denominator;
+        context.partial_state[partial * 2] = state.maximum;
+        context.partial_state[partial * 2 + 1] = state.denominator;
       }
     }
   }

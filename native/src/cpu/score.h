@@ -86,9 +86,9 @@ BH_INLINE float weigh(float* scores, int count, float maximum) {
   return reduce_add(sum[0] + sum[1]);
 }
 
-/// The factor by which what was summed under `maximum` is multiplied under `next`.
-BH_INLINE float rescale(float maximum, float next) {
-  return next > maximum ? exp(broadcast(maximum - next))[0] : 1;
+/// The factors by which what was summed under `maximum` is multiplied under `next`.
+BH_INLINE Vec rescale(Vec maximum, Vec next) {
+  return next > maximum ? exp(maximum - next) : broadcast(1);
 }
 
 }  // namespace broadhead::cpu::BH_TIER

@@ -57,6 +57,18 @@ BH_INLINE Vec load(const float* from) {
   return v;
 }
 
+/// Floats from `first` on of `kCount`, zeros after them. Those that were just stored one by one
+/// come sooner so than by load(), which would wait for the stores.
+template <int kCount>
+BH_INLINE Vec load_lanes(const float* from, int first) {
+  Vec v = {};
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; ++i) {
+    if (first + i < kCount) v[i] = from[first + i];
+  }
+  return v;
+}
+
 BH_INLINE void store(float* to, Vec v) { __builtin_memcpy(to, &v, sizeof v); }
 
 /// sum += factor * v. AVX-512 multiplies by a float in memory as by a register, but compilers would
