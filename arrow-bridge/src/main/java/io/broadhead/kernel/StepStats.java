@@ -29,8 +29,4 @@ public record StepStats(
     long keysSeen,
     long keysRead,
     long kernelNanoseconds,
-    long bytesTransferred) {
-
-  /** A step that computed nothing. */
-  public static final StepStats NONE = new StepStats(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
-}
+    long bytesTransferred) {}

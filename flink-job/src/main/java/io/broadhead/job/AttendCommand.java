@@ -12,7 +12,6 @@ import io.broadhead.attention.PagedAttention;
 import io.broadhead.attention.RefusedRow;
 import io.broadhead.attention.StepHandler;
 import io.broadhead.attention.StepQueue;
-import io.broadhead.attention.StepReport;
 import io.broadhead.attention.cache.CacheStores;
 import io.broadhead.flink.OnBadRow;
 import io.broadhead.job.sink.ResultLayout;
@@ -119,7 +118,7 @@ final class AttendCommand extends EngineCommand {
         err().println(EngineLine.start(spec.name(), engine, attention.job(), 1));
       }
       StepCounts counts = new StepCounts(true);
-      long bytesCopied = attendAll(attention, allocator, results, refusedRows, counts);
+      attendAll(attention, allocator, results, refusedRows, counts);
       results.finish();
       refusedRows.finish();
       if (!written.quiet) {
@@ -131,7 +130,7 @@ final class AttendCommand extends EngineCommand {
                         counts.sequences(),
                         counts.tokens(),
                         refusedRows.count(),
-                        bytesCopied,
+                        counts.bytesCopied(),
                         (System.nanoTime() - start) / 1e9,
                         engine.backend(),
                         engine.tier(),
@@ -143,46 +142,40 @@ final class AttendCommand extends EngineCommand {
     }
   }
 
-  /** Answers how many payload bytes were copied. */
-  private long attendAll(
+  private void attendAll(
       PagedAttention attention,
       BufferAllocator allocator,
       ResultFiles results,
       RefusedFile refusedRows,
       StepCounts counts)
       throws Exception {
-    long bytesCopied = 0;
     Queue<Computed> computed = new ArrayDeque<>();
     try (StepInput steps = StepInput.open(input, allocator);
         Progress progress = progress(allocator);
-        StepQueue queue = attention.queue(0)) {
+        StepQueue queue =
+            attention.queue(0, step -> counts.addBytesCopied(step.stats().bytesStaged()))) {
       for (ArrowBatch batch = steps.next(); batch != null; batch = steps.next()) {
         StepInput.Origin origin = steps.origin();
         try (ArrowBatch open = batch) {
-          bytesCopied += open.bytesCopied();
-          for (StepReport first : queue.add(open, 0, new Handler(origin, refusedRows, computed))) {
-            bytesCopied += first.stats().bytesStaged();
-          }
+          counts.addBytesCopied(open.bytesCopied());
+          queue.add(open, 0, new Handler(origin, refusedRows, computed));
           while (queue.batches() > 0) {
-            bytesCopied += queue.step().stats().bytesStaged();
+            queue.step();
           }
         } catch (InvalidBatchException e) {
           throw new WorkFailedException(origin + ", " + e.getMessage(), e);
         }
-        bytesCopied += write(computed, results, counts);
+        write(computed, results, counts);
         progress.update(counts.batches(), counts.tokens());
       }
-      while (!queue.isEmpty()) {
-        bytesCopied += queue.step().stats().bytesStaged();
-      }
-      bytesCopied += write(computed, results, counts);
+      queue.drain();
+      write(computed, results, counts);
     } finally {
       computed.forEach(left -> left.result().close());
     }
     if (counts.batches() == 0) {
       throw new WorkFailedException(input + ": expected at least one record batch, got none");
     }
-    return bytesCopied;
   }
 
   /** A result that is to be written. */
@@ -214,18 +207,14 @@ final class AttendCommand extends EngineCommand {
     }
   }
 
-  /** Writes what was computed; answers how many payload bytes were copied to make it. */
-  private static long write(Queue<Computed> computed, ResultFiles results, StepCounts counts)
+  private static void write(Queue<Computed> computed, ResultFiles results, StepCounts counts)
       throws Exception {
-    long bytesCopied = 0;
     for (Computed next = computed.poll(); next != null; next = computed.poll()) {
       try (ArrowBatch result = next.result()) {
         results.write(result, next.origin());
         counts.add(result);
-        bytesCopied += result.bytesCopied();
       }
     }
-    return bytesCopied;
   }
 
   private Progress progress(BufferAllocator allocator) {

@@ -8,12 +8,13 @@ import java.util.HashSet;
 import java.util.Set;
 import org.apache.arrow.vector.types.pojo.ArrowType;
 
-/** Counts results: batches, rows, tokens, different sequences. Used by one thread. */
+/** Counts results: batches, rows, tokens, bytes copied, different sequences. Used by one thread. */
 public final class StepCounts {
   private final Set<Object> sequences;
   private long batches;
   private long rows;
   private long tokens;
+  private long bytesCopied;
 
   /**
    * @param countSequences whether to remember every sequence id; an endless stream must not
@@ -27,9 +28,15 @@ public final class StepCounts {
     batches++;
     rows += result.numRows();
     tokens += tokensOf(result);
+    bytesCopied += result.bytesCopied();
     if (sequences != null) {
       addSequences(result);
     }
+  }
+
+  /** Payload bytes were copied on the way to a result. */
+  public void addBytesCopied(long bytes) {
+    bytesCopied += bytes;
   }
 
   /** Query tokens that {@code result} has outputs for. */
@@ -61,6 +68,11 @@ public final class StepCounts {
 
   public long tokens() {
     return tokens;
+  }
+
+  /** Payload bytes that were copied on the way to the results, and to make them. */
+  public long bytesCopied() {
+    return bytesCopied;
   }
 
   /** Different sequences, or -1 if they are not counted. */

@@ -86,7 +86,9 @@ public final class PagedAttention implements AutoCloseable {
     this.schemas = new BoundSchemas(layers, cacheLayers.roles(), allocator);
     this.memory = new PoolMemory(layers, cacheLayers.owners(), allocator);
     this.runner = new StepRunner(outOfBlocks);
-    this.direct = new StepQueue(this, runner, 0, false);
+    this.direct =
+        new StepQueue(
+            this, runner, 0, false, step -> lastBytesCopied += step.stats().bytesStaged());
   }
 
   /**
@@ -155,17 +157,15 @@ public final class PagedAttention implements AutoCloseable {
    */
   public ArrowBatch step(ArrowBatch batch, Consumer<RefusedRow> refused) {
     Outcome outcome = new Outcome(refused);
-    long staged = 0;
+    lastBytesCopied = 0;
     try {
       direct.add(batch, ONLY_SHARD, outcome);
-      while (!direct.isEmpty()) {
-        staged += direct.step().stats().bytesStaged();
-      }
+      direct.drain();
     } finally {
       direct.close();
     }
     trim();
-    lastBytesCopied = outcome.result.bytesCopied() + staged;
+    lastBytesCopied += outcome.result.bytesCopied();
     return outcome.result;
   }
 
@@ -193,9 +193,16 @@ public final class PagedAttention implements AutoCloseable {
    * A queue that joins batches to steps of up to {@code maxTokens} new tokens, and divides rows
    * that have more; 0: each batch is a step by itself. Its steps overlap with the caller's work
    * where the backend can do that. The caller closes it before this.
+   *
+   * @param steps is told of every step, before its results are handed over
    */
+  public StepQueue queue(int maxTokens, Consumer<StepReport> steps) {
+    return new StepQueue(this, runner, maxTokens, engine.info().overlaps(), steps);
+  }
+
+  /** As above, for a caller who need not know what steps did. */
   public StepQueue queue(int maxTokens) {
-    return new StepQueue(this, runner, maxTokens, engine.info().overlaps());
+    return queue(maxTokens, step -> {});
   }
 
   /**

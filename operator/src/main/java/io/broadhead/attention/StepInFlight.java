@@ -3,6 +3,7 @@ package io.broadhead.attention;
 
 import io.broadhead.kernel.KernelException;
 import io.broadhead.kernel.PendingStep;
+import io.broadhead.kernel.StepStats;
 import java.util.ArrayList;
 import java.util.List;
 
@@ -13,11 +14,13 @@ import java.util.List;
 final class StepInFlight implements StepQueue.InFlight, AutoCloseable {
   private final PendingStep step;
   private final List<StepRunner.Placed> placed;
+  private final long nanosToBegin;
   private final List<PendingBatch> complete = new ArrayList<>();
 
-  StepInFlight(PendingStep step, List<StepRunner.Placed> placed) {
+  StepInFlight(PendingStep step, List<StepRunner.Placed> placed, long nanosToBegin) {
     this.step = step;
     this.placed = placed;
+    this.nanosToBegin = nanosToBegin;
   }
 
   /** These have their results when the step has ended; they are this object's from now on. */
@@ -41,8 +44,11 @@ final class StepInFlight implements StepQueue.InFlight, AutoCloseable {
    * @throws KernelException if the device failed, naming the layer
    */
   StepReport end() {
+    long start = System.nanoTime();
     try {
-      return new StepReport(StepRunner.rows(placed), step.end());
+      StepStats stats = step.end();
+      return new StepReport(
+          StepRunner.rows(placed), stats, nanosToBegin + System.nanoTime() - start);
     } catch (KernelException e) {
       throw StepRunner.named(e, placed.get(0).layer().spec());
     } finally {

@@ -9,6 +9,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Queue;
+import java.util.function.Consumer;
 
 /**
  * Step batches that wait to be computed. Batches of one layer are computed together where they fit
@@ -34,6 +35,7 @@ public final class StepQueue implements AutoCloseable {
   private final StepRunner runner;
   private final StepSelector selector;
   private final boolean overlaps;
+  private final Consumer<StepReport> steps;
 
   /** The batches that wait, oldest first, apart for each cache. */
   private final Map<String, List<PendingBatch>> lanes = new HashMap<>();
@@ -50,12 +52,19 @@ public final class StepQueue implements AutoCloseable {
 
   /**
    * @param overlaps whether a step is only begun, and settled when the next one has been
+   * @param steps is told of every step, before its results are handed over
    */
-  StepQueue(PagedAttention attention, StepRunner runner, int maxTokens, boolean overlaps) {
+  StepQueue(
+      PagedAttention attention,
+      StepRunner runner,
+      int maxTokens,
+      boolean overlaps,
+      Consumer<StepReport> steps) {
     this.attention = attention;
     this.runner = runner;
     this.selector = new StepSelector(maxTokens);
     this.overlaps = overlaps;
+    this.steps = steps;
   }
 
   /**
@@ -63,29 +72,25 @@ public final class StepQueue implements AutoCloseable {
    * layer of the job does not wait.
    *
    * @param shard of all its rows
-   * @return what the steps did that came first
    * @throws InvalidBatchException if its schema is wrong
    */
-  public List<StepReport> add(ArrowBatch batch, int shard, StepHandler handler) {
-    List<StepReport> first = new ArrayList<>(0);
+  public void add(ArrowBatch batch, int shard, StepHandler handler) {
     if (attention.hasManySchemas()) {
-      while (!isEmpty()) {
-        first.add(step());
-      }
+      drain();
       attention.trim();
     }
     if (inFlight != null && attention.isOfNoLayer(batch)) {
-      first.add(settle()); // its result would overtake
+      settle(); // its result would overtake
     }
     Optional<PendingBatch> taken = attention.pend(batch, shard, handler);
     if (taken.isEmpty()) {
-      return first;
+      return;
     }
     PendingBatch added = taken.get();
     boolean queued = false;
     try {
       while (batches > 0 && attention.forks(added)) {
-        first.add(step());
+        step();
       }
       String owner = attention.job().cacheOwner(added.layer().spec()).name();
       List<PendingBatch> lane = lanes.computeIfAbsent(owner, name -> new ArrayList<>());
@@ -102,7 +107,6 @@ public final class StepQueue implements AutoCloseable {
         added.close();
       }
     }
-    return first;
   }
 
   /** Whether nothing waits and nothing is in flight. */
@@ -132,12 +136,11 @@ public final class StepQueue implements AutoCloseable {
    *
    * <p>If both fail, the step and the end of the one before it, the latter is suppressed by the
    * former.
-   *
-   * @return what the step did whose results were handed over, or that nothing was computed
    */
-  public StepReport step() {
+  public void step() {
     if (turns.isEmpty()) {
-      return settle();
+      settle();
+      return;
     }
     List<PendingBatch> lane = turns.element();
     Completion completion = new Completion(inFlight);
@@ -148,7 +151,7 @@ public final class StepQueue implements AutoCloseable {
       if (overlaps) {
         inFlight = runner.begin(runs);
       } else {
-        completion.report = runner.compute(runs);
+        runner.compute(runs).ifPresent(steps);
       }
       tokens -= tokensBefore - tokens(lane);
       List<PendingBatch> done = removeDone(lane);
@@ -162,13 +165,11 @@ public final class StepQueue implements AutoCloseable {
         completion.done = done;
       }
     }
-    return completion.report;
   }
 
   /** Hands over what a step completes, also if it is refused: what came before it goes first. */
   private final class Completion implements AutoCloseable {
     private final StepInFlight before;
-    private StepReport report = StepReport.NOTHING;
     private List<PendingBatch> done = List.of();
 
     Completion(StepInFlight before) {
@@ -179,7 +180,7 @@ public final class StepQueue implements AutoCloseable {
     public void close() {
       try {
         if (before != null) {
-          report = finish(before);
+          finish(before);
         }
         done.forEach(PendingBatch::finish);
       } finally {
@@ -188,23 +189,21 @@ public final class StepQueue implements AutoCloseable {
     }
   }
 
-  private StepReport finish(StepInFlight step) {
+  private void finish(StepInFlight step) {
     try {
-      StepReport report = runner.end(step);
+      steps.accept(runner.end(step));
       step.complete().forEach(PendingBatch::finish);
-      return report;
     } finally {
       step.complete().forEach(PendingBatch::close);
     }
   }
 
-  private StepReport settle() {
-    if (inFlight == null) {
-      return StepReport.NOTHING;
+  private void settle() {
+    if (inFlight != null) {
+      StepInFlight step = inFlight;
+      inFlight = null;
+      finish(step);
     }
-    StepInFlight step = inFlight;
-    inFlight = null;
-    return finish(step);
   }
 
   /** The step that a device computes beside the caller, if there is one. */
@@ -216,8 +215,10 @@ public final class StepQueue implements AutoCloseable {
    * Hands over what {@code step} completes, if it has not been yet. Waits for it; whoever does not
    * want to has somebody else {@link InFlight#await await} it first.
    */
-  public StepReport settle(InFlight step) {
-    return step == inFlight ? settle() : StepReport.NOTHING;
+  public void settle(InFlight step) {
+    if (step == inFlight) {
+      settle();
+    }
   }
 
   private List<PendingBatch> removeDone(List<PendingBatch> lane) {

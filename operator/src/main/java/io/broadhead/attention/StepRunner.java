@@ -26,6 +26,7 @@ final class StepRunner {
   private final List<Placed> step = new ArrayList<>();
 
   private final List<StepPart> parts = new ArrayList<>();
+  private long started;
   private StepReport lastReport;
   private KvCacheManager manager;
   private ExternalBlocks external;
@@ -80,12 +81,17 @@ final class StepRunner {
   /**
    * Computes {@code runs}, which are of batches whose layers join, or as many of them as fit.
    *
-   * @return what was done
+   * @return what was done; empty if nothing was left to compute
    * @throws KernelException if memory or the device fails, or the pool has no blocks and that is to
    *     fail; then nothing was computed
    */
-  StepReport compute(List<RowRun> runs) {
-    return run(runs, StepBinding::run, true) ? lastReport : StepReport.NOTHING;
+  Optional<StepReport> compute(List<RowRun> runs) {
+    return run(runs, this::compute, true) ? Optional.of(lastReport) : Optional.empty();
+  }
+
+  private void compute(StepBinding binding, List<StepPart> parts) {
+    binding.run(parts);
+    lastReport = new StepReport(rows(step), binding.lastStats(), System.nanoTime() - started);
   }
 
   /**
@@ -111,7 +117,7 @@ final class StepRunner {
 
   private void begin(StepBinding binding, List<StepPart> parts) {
     PendingStep pending = binding.begin(parts);
-    begun = new StepInFlight(pending, List.copyOf(step));
+    begun = new StepInFlight(pending, List.copyOf(step), System.nanoTime() - started);
   }
 
   /**
@@ -151,6 +157,7 @@ final class StepRunner {
   }
 
   private boolean run(List<RowRun> runs, Use use, boolean stays) {
+    started = System.nanoTime();
     boolean done = false;
     try {
       for (int i = 0; i < runs.size() && plan(runs.get(i), stays); i++) {
@@ -269,9 +276,6 @@ final class StepRunner {
     StepBinding binding = step.get(0).run.batch().layer().binding();
     try {
       use.run(binding, parts);
-      if (begun == null) {
-        lastReport = new StepReport(rows(step), binding.lastStats());
-      }
       return true;
     } catch (KernelException e) {
       if (e.code() != ErrorCode.INVALID_ROW) {

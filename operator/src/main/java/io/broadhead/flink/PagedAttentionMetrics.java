@@ -69,9 +69,8 @@ public final class PagedAttentionMetrics {
           new Description(
               STEP_TIME_MICROS,
               "histogram",
-              "microseconds of a step: checks, block tables, cache update, attention and what"
-                  + " follows in the chain, on a GPU those of the task's thread; over the last 512"
-                  + " steps"),
+              "microseconds of a step: checks, block tables, cache update and attention, on a GPU"
+                  + " those of the task's thread; over the last 512 steps"),
           new Description(STEP_ROWS, "histogram", "rows of a step; over the last 512 steps"),
           new Description(
               STEP_TOKENS, "histogram", "query tokens of a step; over the last 512 steps"),
@@ -182,11 +181,8 @@ public final class PagedAttentionMetrics {
         .orElse(0.0);
   }
 
-  /** A step was computed, or tried. */
-  void step(StepReport report, long nanos) {
-    if (report.rows() == 0) {
-      return;
-    }
+  /** A step was computed. */
+  void step(StepReport report) {
     StepStats stats = report.stats();
     steps.inc();
     queryTokens.inc(stats.queryTokens());
@@ -194,7 +190,7 @@ public final class PagedAttentionMetrics {
     bytesInPlace.inc(stats.bytesInPlace());
     bytesCopied.inc(stats.bytesStaged());
     bytesTransferred.inc(stats.bytesTransferred());
-    stepTimeMicros.update(nanos / 1000);
+    stepTimeMicros.update(report.nanos() / 1000);
     stepRows.update(report.rows());
     stepTokens.update(stats.queryTokens());
   }

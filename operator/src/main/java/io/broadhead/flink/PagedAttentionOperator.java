@@ -8,7 +8,6 @@ import io.broadhead.attention.Job;
 import io.broadhead.attention.PagedAttention;
 import io.broadhead.attention.RefusedRow;
 import io.broadhead.attention.StepQueue;
-import io.broadhead.attention.StepReport;
 import io.broadhead.attention.cache.CacheStores;
 import io.broadhead.kernel.ErrorCode;
 import io.broadhead.kernel.KernelEngine;
@@ -85,6 +84,7 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
   private transient BufferAllocator allocator;
   private transient PagedAttention attention;
   private transient StepQueue queue;
+  private transient PagedAttentionMetrics metrics;
   private transient StepWaiter waiter;
   private transient StepPump pump;
   private transient Closeable canceller;
@@ -128,14 +128,14 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
     if (state != null) {
       state.restore(attention, settings.shards());
     }
-    queue = attention.queue(settings.batchMaxTokens());
+    queue = attention.queue(settings.batchMaxTokens(), step -> metrics.step(step));
+    metrics = new PagedAttentionMetrics(getMetricGroup(), attention, queue);
     String task = getRuntimeContext().getTaskInfo().getTaskNameWithSubtasks();
-    PagedAttentionMetrics metrics = new PagedAttentionMetrics(getMetricGroup(), attention, queue);
     emitter = new ResultEmitter(output, settings, metrics);
     if (engine.info().overlaps()) {
-      waiter = new StepWaiter(task, mailbox, step -> settle(step, metrics));
+      waiter = new StepWaiter(task, mailbox, this::settle);
     }
-    pump = new StepPump(queue, settings, getProcessingTimeService(), metrics, waiter);
+    pump = new StepPump(queue, settings, getProcessingTimeService(), waiter);
     LOGGER.info("{} {}: {}, {}", getOperatorName(), task, attention.describe(), managedMemory);
   }
 
@@ -179,11 +179,9 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
   }
 
   /** Emits what a step completes that is done, unless the next one was begun in the meantime. */
-  private void settle(StepQueue.InFlight step, PagedAttentionMetrics metrics) {
-    long start = System.nanoTime();
+  private void settle(StepQueue.InFlight step) {
     try {
-      StepReport report = queue.settle(step);
-      metrics.step(report, System.nanoTime() - start);
+      queue.settle(step);
     } catch (KernelException e) {
       throw unlessCancelled(e);
     }

@@ -4,8 +4,6 @@ package io.broadhead.flink;
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.attention.StepHandler;
 import io.broadhead.attention.StepQueue;
-import io.broadhead.attention.StepReport;
-import java.util.List;
 import java.util.concurrent.ScheduledFuture;
 import org.apache.flink.streaming.runtime.tasks.ProcessingTimeService;
 
@@ -23,7 +21,6 @@ final class StepPump implements AutoCloseable {
   private final int maxTokens;
   private final long maxDelayMillis;
   private final ProcessingTimeService time;
-  private final PagedAttentionMetrics metrics;
   private ScheduledFuture<?> timer;
   private long timerDue;
 
@@ -34,35 +31,27 @@ final class StepPump implements AutoCloseable {
    * @param waiter has the last step settled if no input follows; or null
    */
   StepPump(
-      StepQueue queue,
-      OperatorSettings settings,
-      ProcessingTimeService time,
-      PagedAttentionMetrics metrics,
-      StepWaiter waiter) {
+      StepQueue queue, OperatorSettings settings, ProcessingTimeService time, StepWaiter waiter) {
     this.queue = queue;
     this.maxTokens = settings.batchMaxTokens();
     this.maxDelayMillis = settings.batchMaxDelay().toMillis();
     this.time = time;
-    this.metrics = metrics;
     this.waiter = waiter;
   }
 
   /** Adds a batch, which stays the caller's; computes what is due. */
   void add(ArrowBatch batch, int shard, StepHandler handler) {
-    long start = System.nanoTime();
-    List<StepReport> first = queue.add(batch, shard, handler);
-    long nanos = System.nanoTime() - start;
-    first.forEach(report -> metrics.step(report, nanos / first.size()));
+    queue.add(batch, shard, handler);
     if (maxTokens == 0) {
       while (queue.batches() > 0) {
-        step();
+        queue.step();
       }
     } else {
       if (isDue()) {
-        step();
+        queue.step();
       }
       while (queue.bytes() > MOST_WAITING_BYTES && queue.batches() > 1) {
-        step();
+        queue.step();
       }
       schedule();
     }
@@ -72,12 +61,6 @@ final class StepPump implements AutoCloseable {
   /** Whether there is enough for a step, or nothing is to wait. */
   private boolean isDue() {
     return maxDelayMillis == 0 || queue.tokens() >= maxTokens;
-  }
-
-  private void step() {
-    long start = System.nanoTime();
-    StepReport report = queue.step();
-    metrics.step(report, System.nanoTime() - start);
   }
 
   /** Has the last step settled if no input follows. */
@@ -94,7 +77,7 @@ final class StepPump implements AutoCloseable {
   private void computeWaiting() {
     boolean isLong = isDue();
     do {
-      step();
+      queue.step();
     } while (!isLong && queue.batches() > 0);
     schedule();
     watch();
@@ -130,9 +113,7 @@ final class StepPump implements AutoCloseable {
 
   /** Computes all that waits, and emits all results. */
   void drain() {
-    while (!queue.isEmpty()) {
-      step();
-    }
+    queue.drain();
     cancelTimer();
   }
 
