@@ -158,7 +158,7 @@ final class AttendCommand extends EngineCommand {
         StepInput.Origin origin = steps.origin();
         try (ArrowBatch open = batch) {
           counts.addBytesCopied(open.bytesCopied());
-          queue.add(open, 0, new Handler(origin, refusedRows, computed));
+          queue.add(open, new Handler(origin, refusedRows, computed));
           while (queue.batches() > 0) {
             queue.step();
           }

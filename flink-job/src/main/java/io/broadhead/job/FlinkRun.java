@@ -354,7 +354,7 @@ final class FlinkRun {
 
   /**
    * Tells where in the input the batch is that the job stumbled over: an operator knows it only by
-   * its rows, and those of one shard. Checking the input again costs nothing but the failure's
+   * its rows, and those of one subtask. Checking the input again costs nothing but the failure's
    * time.
    */
   private Exception explained(JobExecutionException failure, Path input) {

@@ -29,6 +29,7 @@ import java.util.Map;
 import java.util.Optional;
 import java.util.function.Consumer;
 import java.util.function.Function;
+import java.util.function.IntUnaryOperator;
 import org.apache.arrow.memory.BufferAllocator;
 
 /**
@@ -49,7 +50,7 @@ import org.apache.arrow.memory.BufferAllocator;
  */
 public final class PagedAttention implements AutoCloseable {
   /** The shard of batches that nobody divides. */
-  private static final int ONLY_SHARD = 0;
+  static final int ONLY_SHARD = 0;
 
   private final Job job;
   private final BufferAllocator allocator;
@@ -159,7 +160,7 @@ public final class PagedAttention implements AutoCloseable {
     Outcome outcome = new Outcome(refused);
     lastBytesCopied = 0;
     try {
-      direct.add(batch, ONLY_SHARD, outcome);
+      direct.add(batch, outcome);
       direct.drain();
     } finally {
       direct.close();
@@ -237,7 +238,7 @@ public final class PagedAttention implements AutoCloseable {
   private List<RefusedRow> refusedOf(ArrowBatch batch, Consumer<PendingBatch> rehearsal) {
     List<RefusedRow> refused = new ArrayList<>();
     Outcome outcome = new Outcome(refused::add);
-    Optional<PendingBatch> taken = pend(batch, ONLY_SHARD, outcome);
+    Optional<PendingBatch> taken = pend(batch, row -> ONLY_SHARD, outcome);
     if (taken.isEmpty()) {
       outcome.result.close();
     } else {
@@ -297,7 +298,7 @@ public final class PagedAttention implements AutoCloseable {
    *
    * @return empty if no row names a layer of the job: the batch is done then
    */
-  Optional<PendingBatch> pend(ArrowBatch batch, int shard, StepHandler handler) {
+  Optional<PendingBatch> pend(ArrowBatch batch, IntUnaryOperator shardOfRow, StepHandler handler) {
     StepBatchSchema schema = schemas.of(batch.schema());
     Optional<LayerSpec> named = layerOf(batch, schema);
     if (named.isEmpty()) {
@@ -309,7 +310,7 @@ public final class PagedAttention implements AutoCloseable {
     try {
       BoundLayer bound = schemas.of(batch.schema(), layer);
       requireOneMode(bound);
-      pending = new PendingBatch(batch, bound, shard, handler);
+      pending = new PendingBatch(batch, bound, shardOfRow, handler);
     } catch (KernelException e) {
       throw StepRunner.named(e, layer);
     }
@@ -452,7 +453,8 @@ public final class PagedAttention implements AutoCloseable {
     for (int row = pending.nextOpen(0); row >= 0; row = pending.nextOpen(row + 1)) {
       try {
         int tokens = pending.rows().tokens(row);
-        if (manager.forks(pending.shard(), pending.rows().request(row, 0, tokens, layer.role()))) {
+        if (manager.forks(
+            pending.shard(row), pending.rows().request(row, 0, tokens, layer.role()))) {
           return true;
         }
       } catch (RowRefusedException e) {

@@ -5,6 +5,7 @@ import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.kernel.ErrorCode;
 import io.broadhead.kernel.ResultDraft;
 import java.util.BitSet;
+import java.util.function.IntUnaryOperator;
 
 /**
  * A step batch on its way: which of its rows are still to be computed, and the draft of its result.
@@ -13,7 +14,7 @@ import java.util.BitSet;
 final class PendingBatch implements AutoCloseable {
   private final ArrowBatch batch;
   private final BoundLayer layer;
-  private final int shard;
+  private final IntUnaryOperator shardOfRow;
   private final StepHandler handler;
   private final StepRows rows;
   private final ResultDraft draft;
@@ -21,9 +22,10 @@ final class PendingBatch implements AutoCloseable {
   private int[] tokensDone;
   private long tokensLeft;
 
-  PendingBatch(ArrowBatch batch, BoundLayer layer, int shard, StepHandler handler) {
+  PendingBatch(
+      ArrowBatch batch, BoundLayer layer, IntUnaryOperator shardOfRow, StepHandler handler) {
     this.layer = layer;
-    this.shard = shard;
+    this.shardOfRow = shardOfRow;
     this.handler = handler;
     this.rows = new StepRows(batch, layer.batchSchema());
     this.draft = layer.results().draft(batch);
@@ -42,8 +44,8 @@ final class PendingBatch implements AutoCloseable {
     return layer;
   }
 
-  int shard() {
-    return shard;
+  int shard(int row) {
+    return shardOfRow.applyAsInt(row);
   }
 
   StepRows rows() {

@@ -10,6 +10,7 @@ import java.util.Map;
 import java.util.Optional;
 import java.util.Queue;
 import java.util.function.Consumer;
+import java.util.function.IntUnaryOperator;
 
 /**
  * Step batches that wait to be computed. Batches of one layer are computed together where they fit
@@ -71,10 +72,18 @@ public final class StepQueue implements AutoCloseable {
    * Adds a batch. Computes what waits first where that decides what the batch means. A batch of no
    * layer of the job does not wait.
    *
-   * @param shard of all its rows
    * @throws InvalidBatchException if its schema is wrong
    */
-  public void add(ArrowBatch batch, int shard, StepHandler handler) {
+  public void add(ArrowBatch batch, StepHandler handler) {
+    add(batch, row -> PagedAttention.ONLY_SHARD, handler);
+  }
+
+  /**
+   * As above, for a batch whose rows are of several shards.
+   *
+   * @param shardOfRow the shard of each row
+   */
+  public void add(ArrowBatch batch, IntUnaryOperator shardOfRow, StepHandler handler) {
     if (attention.hasManySchemas()) {
       drain();
       attention.trim();
@@ -82,7 +91,7 @@ public final class StepQueue implements AutoCloseable {
     if (inFlight != null && attention.isOfNoLayer(batch)) {
       settle(); // its result would overtake
     }
-    Optional<PendingBatch> taken = attention.pend(batch, shard, handler);
+    Optional<PendingBatch> taken = attention.pend(batch, shardOfRow, handler);
     if (taken.isEmpty()) {
       return;
     }

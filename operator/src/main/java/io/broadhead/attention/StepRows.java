@@ -71,16 +71,17 @@ final class StepRows {
     return seqLens == null || seqLens.isNull(row) ? 0 : seqLens.getInt(row);
   }
 
-  /** Visits the slots of the new tokens of {@code run}, where the producer gives them. */
-  void forEachSlot(RowRun run, LongConsumer visit) {
-    for (int row = run.row(); slots != null && row < run.row() + run.count(); row++) {
-      long first = slots.offset(row);
-      long count = slots.listSize(row);
-      long from = run.isWhole() ? 0 : Math.min(run.from(), count);
-      long to = run.isWhole() ? count : Math.min(run.to(), count);
-      for (long i = from; i < to; i++) {
-        visit.accept(slots.child().getLong(first + i));
-      }
+  /** Visits the slots of the new tokens of a row of {@code run}, where the producer gives them. */
+  void forEachSlot(RowRun run, int row, LongConsumer visit) {
+    if (slots == null) {
+      return;
+    }
+    long first = slots.offset(row);
+    long count = slots.listSize(row);
+    long from = run.isWhole() ? 0 : Math.min(run.from(), count);
+    long to = run.isWhole() ? count : Math.min(run.to(), count);
+    for (long i = from; i < to; i++) {
+      visit.accept(slots.child().getLong(first + i));
     }
   }
 

@@ -189,11 +189,13 @@ final class StepRunner {
   private void noteWritten(RowRun run) {
     BoundLayer layer = run.batch().layer();
     if (external != null && layer.isExternal() && layer.writesCache() >= 0) {
-      int shard = run.batch().shard();
       long now = System.currentTimeMillis();
-      run.batch()
-          .rows()
-          .forEachSlot(run, slot -> external.written(shard, layer.writesCache(), slot, now));
+      for (int row = run.row(); row < run.row() + run.count(); row++) {
+        int shard = run.batch().shard(row);
+        run.batch()
+            .rows()
+            .forEachSlot(run, row, slot -> external.written(shard, layer.writesCache(), slot, now));
+      }
     }
   }
 
@@ -242,13 +244,13 @@ final class StepRunner {
     try {
       RowRequest request = batch.rows().request(row, run.from(), to, batch.layer().role());
       try {
-        manager.plan(batch.shard(), request, part.planned());
+        manager.plan(batch.shard(row), request, part.planned());
         return Place.PLACED;
       } catch (StepFullException e) {
         if (!step.isEmpty() || part.planned().rows() > 0) {
           return Place.LATER;
         }
-        RowRefusedException shortage = manager.shortage(batch.shard(), request, e);
+        RowRefusedException shortage = manager.shortage(batch.shard(row), request, e);
         if (outOfBlocks == OutOfBlocks.FAIL) {
           throw new KernelException(
               shortage.code(),
@@ -256,7 +258,7 @@ final class StepRunner {
               "layer '" + batch.layer().spec().name() + "': " + shortage.getMessage());
         }
         if (stays) {
-          manager.giveUp(batch.shard(), request);
+          manager.giveUp(batch.shard(row), request);
         }
         throw shortage;
       }

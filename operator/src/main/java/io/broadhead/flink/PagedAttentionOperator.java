@@ -51,7 +51,7 @@ import org.slf4j.LoggerFactory;
  * operator upstream. A result is closed after {@code collect()} has returned.
  *
  * <p><b>State.</b> The caches are keyed state, brought up to date by each snapshot; the key is the
- * shard of a batch. What is swapped out in between goes there too.
+ * shard of a row. What is swapped out in between goes there too.
  *
  * <p><b>Life.</b> The backend is opened in {@link #open} and closed with all caches in {@link
  * #close}, which survives an {@code open} that failed half-way. If {@link PagedAttentionStream}
@@ -87,6 +87,7 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
   private transient PagedAttentionMetrics metrics;
   private transient StepWaiter waiter;
   private transient StepPump pump;
+  private transient ShardKey shardKey;
   private transient Closeable canceller;
   private transient ResultEmitter emitter;
 
@@ -117,6 +118,9 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
   @Override
   public void open() throws Exception {
     super.open();
+    shardKey =
+        new ShardKey(
+            settings.shards(), getRuntimeContext().getTaskInfo().getMaxNumberOfParallelSubtasks());
     engine = openEngine();
     boolean ownMemory = engine.info().freeMemory() > 0;
     managedMemory = ManagedMemory.reserve(this, ownMemory ? 0 : job.cacheBytes().orElse(0));
@@ -158,7 +162,7 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
   public void processElement(StreamRecord<ArrowBatch> element) throws Exception {
     ArrowBatch batch = element.getValue();
     try {
-      pump.add(batch, shard(), emitter.handlerOf(element));
+      pump.add(batch, shardKey.keys(batch), emitter.handlerOf(element));
     } catch (KernelException e) {
       throw unlessCancelled(e);
     } finally {
@@ -166,11 +170,6 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
         batch.close();
       }
     }
-  }
-
-  /** The key of the element, which is the shard of all rows of its batch. */
-  private int shard() {
-    return (Integer) getCurrentKey();
   }
 
   /** A step that was cancelled is no failure of the job. */

@@ -99,10 +99,10 @@ public final class PagedAttentionOptions {
           .noDefaultValue()
           .withDescription(
               "Shards that sequences are divided into by a hash of sequence_group if there is that"
-                  + " column, else of sequence_id; the parallelism of the operator if not set. More"
-                  + " shards make smaller batches and let the job be rescaled up to as many"
-                  + " subtasks. With 1 the rows of a batch stay together. Sequences share blocks"
-                  + " within a shard only.");
+                  + " column, else of sequence_id; the parallelism of the operator if not set."
+                  + " More shards let the job be rescaled up to as many subtasks; with unaligned"
+                  + " checkpoints they also make smaller batches. Sequences share blocks within a"
+                  + " shard only.");
 
   private PagedAttentionOptions() {}
 

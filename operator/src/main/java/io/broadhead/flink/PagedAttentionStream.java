@@ -24,9 +24,9 @@ import org.apache.flink.streaming.api.datastream.SingleOutputStreamOperator;
  * }</pre>
  *
  * <p>With one shard the operator has one subtask, and is chained to an upstream operator that has
- * one too: batches are passed by reference. With more, batches are split by shard where they are
- * and keyed by it, so that a sequence always meets the same subtask. Steps of a sequence keep their
- * order if the upstream operator has one subtask, or if each sequence comes from one.
+ * one too: batches are passed by reference. With more, batches are divided among the subtasks where
+ * they are and keyed by shard, so that a sequence always meets its cache. Steps of a sequence keep
+ * their order if the upstream operator has one subtask, or if each sequence comes from one.
  *
  * <p>Used once, by the thread that builds the job graph.
  */
@@ -131,8 +131,7 @@ public final class PagedAttentionStream {
     if (shards > 1) {
       String splitter = name.equals(OPERATOR) ? SPLITTER : name + "-" + SPLITTER;
       return steps
-          .flatMap(new ShardSplitter(shards), ArrowBatchTypeInfo.INSTANCE)
-          .name(splitter)
+          .transform(splitter, ArrowBatchTypeInfo.INSTANCE, new ShardSplitter(key))
           .uid(splitter)
           .setParallelism(steps.getParallelism())
           .keyBy(key, Types.INT);

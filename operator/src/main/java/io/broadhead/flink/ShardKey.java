@@ -8,13 +8,16 @@ import io.broadhead.attention.InvalidBatchException;
 import io.broadhead.kernel.ErrorCode;
 import java.util.HashMap;
 import java.util.Map;
+import java.util.function.IntUnaryOperator;
+import java.util.stream.IntStream;
 import org.apache.arrow.vector.types.pojo.ArrowType;
 import org.apache.arrow.vector.types.pojo.Field;
 import org.apache.flink.api.java.functions.KeySelector;
 import org.apache.flink.runtime.state.KeyGroupRangeAssignment;
 
 /**
- * The Flink key of a batch whose rows are all of one shard, as {@link ShardSplitter} makes them.
+ * The Flink key of a batch whose rows are all of shards of one subtask, as {@link ShardSplitter}
+ * makes them: that of its first row.
  *
  * <p>A sequence's shard is a hash of its id modulo the number of shards, or of its group where the
  * producer says which sequences belong together. Flink hashes keys once more to find their key
@@ -27,6 +30,7 @@ public final class ShardKey implements KeySelector<ArrowBatch, Integer> {
 
   private static final ArrowType INT64 = new ArrowType.Int(64, true);
 
+  private final int maxParallelism;
   private final int[] keys;
 
   /**
@@ -42,6 +46,7 @@ public final class ShardKey implements KeySelector<ArrowBatch, Integer> {
               + ", got "
               + shards);
     }
+    this.maxParallelism = maxParallelism;
     Map<Integer, Integer> shardOfKeyGroup = new HashMap<>();
     for (int shard = 0; shard < shards; shard++) {
       shardOfKeyGroup.put((int) (((long) shard * maxParallelism + shards - 1) / shards), shard);
@@ -58,47 +63,66 @@ public final class ShardKey implements KeySelector<ArrowBatch, Integer> {
 
   @Override
   public Integer getKey(ArrowBatch batch) {
-    return keys[batch.numRows() == 0 ? 0 : shardOf(batch, 0, keys.length)];
+    return keys[batch.numRows() == 0 ? 0 : shardOfRow(batch).applyAsInt(0)];
+  }
+
+  int shards() {
+    return keys.length;
+  }
+
+  /** The subtask of the keyed operator that a shard goes to. */
+  int subtask(int shard, int parallelism) {
+    return KeyGroupRangeAssignment.assignKeyToParallelOperator(
+        keys[shard], maxParallelism, parallelism);
+  }
+
+  /** The key of each row; does not need the batch any more. */
+  IntUnaryOperator keys(ArrowBatch batch) {
+    if (keys.length == 1) {
+      return row -> keys[0];
+    }
+    int[] shards = shards(batch);
+    return row -> keys[shards[row]];
   }
 
   /** The shard of each row. */
-  static int[] shards(ArrowBatch batch, int shards) {
-    int[] result = new int[batch.numRows()];
-    for (int row = 0; row < result.length; row++) {
-      result[row] = shardOf(batch, row, shards);
-    }
-    return result;
+  int[] shards(ArrowBatch batch) {
+    return IntStream.range(0, batch.numRows()).map(shardOfRow(batch)).toArray();
   }
 
-  private static int shardOf(ArrowBatch batch, int row, int shards) {
-    boolean grouped =
-        batch.schema().contains(StepColumns.SEQUENCE_GROUP)
-            && !batch.column(StepColumns.SEQUENCE_GROUP).isNull(row);
-    return shardOf(
-        batch, grouped ? StepColumns.SEQUENCE_GROUP : StepColumns.SEQUENCE_ID, row, shards);
+  private IntUnaryOperator shardOfRow(ArrowBatch batch) {
+    IntUnaryOperator bySequence = shardOfRow(batch, StepColumns.SEQUENCE_ID);
+    if (!batch.schema().contains(StepColumns.SEQUENCE_GROUP)) {
+      return bySequence;
+    }
+    IntUnaryOperator byGroup = shardOfRow(batch, StepColumns.SEQUENCE_GROUP);
+    ArrowColumn groups = batch.column(StepColumns.SEQUENCE_GROUP);
+    return row -> (groups.isNull(row) ? bySequence : byGroup).applyAsInt(row);
   }
 
-  private static int shardOf(ArrowBatch batch, String name, int row, int shards) {
-    int column = batch.schema().index(name);
-    Field field = column < 0 ? null : batch.schema().field(column);
-    ArrowColumn ids = column < 0 ? null : batch.column(name);
-    if (ids != null && ids.isNull(row)) {
-      return 0;
+  private IntUnaryOperator shardOfRow(ArrowBatch batch, String name) {
+    int index = batch.schema().index(name);
+    Field field = index < 0 ? null : batch.schema().field(index);
+    boolean text = field != null && field.getType() instanceof ArrowType.Utf8;
+    if (!text && (field == null || !field.getType().equals(INT64))) {
+      throw new InvalidBatchException(
+          ErrorCode.SCHEMA_MISMATCH,
+          -1,
+          "column "
+              + name
+              + ": expected int64 or utf8, got "
+              + (field == null ? "no such column" : field),
+          null);
     }
-    if (ids != null && field.getType() instanceof ArrowType.Utf8) {
-      return shardOf(ids.getBytes(row), shards);
-    }
-    if (ids != null && field.getType().equals(INT64)) {
-      return shardOf(ids.getLong(row), shards);
-    }
-    throw new InvalidBatchException(
-        ErrorCode.SCHEMA_MISMATCH,
-        -1,
-        "column "
-            + name
-            + ": expected int64 or utf8, got "
-            + (field == null ? "no such column" : field),
-        null);
+    ArrowColumn ids = batch.column(index);
+    return row -> {
+      if (ids.isNull(row)) {
+        return 0;
+      }
+      return text
+          ? shardOf(ids.getBytes(row), keys.length)
+          : shardOf(ids.getLong(row), keys.length);
+    };
   }
 
   static int shardOf(long id, int shards) {

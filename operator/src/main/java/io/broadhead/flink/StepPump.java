@@ -5,6 +5,7 @@ import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.attention.StepHandler;
 import io.broadhead.attention.StepQueue;
 import java.util.concurrent.ScheduledFuture;
+import java.util.function.IntUnaryOperator;
 import org.apache.flink.streaming.runtime.tasks.ProcessingTimeService;
 
 /**
@@ -40,8 +41,8 @@ final class StepPump implements AutoCloseable {
   }
 
   /** Adds a batch, which stays the caller's; computes what is due. */
-  void add(ArrowBatch batch, int shard, StepHandler handler) {
-    queue.add(batch, shard, handler);
+  void add(ArrowBatch batch, IntUnaryOperator shardOfRow, StepHandler handler) {
+    queue.add(batch, shardOfRow, handler);
     if (maxTokens == 0) {
       while (queue.batches() > 0) {
         queue.step();

@@ -549,7 +549,7 @@ class ManagedTablesTest {
           try (ArrowBatch result = apart.step(batch)) {
             expected.add(StepBatches.read(result, "output"));
           }
-          queue.add(batch, 0, collected);
+          queue.add(batch, collected);
         }
       }
       assertThat(queue.tokens()).isEqualTo(2 * (3 + 4 + 5 + 6 + 7 + 8 + 6 + 6));
@@ -604,7 +604,7 @@ class ManagedTablesTest {
             expected.add(StepBatches.read(result, "output"));
             expected.add(StepBatches.read(result, "lse"));
           }
-          queue.add(batch, 0, collected);
+          queue.add(batch, collected);
         }
       }
       while (!queue.isEmpty()) {
@@ -650,7 +650,7 @@ class ManagedTablesTest {
               List.of(scenario.next("d", a, 2).withBlocks(77)),
               List.of(scenario.next("e", a, 2)))) {
         try (ArrowBatch batch = external(a, rows)) {
-          queue.add(batch, 0, collected);
+          queue.add(batch, collected);
         }
       }
       queue.drain();
@@ -679,10 +679,10 @@ class ManagedTablesTest {
         ArrowBatch first = managed(a, parent);
         ArrowBatch refused = managed(b, bad);
         ArrowBatch second = managed(a, child)) {
-      queue.add(first, 0, new Closing());
-      queue.add(refused, 0, new Closing());
+      queue.add(first, new Closing());
+      queue.add(refused, new Closing());
       assertThat(reports).isEmpty();
-      assertThatThrownBy(() -> queue.add(second, 0, new Closing()))
+      assertThatThrownBy(() -> queue.add(second, new Closing()))
           .isInstanceOf(InvalidBatchException.class)
           .hasMessageContaining("sequence bad, row 0");
       assertThat(reports)
@@ -698,7 +698,7 @@ class ManagedTablesTest {
     try (PagedAttention attention = open(job, 1, OutOfBlocks.SWAP);
         StepQueue queue = attention.queue(100);
         ArrowBatch batch = managed(a, ManagedRow.of(new Scenario(job, DTYPE, 5).next("s", a, 2)))) {
-      queue.add(batch, 0, new Collected());
+      queue.add(batch, new Collected());
       assertThat(queue.isEmpty()).isFalse();
       queue.close();
       assertThat(queue.isEmpty()).isTrue();

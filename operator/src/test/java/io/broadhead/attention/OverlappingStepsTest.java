@@ -61,7 +61,7 @@ class OverlappingStepsTest {
         managed
             ? StepBatches.managed(noLeaks.allocator(), layer, DTYPE, true, managedRows)
             : StepBatches.of(noLeaks.allocator(), layer, DTYPE, List.of(rows))) {
-      queue.add(batch, 0, handler);
+      queue.add(batch, handler);
     }
   }
 
@@ -157,7 +157,7 @@ class OverlappingStepsTest {
       }
       StepRow nowhere = scenario.next("nowhere", LAYER, 1).withLayer("c");
       try (ArrowBatch batch = StepBatches.of(noLeaks.allocator(), LAYER, DTYPE, List.of(nowhere))) {
-        queue.add(batch, 0, collecting);
+        queue.add(batch, collecting);
       }
       assertThat(results).extracting(ArrowBatch::numRows).containsExactly(1, 1, 0);
       assertThat(collecting.refused)

@@ -106,7 +106,7 @@ public class StepBenchmark {
   /** As a stream of batches goes through a queue: on a GPU the next step is begun meanwhile. */
   @Benchmark
   public int queued() {
-    queue.add(batch, 0, closing);
+    queue.add(batch, closing);
     queue.step();
     steps++;
     return queue.batches();

@@ -26,8 +26,8 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
+import java.util.stream.IntStream;
 import java.util.stream.Stream;
-import org.apache.flink.api.common.functions.util.ListCollector;
 import org.apache.flink.configuration.Configuration;
 import org.apache.flink.runtime.checkpoint.OperatorSubtaskState;
 import org.apache.flink.runtime.state.CheckpointStorage;
@@ -136,15 +136,11 @@ class KeyedCacheStateTest {
 
     void process(ArrowBatch batch) throws Exception {
       List<ArrowBatch> parts = new ArrayList<>();
-      new ShardSplitter(SHARDS)
-          .flatMap(
-              batch,
-              new ListCollector<>(parts) {
-                @Override
-                public void collect(ArrowBatch part) {
-                  super.collect(part.retain());
-                }
-              });
+      int[] subtasks =
+          IntStream.range(0, SHARDS)
+              .map(shard -> shardKey.subtask(shard, harnesses.size()))
+              .toArray();
+      ShardSplitter.split(batch, shardKey, subtasks, part -> parts.add(part.retain()));
       try {
         for (ArrowBatch part : parts) {
           int subtask =

@@ -191,6 +191,9 @@ class PagedAttentionITCase {
     JobExecutionResult result = environment.execute();
 
     StepJob.assertResults();
+    assertThat(counter(result, PagedAttentionMetrics.STEPS))
+        .as("a step of each batch in each subtask")
+        .isEqualTo((long) STEPS * parallelism);
     assertThat(counter(result, PagedAttentionMetrics.BYTES_COPIED)).isPositive();
     assertThat(metrics(result, PagedAttentionMetrics.CACHE_BYTES))
         .hasSize(parallelism)

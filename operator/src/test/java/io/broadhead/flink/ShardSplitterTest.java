@@ -24,17 +24,17 @@ import java.util.stream.LongStream;
 import org.apache.arrow.memory.ArrowBuf;
 import org.apache.arrow.vector.types.pojo.ArrowType;
 import org.apache.arrow.vector.types.pojo.Field;
-import org.apache.flink.api.common.functions.util.ListCollector;
 import org.apache.flink.core.memory.DataInputDeserializer;
 import org.apache.flink.core.memory.DataOutputSerializer;
 import org.apache.flink.runtime.state.KeyGroupRangeAssignment;
-import org.apache.flink.util.Collector;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.extension.RegisterExtension;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 
 class ShardSplitterTest {
+  private static final ShardKey KEY = new ShardKey(4, 128);
+
   @RegisterExtension private final NoLeaks noLeaks = new NoLeaks();
 
   private final Job job =
@@ -53,43 +53,33 @@ class ShardSplitterTest {
     return StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT16, rows);
   }
 
-  private static Collector<ArrowBatch> collector(Consumer<ArrowBatch> consumer) {
-    return new Collector<>() {
-      @Override
-      public void collect(ArrowBatch batch) {
-        consumer.accept(batch);
-      }
-
-      @Override
-      public void close() {}
-    };
+  /** By shard. */
+  private static void split(ArrowBatch batch, Consumer<ArrowBatch> out) {
+    ShardSplitter.split(batch, KEY, new int[] {0, 1, 2, 3}, out);
   }
 
   @Test
   void everyRowGoesToTheBatchOfItsShardInOrder() {
     long[] ids = LongStream.range(0, 40).toArray();
-    ShardKey key = new ShardKey(4, 128);
     List<Long> seen = new ArrayList<>();
     List<Integer> keys = new ArrayList<>();
     try (ArrowBatch batch = batch(ids)) {
-      new ShardSplitter(4)
-          .flatMap(
-              batch,
-              collector(
-                  part -> {
-                    keys.add(key.getKey(part));
-                    long last = -1;
-                    for (int row = 0; row < part.numRows(); row++) {
-                      long id = part.column("sequence_id").getLong(row);
-                      assertThat(id).isGreaterThan(last);
-                      assertThat(part.column("query").listSize(row)).isEqualTo(1 + id % 3);
-                      last = id;
-                      seen.add(id);
-                      try (ArrowBatch alone = batch(id)) {
-                        assertThat(key.getKey(alone)).isEqualTo(key.getKey(part));
-                      }
-                    }
-                  }));
+      split(
+          batch,
+          part -> {
+            keys.add(KEY.getKey(part));
+            long last = -1;
+            for (int row = 0; row < part.numRows(); row++) {
+              long id = part.column("sequence_id").getLong(row);
+              assertThat(id).isGreaterThan(last);
+              assertThat(part.column("query").listSize(row)).isEqualTo(1 + id % 3);
+              last = id;
+              seen.add(id);
+              try (ArrowBatch alone = batch(id)) {
+                assertThat(KEY.getKey(alone)).isEqualTo(KEY.getKey(part));
+              }
+            }
+          });
     }
     assertThat(seen).hasSize(40).doesNotHaveDuplicates();
     assertThat(keys).hasSize(4).doesNotHaveDuplicates();
@@ -99,7 +89,7 @@ class ShardSplitterTest {
   void aBatchOfOneShardIsNotCopied() {
     List<ArrowBatch> parts = new ArrayList<>();
     try (ArrowBatch batch = batch(7, 7)) {
-      new ShardSplitter(4).flatMap(batch, new ListCollector<>(parts));
+      split(batch, parts::add);
       assertThat(parts).containsExactly(batch);
       assertThat(batch.bytesCopied()).isZero();
     }
@@ -109,9 +99,9 @@ class ShardSplitterTest {
   void aBatchWithoutRowsGoesOn() {
     List<ArrowBatch> parts = new ArrayList<>();
     try (ArrowBatch batch = batch()) {
-      new ShardSplitter(4).flatMap(batch, new ListCollector<>(parts));
+      split(batch, parts::add);
       assertThat(parts).containsExactly(batch);
-      assertThat(new ShardKey(4, 128).getKey(batch)).isNotNull();
+      assertThat(KEY.getKey(batch)).isNotNull();
     }
   }
 
@@ -124,8 +114,7 @@ class ShardSplitterTest {
       }
       ArrowBatch received =
           new ArrowBatchSerializer().deserialize(new DataInputDeserializer(out.getCopyOfBuffer()));
-      new ShardSplitter(4)
-          .flatMap(received, collector(part -> assertThat(part.isReceived()).isFalse()));
+      split(received, part -> assertThat(part.isReceived()).isFalse());
       assertThat(received.isClosed()).isTrue();
     }
   }
@@ -133,12 +122,13 @@ class ShardSplitterTest {
   @Test
   void aFailureDownstreamReleasesAllParts() {
     try (ArrowBatch batch = batch(1, 2, 3, 4, 5, 6, 7, 8)) {
-      Collector<ArrowBatch> failing =
-          collector(
-              part -> {
-                throw new IllegalStateException("downstream");
-              });
-      assertThatThrownBy(() -> new ShardSplitter(4).flatMap(batch, failing))
+      assertThatThrownBy(
+              () ->
+                  split(
+                      batch,
+                      part -> {
+                        throw new IllegalStateException("downstream");
+                      }))
           .hasMessage("downstream");
     }
   }
@@ -150,8 +140,7 @@ class ShardSplitterTest {
     long[] lengths = new long[schema.nodeCount()];
     try (ArrowBatch batch =
         ArrowBatch.adopt(schema, 1, lengths, new long[lengths.length], buffers, 0)) {
-      assertThatThrownBy(
-              () -> new ShardSplitter(2).flatMap(batch, new ListCollector<>(new ArrayList<>())))
+      assertThatThrownBy(() -> split(batch, part -> {}))
           .isInstanceOf(InvalidBatchException.class)
           .hasMessage("column sequence_id: expected int64 or utf8, got " + got);
     }

@@ -124,13 +124,13 @@ final class StepWorkload implements AutoCloseable {
   }
 
   private void stepJoined() {
-    rows.forEach(row -> joining.add(row, 0, CLOSING));
+    rows.forEach(row -> joining.add(row, CLOSING));
     joining.drain();
   }
 
   private void stepApart() {
     for (ArrowBatch row : rows) {
-      apart.add(row, 0, CLOSING);
+      apart.add(row, CLOSING);
       apart.drain();
     }
   }

@@ -293,7 +293,7 @@ class JobBenchmark {
     try (StepQueue queue = attention.queue(maxTokens)) {
       long start = System.nanoTime();
       for (ArrowBatch row : rows) {
-        queue.add(row, 0, StepWorkload.CLOSING);
+        queue.add(row, StepWorkload.CLOSING);
         if (maxTokens == 0) {
           queue.drain();
         }
