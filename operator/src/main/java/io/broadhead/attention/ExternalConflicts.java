@@ -4,6 +4,7 @@ package io.broadhead.attention;
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.ArrowColumn;
 import io.broadhead.arrow.StepColumns;
+import io.broadhead.kernel.CacheConfig;
 import java.util.BitSet;
 
 /**
@@ -22,7 +23,8 @@ final class ExternalConflicts {
   /** Adds a batch to the step; false if it has to wait for those that were added before. */
   boolean add(PendingBatch pending) {
     ArrowBatch batch = pending.batch();
-    int blockSize = pending.layer().binding().layer().cache().config().blockSize();
+    CacheConfig cache = pending.layer().binding().layer().cache().config();
+    int blockSize = cache.blockSize();
     if (!read.isEmpty() && writesToRead(batch, blockSize)) {
       return false;
     }
@@ -34,8 +36,11 @@ final class ExternalConflicts {
         long first = tables.offset(row);
         long end = first + Math.min(used, tables.listSize(row));
         for (long i = first; i < end; i++) {
-          // An id out of range is refused by the step itself.
-          read.set(Math.max(0, blocks.getInt(i)));
+          int block = blocks.getInt(i);
+          // Others are refused by the step itself.
+          if (block >= 0 && block < cache.numBlocks()) {
+            read.set(block);
+          }
         }
       }
     }

@@ -4,6 +4,7 @@ package io.broadhead.attention;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
+import com.sun.management.ThreadMXBean;
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.ArrowColumn;
 import io.broadhead.arrow.DType;
@@ -17,6 +18,7 @@ import io.broadhead.attention.testing.StepBatches;
 import io.broadhead.attention.testing.StepRow;
 import io.broadhead.kernel.ErrorCode;
 import io.broadhead.kernel.KernelException;
+import java.lang.management.ManagementFactory;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -659,6 +661,25 @@ class ManagedTablesTest {
       assertThat(collected.results)
           .extracting(ArrowBatch::numRows)
           .containsExactlyInAnyOrder(1, 1, 0, 1);
+      collected.results.forEach(ArrowBatch::close);
+    }
+  }
+
+  @Test
+  void anAbsurdBlockIdIsRefusedAndCostsNoMemory() {
+    LayerSpec a = layer("a").build();
+    Job job = job(8, a);
+    StepRow row = new Scenario(job, DTYPE, 5).next("s", a, 2).withBlocks(Integer.MAX_VALUE);
+    Collected collected = new Collected();
+    ThreadMXBean threads = (ThreadMXBean) ManagementFactory.getThreadMXBean();
+    try (PagedAttention attention = open(job, 1, OutOfBlocks.SWAP);
+        StepQueue queue = attention.queue(100);
+        ArrowBatch batch = external(a, List.of(row))) {
+      long before = threads.getCurrentThreadAllocatedBytes();
+      queue.add(batch, collected);
+      queue.drain();
+      assertThat(threads.getCurrentThreadAllocatedBytes() - before).isLessThan(32 << 20);
+      assertThat(collected.refused).extracting(RefusedRow::row).containsExactly(0L);
       collected.results.forEach(ArrowBatch::close);
     }
   }
