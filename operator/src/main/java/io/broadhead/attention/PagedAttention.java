@@ -2,16 +2,12 @@
 package io.broadhead.attention;
 
 import io.broadhead.arrow.ArrowBatch;
-import io.broadhead.arrow.BatchSchema;
 import io.broadhead.arrow.DType;
 import io.broadhead.arrow.StepColumns;
 import io.broadhead.arrow.TensorField;
 import io.broadhead.attention.cache.CacheHeader;
-import io.broadhead.attention.cache.CacheShape;
 import io.broadhead.attention.cache.CacheStores;
-import io.broadhead.attention.cache.ExternalBlocks;
 import io.broadhead.attention.cache.KvCacheManager;
-import io.broadhead.attention.cache.RowRefusedException;
 import io.broadhead.kernel.EngineInfo;
 import io.broadhead.kernel.ErrorCode;
 import io.broadhead.kernel.KernelCache;
@@ -19,7 +15,6 @@ import io.broadhead.kernel.KernelEngine;
 import io.broadhead.kernel.KernelException;
 import io.broadhead.kernel.LayerConfig;
 import io.broadhead.kernel.ResultColumns;
-import io.broadhead.kernel.ResultDraft;
 import io.broadhead.kernel.ResultMerger;
 import io.broadhead.kernel.StepStats;
 import java.util.ArrayList;
@@ -29,7 +24,6 @@ import java.util.Map;
 import java.util.Optional;
 import java.util.function.Consumer;
 import java.util.function.Function;
-import java.util.function.IntUnaryOperator;
 import org.apache.arrow.memory.BufferAllocator;
 
 /**
@@ -56,19 +50,11 @@ public final class PagedAttention implements AutoCloseable {
   private final BufferAllocator allocator;
   private final KernelEngine engine;
   private final LayerSet layers;
-  private final BoundSchemas schemas;
-  private final CacheLayers cacheLayers;
-  private final PoolMemory memory;
-  private final CacheStores stores;
-  private final OutOfBlocks outOfBlocks;
   private final StepRunner runner;
+  private final BlockTables tables;
+  private final Admission admission;
   private final StepQueue direct;
 
-  /** Whether block tables are managed, once a batch said so. */
-  private Boolean managed;
-
-  private KvCacheManager manager;
-  private ExternalBlocks external;
   private long lastBytesCopied;
 
   private PagedAttention(
@@ -81,15 +67,11 @@ public final class PagedAttention implements AutoCloseable {
     this.engine = engine;
     this.allocator = allocator;
     this.layers = new LayerSet(job, engine);
-    this.stores = stores;
-    this.outOfBlocks = outOfBlocks;
-    this.cacheLayers = CacheLayers.of(job);
-    this.schemas = new BoundSchemas(layers, cacheLayers.roles(), allocator);
-    this.memory = new PoolMemory(layers, cacheLayers.owners(), allocator);
+    CacheLayers cacheLayers = CacheLayers.of(job);
     this.runner = new StepRunner(outOfBlocks);
-    this.direct =
-        new StepQueue(
-            this, runner, 0, false, step -> lastBytesCopied += step.stats().bytesStaged());
+    this.tables = new BlockTables(layers, cacheLayers, allocator, stores, outOfBlocks, runner);
+    this.admission = new Admission(layers, cacheLayers, tables, allocator);
+    this.direct = queue(0, false, step -> lastBytesCopied += step.stats().bytesStaged());
   }
 
   /**
@@ -165,7 +147,7 @@ public final class PagedAttention implements AutoCloseable {
     } finally {
       direct.close();
     }
-    trim();
+    admission.trim();
     lastBytesCopied += outcome.result.bytesCopied();
     return outcome.result;
   }
@@ -198,7 +180,11 @@ public final class PagedAttention implements AutoCloseable {
    * @param steps is told of every step, before its results are handed over
    */
   public StepQueue queue(int maxTokens, Consumer<StepReport> steps) {
-    return new StepQueue(this, runner, maxTokens, engine.info().overlaps(), steps);
+    return queue(maxTokens, engine.info().overlaps(), steps);
+  }
+
+  private StepQueue queue(int maxTokens, boolean overlaps, Consumer<StepReport> steps) {
+    return new StepQueue(job, admission, tables, runner, maxTokens, overlaps, steps);
   }
 
   /** As above, for a caller who need not know what steps did. */
@@ -238,7 +224,7 @@ public final class PagedAttention implements AutoCloseable {
   private List<RefusedRow> refusedOf(ArrowBatch batch, Consumer<PendingBatch> rehearsal) {
     List<RefusedRow> refused = new ArrayList<>();
     Outcome outcome = new Outcome(refused::add);
-    Optional<PendingBatch> taken = pend(batch, row -> ONLY_SHARD, outcome);
+    Optional<PendingBatch> taken = admission.admit(batch, row -> ONLY_SHARD, outcome);
     if (taken.isEmpty()) {
       outcome.result.close();
     } else {
@@ -246,244 +232,21 @@ public final class PagedAttention implements AutoCloseable {
         rehearsal.accept(pending);
       }
     }
-    trim();
+    admission.trim();
     refused.sort(Comparator.comparingLong(RefusedRow::row));
     return refused;
-  }
-
-  /** Whether so many schemas are bound that {@link #trim} is due. */
-  boolean hasManySchemas() {
-    return schemas.isOverfull();
-  }
-
-  /** Lets go of schemas that were not used for the longest time; no batch may be pending. */
-  void trim() {
-    schemas.trim();
-  }
-
-  // ---- admission -----------------------------------------------------------------------------
-
-  /**
-   * Refuses all rows of a batch of no layer, if it has any, and hands over a result without rows.
-   * Touches no cache and reserves none: whose it would be nobody can tell.
-   */
-  private void turnDown(ArrowBatch batch, StepBatchSchema schema, StepHandler handler) {
-    LayerSpec layer = layerByQuery(batch.schema());
-    try (ResultDraft draft = resultColumns(layer, schema).draft(batch)) {
-      for (int row = 0; row < batch.numRows(); row++) {
-        String name = schema.layer(batch, row);
-        String message =
-            schema.firstNullSequence(batch, row) == row
-                ? StepBatchSchema.NULL_SEQUENCE
-                : misplacedMessage(Optional.empty(), null, name);
-        handler.refused(
-            new RefusedRow(
-                ErrorCode.INVALID_ROW, name, schema.sequenceId(batch, row), row, message));
-        draft.refuse(row);
-      }
-      handler.done(draft.finish(0));
-    }
-  }
-
-  private ResultColumns resultColumns(LayerSpec layer, StepBatchSchema schema) {
-    try {
-      return new ResultColumns(layers.config(layer, schema.dtype()), schema.schema(), allocator);
-    } catch (KernelException e) {
-      throw StepRunner.named(e, layer);
-    }
-  }
-
-  /**
-   * Takes a batch on: finds its layer, and refuses rows that are of no sequence or another layer.
-   *
-   * @return empty if no row names a layer of the job: the batch is done then
-   */
-  Optional<PendingBatch> pend(ArrowBatch batch, IntUnaryOperator shardOfRow, StepHandler handler) {
-    StepBatchSchema schema = schemas.of(batch.schema());
-    Optional<LayerSpec> named = layerOf(batch, schema);
-    if (named.isEmpty()) {
-      turnDown(batch, schema, handler);
-      return Optional.empty();
-    }
-    LayerSpec layer = named.get();
-    PendingBatch pending;
-    try {
-      BoundLayer bound = schemas.of(batch.schema(), layer);
-      requireOneMode(bound);
-      pending = new PendingBatch(batch, bound, shardOfRow, handler);
-    } catch (KernelException e) {
-      throw StepRunner.named(e, layer);
-    }
-    boolean admitted = false;
-    try {
-      if (schema.firstNullSequence(batch, 0) >= 0
-          || schema.hasLayer() && batch.numRows() > 0 && !isOfOneLayer(batch, schema)) {
-        refuseMisplaced(pending, layer);
-      }
-      admitted = true;
-      return Optional.of(pending);
-    } finally {
-      if (!admitted) {
-        pending.close();
-      }
-    }
-  }
-
-  /** Whether no row of {@code batch} names a layer of the job. */
-  boolean isOfNoLayer(ArrowBatch batch) {
-    return layerOf(batch, schemas.of(batch.schema())).isEmpty();
-  }
-
-  /** The layer of the first row that names one of the job. */
-  private Optional<LayerSpec> layerOf(ArrowBatch batch, StepBatchSchema schema) {
-    if (!schema.hasLayer()) {
-      return Optional.of(onlyLayer());
-    }
-    if (batch.numRows() == 0 && job.layers().size() == 1) {
-      return Optional.of(job.layers().get(0));
-    }
-    for (int row = 0; row < batch.numRows(); row++) {
-      Optional<LayerSpec> layer = layers.find(schema.layer(batch, row));
-      if (layer.isPresent()) {
-        return layer;
-      }
-    }
-    return Optional.empty();
-  }
-
-  private boolean isOfOneLayer(ArrowBatch batch, StepBatchSchema schema) {
-    return layers.find(schema.layer(batch, 0)).isPresent() && schema.firstOtherLayer(batch) < 0;
-  }
-
-  private void refuseMisplaced(PendingBatch pending, LayerSpec layer) {
-    StepBatchSchema schema = pending.layer().batchSchema();
-    ArrowBatch batch = pending.batch();
-    for (int row = 0; row < batch.numRows(); row++) {
-      String name = schema.hasLayer() ? schema.layer(batch, row) : layer.name();
-      if (schema.firstNullSequence(batch, row) == row) {
-        String message = StepBatchSchema.NULL_SEQUENCE;
-        pending.refuse(row, schema.hasLayer() ? name : "", ErrorCode.INVALID_ROW, message);
-      } else if (!name.equals(layer.name())) {
-        String message = misplacedMessage(layers.find(name), layer, name);
-        pending.refuse(row, name, ErrorCode.INVALID_ROW, message);
-      }
-    }
-  }
-
-  private String misplacedMessage(Optional<LayerSpec> rowLayer, LayerSpec layer, String got) {
-    String quoted = got.isEmpty() ? "null" : "'" + got + "'";
-    if (rowLayer.isEmpty()) {
-      return "column layer: expected " + layers.names() + ", got " + quoted;
-    }
-    return "column layer: expected the same layer in every row, '"
-        + layer.name()
-        + "', got "
-        + quoted;
-  }
-
-  private LayerSpec onlyLayer() {
-    if (job.layers().size() != 1) {
-      throw new InvalidBatchException(
-          ErrorCode.SCHEMA_MISMATCH,
-          -1,
-          "column layer: expected it, because the job has "
-              + job.layers().size()
-              + " layers, got no such column",
-          null);
-    }
-    return job.layers().get(0);
-  }
-
-  /** A batch that names no layer: its result has the shape of the first that fits. */
-  private LayerSpec layerByQuery(BatchSchema schema) {
-    int query = schema.index(StepColumns.QUERY);
-    Optional<TensorField> tensors =
-        query < 0 ? Optional.empty() : TensorField.of(schema.field(query));
-    return job.layers().stream()
-        .filter(l -> tensors.stream().anyMatch(t -> fits(t, l)))
-        .findFirst()
-        .orElse(job.layers().get(0));
-  }
-
-  /** Blocks that a producer hands out and those that are handed out here would be the same. */
-  private void requireOneMode(BoundLayer bound) {
-    if (!bound.spec().attnType().cached()) {
-      return;
-    }
-    if (managed == null) {
-      begin(bound.isManaged());
-    }
-    if (managed != bound.isManaged()) {
-      throw new KernelException(
-          ErrorCode.SCHEMA_MISMATCH,
-          -1,
-          managed
-              ? "columns block_table and slot_mapping: expected neither, as in the batches before,"
-                  + " whose block tables are managed"
-              : "columns block_table and slot_mapping: expected them, as in the batches before, got"
-                  + " neither");
-    }
-  }
-
-  private void begin(boolean isManaged) {
-    CacheShape shape = cacheLayers.shape(job.kvCache());
-    if (isManaged) {
-      manager = new KvCacheManager(shape, memory, stores, outOfBlocks == OutOfBlocks.SWAP);
-      runner.manage(manager);
-    } else if (stores.savesContents()) {
-      external = new ExternalBlocks(shape, memory, stores.parts(), stores.records());
-      runner.observe(external);
-    } else if (stores.savesAnything()) {
-      throw new KernelException(
-          ErrorCode.SCHEMA_MISMATCH,
-          -1,
-          "columns block_table and slot_mapping: expected neither, because only metadata is saved,"
-              + " and nobody but the producer knows the sequences of these tables; save all or"
-              + " nothing");
-    }
-    managed = isManaged;
-  }
-
-  /** Whether a row of {@code pending} would fork a sequence. */
-  boolean forks(PendingBatch pending) {
-    BoundLayer layer = pending.layer();
-    if (!layer.isManaged() || !pending.rows().mayFork()) {
-      return false;
-    }
-    for (int row = pending.nextOpen(0); row >= 0; row = pending.nextOpen(row + 1)) {
-      try {
-        int tokens = pending.rows().tokens(row);
-        if (manager.forks(
-            pending.shard(row), pending.rows().request(row, 0, tokens, layer.role()))) {
-          return true;
-        }
-      } catch (RowRefusedException e) {
-        // Refused for it when its turn comes.
-        continue;
-      }
-    }
-    return false;
   }
 
   // ---- saving --------------------------------------------------------------------------------
 
   /** What {@link #save} saves a cache of; empty before the first batch of a layer with a cache. */
   public Optional<CacheHeader> header(int shards) {
-    return Optional.ofNullable(managed).map(isManaged -> header(isManaged, shards));
-  }
-
-  private CacheHeader header(boolean isManaged, int shards) {
-    return cacheLayers.header(isManaged, stores.savesContents(), shards, job.kvCache(), layers);
+    return tables.header(shards);
   }
 
   /** Saves what changed in the caches since the last time. No batch may be pending. */
   public void save() {
-    if (manager != null && stores.savesAnything()) {
-      manager.save();
-    }
-    if (external != null) {
-      external.save();
-    }
+    tables.save();
   }
 
   /**
@@ -503,21 +266,7 @@ public final class PagedAttention implements AutoCloseable {
       int shard,
       Iterable<Map.Entry<String, byte[]>> sequences,
       Iterable<Map.Entry<Long, byte[]>> blocks) {
-    header.requireFits(header(header.managed(), shards));
-    for (CacheHeader.Layer layer : header.layers()) {
-      if (!layer.dtype().isEmpty()) {
-        layers.reserve(layers.find(layer.name()).orElseThrow(), layer.dtype());
-      }
-    }
-    if (managed == null) {
-      begin(header.managed());
-    }
-    if (manager != null) {
-      manager.restore(shard, sequences, blocks);
-    }
-    if (external != null) {
-      blocks.forEach(block -> external.restore(shard, block.getKey(), block.getValue()));
-    }
+    tables.restore(header, shards, shard, sequences, blocks);
   }
 
   // ---- beside steps --------------------------------------------------------------------------
@@ -531,14 +280,14 @@ public final class PagedAttention implements AutoCloseable {
    * @throws InvalidBatchException if the queries are not those of the layer
    */
   public ArrowBatch profile(ArrowBatch batch) {
-    LayerSpec layer = profiledLayer(batch);
+    LayerSpec layer = admission.layerOf(batch);
     int query = batch.schema().index(StepColumns.QUERY);
     Optional<TensorField> tensors =
         query < 0 ? Optional.empty() : TensorField.of(batch.schema().field(query));
     boolean fits =
         tensors
             .filter(t -> LayerSet.ELEMENT_TYPES.contains(t.dtype()))
-            .filter(t -> fits(t, layer))
+            .filter(t -> Admission.fits(t, layer))
             .isPresent();
     if (!fits) {
       throw new InvalidBatchException(
@@ -560,30 +309,6 @@ public final class PagedAttention implements AutoCloseable {
     } catch (KernelException e) {
       throw StepRunner.named(e, layer);
     }
-  }
-
-  private static boolean fits(TensorField query, LayerSpec layer) {
-    return query.elements() == layer.numHeads() * layer.headSize()
-        && (!query.canonical() || query.shape().get(0) == layer.numHeads());
-  }
-
-  private LayerSpec profiledLayer(ArrowBatch batch) {
-    if (!batch.schema().contains(StepColumns.LAYER)) {
-      return onlyLayer();
-    }
-    if (batch.numRows() == 0) {
-      return layerByQuery(batch.schema());
-    }
-    String name = StepBatchSchema.layerOf(batch);
-    return layers
-        .find(name)
-        .orElseThrow(
-            () ->
-                new InvalidBatchException(
-                    ErrorCode.SCHEMA_MISMATCH,
-                    -1,
-                    misplacedMessage(Optional.empty(), null, name),
-                    null));
   }
 
   /** As {@link PartialResults#merge}, with the backend that is open here. */
@@ -747,7 +472,7 @@ public final class PagedAttention implements AutoCloseable {
 
   /** Managed block tables; empty before the first batch that needs them. */
   public Optional<KvCacheManager> blockTables() {
-    return Optional.ofNullable(manager);
+    return tables.managed();
   }
 
   /**
@@ -762,8 +487,8 @@ public final class PagedAttention implements AutoCloseable {
   @Override
   public void close() {
     direct.close();
-    schemas.close();
-    memory.close();
+    admission.close();
+    tables.close();
     layers.close();
     engine.close();
   }

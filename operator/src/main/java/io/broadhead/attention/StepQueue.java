@@ -32,7 +32,9 @@ public final class StepQueue implements AutoCloseable {
     void await();
   }
 
-  private final PagedAttention attention;
+  private final Job job;
+  private final Admission admission;
+  private final BlockTables tables;
   private final StepRunner runner;
   private final StepSelector selector;
   private final boolean overlaps;
@@ -56,12 +58,16 @@ public final class StepQueue implements AutoCloseable {
    * @param steps is told of every step, before its results are handed over
    */
   StepQueue(
-      PagedAttention attention,
+      Job job,
+      Admission admission,
+      BlockTables tables,
       StepRunner runner,
       int maxTokens,
       boolean overlaps,
       Consumer<StepReport> steps) {
-    this.attention = attention;
+    this.job = job;
+    this.admission = admission;
+    this.tables = tables;
     this.runner = runner;
     this.selector = new StepSelector(maxTokens);
     this.overlaps = overlaps;
@@ -84,24 +90,24 @@ public final class StepQueue implements AutoCloseable {
    * @param shardOfRow the shard of each row
    */
   public void add(ArrowBatch batch, IntUnaryOperator shardOfRow, StepHandler handler) {
-    if (attention.hasManySchemas()) {
+    if (admission.hasManySchemas()) {
       drain();
-      attention.trim();
+      admission.trim();
     }
-    if (inFlight != null && attention.isOfNoLayer(batch)) {
+    if (inFlight != null && admission.isOfNoLayer(batch)) {
       settle(); // its result would overtake
     }
-    Optional<PendingBatch> taken = attention.pend(batch, shardOfRow, handler);
+    Optional<PendingBatch> taken = admission.admit(batch, shardOfRow, handler);
     if (taken.isEmpty()) {
       return;
     }
     PendingBatch added = taken.get();
     boolean queued = false;
     try {
-      while (batches > 0 && attention.forks(added)) {
+      while (batches > 0 && tables.forks(added)) {
         step();
       }
-      String owner = attention.job().cacheOwner(added.layer().spec()).name();
+      String owner = job.cacheOwner(added.layer().spec()).name();
       List<PendingBatch> lane = lanes.computeIfAbsent(owner, name -> new ArrayList<>());
       if (lane.isEmpty()) {
         turns.add(lane);

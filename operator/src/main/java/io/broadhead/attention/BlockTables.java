@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.attention;
+
+import io.broadhead.attention.cache.CacheHeader;
+import io.broadhead.attention.cache.CacheShape;
+import io.broadhead.attention.cache.CacheStores;
+import io.broadhead.attention.cache.ExternalBlocks;
+import io.broadhead.attention.cache.KvCacheManager;
+import io.broadhead.attention.cache.RowRefusedException;
+import io.broadhead.kernel.ErrorCode;
+import io.broadhead.kernel.KernelException;
+import java.util.Map;
+import java.util.Optional;
+import org.apache.arrow.memory.BufferAllocator;
+
+/**
+ * Who hands out the blocks of a job's caches, the producer or a {@link KvCacheManager}, which the
+ * first batch says; and what is saved of the caches. Its owner closes it; used by one thread at a
+ * time.
+ */
+final class BlockTables implements AutoCloseable {
+  private final LayerSet layers;
+  private final CacheLayers cacheLayers;
+  private final PoolMemory memory;
+  private final CacheStores stores;
+  private final OutOfBlocks outOfBlocks;
+  private final StepRunner runner;
+
+  /** Whether block tables are managed, once a batch said so. */
+  private Boolean managed;
+
+  private KvCacheManager manager;
+  private ExternalBlocks external;
+
+  BlockTables(
+      LayerSet layers,
+      CacheLayers cacheLayers,
+      BufferAllocator allocator,
+      CacheStores stores,
+      OutOfBlocks outOfBlocks,
+      StepRunner runner) {
+    this.layers = layers;
+    this.cacheLayers = cacheLayers;
+    this.memory = new PoolMemory(layers, cacheLayers.owners(), allocator);
+    this.stores = stores;
+    this.outOfBlocks = outOfBlocks;
+    this.runner = runner;
+  }
+
+  /** The managed ones; empty before the first batch that needs them. */
+  Optional<KvCacheManager> managed() {
+    return Optional.ofNullable(manager);
+  }
+
+  /** Blocks that a producer hands out and those that are handed out here would be the same. */
+  void requireOneMode(BoundLayer bound) {
+    if (!bound.spec().attnType().cached()) {
+      return;
+    }
+    if (managed == null) {
+      begin(bound.isManaged());
+    }
+    if (managed != bound.isManaged()) {
+      throw new KernelException(
+          ErrorCode.SCHEMA_MISMATCH,
+          -1,
+          managed
+              ? "columns block_table and slot_mapping: expected neither, as in the batches before,"
+                  + " whose block tables are managed"
+              : "columns block_table and slot_mapping: expected them, as in the batches before, got"
+                  + " neither");
+    }
+  }
+
+  private void begin(boolean isManaged) {
+    CacheShape shape = cacheLayers.shape(layers.job().kvCache());
+    if (isManaged) {
+      manager = new KvCacheManager(shape, memory, stores, outOfBlocks == OutOfBlocks.SWAP);
+      runner.manage(manager);
+    } else if (stores.savesContents()) {
+      external = new ExternalBlocks(shape, memory, stores.parts(), stores.records());
+      runner.observe(external);
+    } else if (stores.savesAnything()) {
+      throw new KernelException(
+          ErrorCode.SCHEMA_MISMATCH,
+          -1,
+          "columns block_table and slot_mapping: expected neither, because only metadata is saved,"
+              + " and nobody but the producer knows the sequences of these tables; save all or"
+              + " nothing");
+    }
+    managed = isManaged;
+  }
+
+  /** Whether a row of {@code pending} would fork a sequence. */
+  boolean forks(PendingBatch pending) {
+    BoundLayer layer = pending.layer();
+    if (!layer.isManaged() || !pending.rows().mayFork()) {
+      return false;
+    }
+    for (int row = pending.nextOpen(0); row >= 0; row = pending.nextOpen(row + 1)) {
+      try {
+        int tokens = pending.rows().tokens(row);
+        if (manager.forks(
+            pending.shard(row), pending.rows().request(row, 0, tokens, layer.role()))) {
+          return true;
+        }
+      } catch (RowRefusedException e) {
+        // Refused for it when its turn comes.
+        continue;
+      }
+    }
+    return false;
+  }
+
+  /** What {@link #save} saves a cache of; empty before the first batch of a layer with a cache. */
+  Optional<CacheHeader> header(int shards) {
+    return Optional.ofNullable(managed).map(isManaged -> header(isManaged, shards));
+  }
+
+  private CacheHeader header(boolean isManaged, int shards) {
+    return cacheLayers.header(
+        isManaged, stores.savesContents(), shards, layers.job().kvCache(), layers);
+  }
+
+  /** Saves what changed in the caches since the last time. No batch may be pending. */
+  void save() {
+    if (manager != null && stores.savesAnything()) {
+      manager.save();
+    }
+    if (external != null) {
+      external.save();
+    }
+  }
+
+  /**
+   * Restores a shard, before the first batch. Sequences whose keys and values were not saved are
+   * lost: their rows are refused until they come again.
+   *
+   * @param header what was saved
+   * @param shards that sequences are divided into now
+   * @param sequences records of sequences
+   * @param blocks records of blocks
+   * @throws IllegalStateException naming the key in which the job differs from the one that was
+   *     saved
+   */
+  void restore(
+      CacheHeader header,
+      int shards,
+      int shard,
+      Iterable<Map.Entry<String, byte[]>> sequences,
+      Iterable<Map.Entry<Long, byte[]>> blocks) {
+    header.requireFits(header(header.managed(), shards));
+    for (CacheHeader.Layer layer : header.layers()) {
+      if (!layer.dtype().isEmpty()) {
+        layers.reserve(layers.find(layer.name()).orElseThrow(), layer.dtype());
+      }
+    }
+    if (managed == null) {
+      begin(header.managed());
+    }
+    if (manager != null) {
+      manager.restore(shard, sequences, blocks);
+    }
+    if (external != null) {
+      blocks.forEach(block -> external.restore(shard, block.getKey(), block.getValue()));
+    }
+  }
+
+  @Override
+  public void close() {
+    memory.close();
+  }
+}
