@@ -17,6 +17,7 @@ import java.util.List;
 import java.util.concurrent.atomic.AtomicInteger;
 import org.apache.flink.configuration.CheckpointingOptions;
 import org.apache.flink.configuration.Configuration;
+import org.apache.flink.configuration.ExternalizedCheckpointRetention;
 import org.apache.flink.configuration.MemorySize;
 import org.apache.flink.configuration.PipelineOptions;
 import org.apache.flink.configuration.RestartStrategyOptions;
@@ -26,6 +27,7 @@ import org.apache.flink.configuration.TaskManagerOptions;
 import org.apache.flink.core.execution.JobClient;
 import org.apache.flink.core.execution.SavepointFormatType;
 import org.apache.flink.runtime.checkpoint.AbstractCheckpointStats;
+import org.apache.flink.runtime.checkpoint.CompletedCheckpointStats;
 import org.apache.flink.runtime.executiongraph.ErrorInfo;
 import org.apache.flink.runtime.minicluster.MiniCluster;
 import org.apache.flink.runtime.testutils.MiniClusterResourceConfiguration;
@@ -207,6 +209,49 @@ class StatefulJobITCase {
                 .mapToLong(AbstractCheckpointStats::getPersistedData))
         .as("bytes on their way, of each checkpoint")
         .anyMatch(bytes -> bytes > 0);
+  }
+
+  /**
+   * Batches on their way go to another subtask, too: to find whose they are, Flink has each of them
+   * read by several, and drops it in all but one.
+   */
+  @Test
+  void unalignedCheckpointsCarryBatchesToAnotherParallelism(@InjectMiniCluster MiniCluster cluster)
+      throws Exception {
+    noLeaks.flinkDropsBatches();
+    makeSteps(true);
+    StepJob.slow(0);
+    StepJob.slowRecorder(8);
+    StreamExecutionEnvironment environment = environment("hashmap");
+    environment.getCheckpointConfig().enableUnalignedCheckpoints(true);
+    environment
+        .getCheckpointConfig()
+        .setExternalizedCheckpointRetention(ExternalizedCheckpointRetention.RETAIN_ON_CANCELLATION);
+    attend(environment, JOB, options(), 2);
+    JobClient client = environment.executeAsync();
+    while (StepJob.recorded() < SEQUENCES * ROUNDS / 2) {
+      assertThat(client.getJobStatus().get().isTerminalState()).as("job has ended").isFalse();
+      Thread.sleep(5);
+    }
+    client.cancel().get();
+    while (!client.getJobStatus().get().isTerminalState()) {
+      Thread.sleep(5);
+    }
+    CompletedCheckpointStats checkpoint =
+        cluster
+            .getExecutionGraph(client.getJobID())
+            .get()
+            .getCheckpointStatsSnapshot()
+            .getHistory()
+            .getLatestCompletedCheckpoint();
+    assertThat(checkpoint.getPersistedData()).as("bytes on their way").isPositive();
+
+    StreamExecutionEnvironment next = environment("hashmap");
+    next.configure(
+        new Configuration().set(StateRecoveryOptions.SAVEPOINT_PATH, checkpoint.getExternalPath()));
+    attend(next, JOB, options(), 4);
+    next.execute();
+    StepJob.assertResults();
   }
 
   @Test
