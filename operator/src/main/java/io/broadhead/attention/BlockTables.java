@@ -7,6 +7,7 @@ import io.broadhead.attention.cache.CacheStores;
 import io.broadhead.attention.cache.ExternalBlocks;
 import io.broadhead.attention.cache.KvCacheManager;
 import io.broadhead.attention.cache.RowRefusedException;
+import io.broadhead.attention.cache.RowRequest;
 import io.broadhead.kernel.ErrorCode;
 import io.broadhead.kernel.KernelException;
 import java.util.Map;
@@ -91,17 +92,15 @@ final class BlockTables implements AutoCloseable {
     managed = isManaged;
   }
 
-  /** Whether a row of {@code pending} would fork a sequence. */
-  boolean forks(PendingBatch pending) {
-    BoundLayer layer = pending.layer();
-    if (!layer.isManaged() || !pending.rows().mayFork()) {
+  /** Whether a row of {@code pending} means something else before all other rows are computed. */
+  boolean dependsOnAllLayers(PendingBatch pending) {
+    StepRows rows = pending.rows();
+    if (!pending.layer().isManaged() || !rows.mayFork() && !rows.mayEnd()) {
       return false;
     }
     for (int row = pending.nextOpen(0); row >= 0; row = pending.nextOpen(row + 1)) {
       try {
-        int tokens = pending.rows().tokens(row);
-        if (manager.forks(
-            pending.shard(row), pending.rows().request(row, 0, tokens, layer.role()))) {
+        if (manager.dependsOnAllLayers(pending.shard(row), request(pending, row))) {
           return true;
         }
       } catch (RowRefusedException e) {
@@ -110,6 +109,28 @@ final class BlockTables implements AutoCloseable {
       }
     }
     return false;
+  }
+
+  /**
+   * Begins the sequences that rows of {@code pending} fork: their parents may grow in the same
+   * batch, and in a step before theirs.
+   */
+  void fork(PendingBatch pending) {
+    if (!pending.layer().isManaged() || !pending.rows().mayFork()) {
+      return;
+    }
+    for (int row = pending.nextOpen(0); row >= 0; row = pending.nextOpen(row + 1)) {
+      try {
+        manager.fork(pending.shard(row), request(pending, row));
+      } catch (RowRefusedException e) {
+        pending.refuse(row, e.code(), e.getMessage());
+      }
+    }
+  }
+
+  private static RowRequest request(PendingBatch pending, int row) throws RowRefusedException {
+    int tokens = pending.rows().tokens(row);
+    return pending.rows().request(row, 0, tokens, pending.layer().role());
   }
 
   /** What {@link #save} saves a cache of; empty before the first batch of a layer with a cache. */

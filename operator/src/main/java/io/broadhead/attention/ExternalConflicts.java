@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.attention;
 
-import io.broadhead.arrow.ArrowBatch;
-import io.broadhead.arrow.ArrowColumn;
-import io.broadhead.arrow.StepColumns;
-import io.broadhead.kernel.CacheConfig;
 import java.util.BitSet;
+import java.util.HashMap;
+import java.util.HashSet;
+import java.util.Map;
+import java.util.Set;
 
 /**
- * Whether batches with block tables of their own can be one step. All rows of a step write before
- * any of them reads, so no row may write to a block that one of an earlier batch reads. Used by one
- * thread.
+ * What rows with block tables of their own have to do with each other. All rows of a batch write
+ * before any of them reads, and so do those of a step. Therefore no row of a step may write to a
+ * block that one of an earlier batch reads; and a batch is one step unless its rows keep to
+ * themselves. Used by one thread.
  */
 final class ExternalConflicts {
   private final BitSet read = new BitSet();
@@ -21,46 +22,91 @@ final class ExternalConflicts {
   }
 
   /** Adds a batch to the step; false if it has to wait for those that were added before. */
-  boolean add(PendingBatch pending) {
-    ArrowBatch batch = pending.batch();
-    CacheConfig cache = pending.layer().binding().layer().cache().config();
-    int blockSize = cache.blockSize();
-    if (!read.isEmpty() && writesToRead(batch, blockSize)) {
+  boolean add(PendingBatch batch) {
+    if (!read.isEmpty() && writesToRead(batch)) {
       return false;
     }
-    if (batch.schema().contains(StepColumns.BLOCK_TABLE)) {
-      ArrowColumn tables = batch.column(StepColumns.BLOCK_TABLE);
-      ArrowColumn blocks = tables.child();
-      for (int row = pending.nextOpen(0); row >= 0; row = pending.nextOpen(row + 1)) {
-        int used = (pending.rows().seqLen(row) + blockSize - 1) / blockSize;
-        long first = tables.offset(row);
-        long end = first + Math.min(used, tables.listSize(row));
-        for (long i = first; i < end; i++) {
-          int block = blocks.getInt(i);
-          // Others are refused by the step itself.
-          if (block >= 0 && block < cache.numBlocks()) {
-            read.set(block);
-          }
+    StepRows rows = batch.rows();
+    for (int row = batch.nextOpen(0); row >= 0; row = batch.nextOpen(row + 1)) {
+      for (int i = 0; i < rows.blocks(row, batch.blockSize()); i++) {
+        int block = rows.block(row, i);
+        if (0 <= block && block < batch.numBlocks()) { // else the step refuses the row
+          read.set(block);
         }
       }
     }
     return true;
   }
 
-  private boolean writesToRead(ArrowBatch batch, int blockSize) {
-    if (!batch.schema().contains(StepColumns.SLOT_MAPPING)) {
-      return false;
-    }
-    ArrowColumn slots = batch.column(StepColumns.SLOT_MAPPING);
-    ArrowColumn values = slots.child();
-    for (int row = 0; row < batch.numRows(); row++) {
-      for (long i = slots.offset(row), end = i + slots.listSize(row); i < end; i++) {
-        long block = values.getLong(i) / blockSize;
-        if (values.getLong(i) >= 0 && block <= Integer.MAX_VALUE && read.get((int) block)) {
+  private boolean writesToRead(PendingBatch batch) {
+    StepRows rows = batch.rows();
+    for (int row = batch.nextOpen(0); row >= 0; row = batch.nextOpen(row + 1)) {
+      for (int i = 0; i < writes(batch, row); i++) {
+        long block = blockOf(rows.slot(row, i), batch);
+        if (0 <= block && block < batch.numBlocks() && read.get((int) block)) {
           return true;
         }
       }
     }
     return false;
+  }
+
+  private static int writes(PendingBatch batch, int row) {
+    boolean writes = batch.layer().writesCache() >= 0 && batch.rows().keys(row) > 0;
+    return writes ? batch.rows().slots(row) : 0;
+  }
+
+  /** Below 0 for padding. */
+  private static long blockOf(long slot, PendingBatch batch) {
+    return Math.floorDiv(slot, batch.blockSize());
+  }
+
+  /** Whether no row of a batch reads or writes a block that another one writes to. */
+  static boolean isSeparable(PendingBatch batch) {
+    StepRows rows = batch.rows();
+    Map<Long, Integer> writers = new HashMap<>();
+    for (int row = batch.nextOpen(0); row >= 0; row = batch.nextOpen(row + 1)) {
+      for (int i = 0; i < writes(batch, row); i++) {
+        long block = blockOf(rows.slot(row, i), batch);
+        if (block >= 0 && writers.merge(block, row, Math::min) != row) {
+          return false;
+        }
+      }
+    }
+    for (int row = batch.nextOpen(0); row >= 0; row = batch.nextOpen(row + 1)) {
+      for (int i = 0; i < rows.blocks(row, batch.blockSize()); i++) {
+        if (writers.getOrDefault((long) rows.block(row, i), row) != row) {
+          return false;
+        }
+      }
+    }
+    return true;
+  }
+
+  /** Whether each new token of a row goes to its own position, where only later tokens see it. */
+  static boolean isInPlace(PendingBatch batch, int row) {
+    StepRows rows = batch.rows();
+    int blockSize = batch.blockSize();
+    int first = rows.seqLen(row) - rows.tokens(row);
+    int blocks = rows.blocks(row, blockSize);
+    Set<Integer> seen = new HashSet<>();
+    for (int i = 0; i < blocks; i++) {
+      if (!seen.add(rows.block(row, i))) {
+        return false;
+      }
+    }
+    for (int i = 0; i < writes(batch, row); i++) {
+      int position = first + i;
+      long slot = rows.slot(row, i);
+      boolean inTable = 0 <= position && position / blockSize < blocks;
+      if (slot >= 0
+          && (!inTable
+              || slot
+                  != (long) rows.block(row, position / blockSize) * blockSize
+                      + position % blockSize)) {
+        return false;
+      }
+    }
+    return first >= 0;
   }
 }

@@ -4,8 +4,14 @@ package io.broadhead.attention;
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.kernel.ErrorCode;
 import io.broadhead.kernel.ResultDraft;
+import io.broadhead.kernel.StepPart;
 import java.util.BitSet;
+import java.util.HashMap;
+import java.util.Map;
+import java.util.Set;
 import java.util.function.IntUnaryOperator;
+import java.util.stream.Collectors;
+import java.util.stream.IntStream;
 
 /**
  * A step batch on its way: which of its rows are still to be computed, and the draft of its result.
@@ -19,7 +25,11 @@ final class PendingBatch implements AutoCloseable {
   private final StepRows rows;
   private final ResultDraft draft;
   private final BitSet open = new BitSet();
+  private final Map<Integer, Boolean> divisible = new HashMap<>();
   private int[] tokensDone;
+  private boolean begun;
+  private Boolean separable;
+  private Set<ShardSequence> sequences;
   private long tokensLeft;
 
   PendingBatch(
@@ -61,6 +71,77 @@ final class PendingBatch implements AutoCloseable {
     return open.nextSetBit(from);
   }
 
+  /** Whether it has a row of a sequence of {@code earlier}, in the same layer. */
+  boolean continues(PendingBatch earlier) {
+    if (layer.spec() != earlier.layer.spec()) {
+      return false;
+    }
+    Set<ShardSequence> sequences = earlier.sequences();
+    return IntStream.range(0, batch.numRows()).anyMatch(row -> sequences.contains(sequence(row)));
+  }
+
+  private Set<ShardSequence> sequences() {
+    if (sequences == null) {
+      sequences =
+          IntStream.range(0, batch.numRows()).mapToObj(this::sequence).collect(Collectors.toSet());
+    }
+    return sequences;
+  }
+
+  /** The sequence of a row. */
+  ShardSequence sequence(int row) {
+    return new ShardSequence(shard(row), rows.sequence(row));
+  }
+
+  /** Sequences of one id in different shards are different ones. */
+  record ShardSequence(int shard, Object id) {}
+
+  /** Tokens of a block of the layer's cache. */
+  int blockSize() {
+    return layer.binding().layer().cache().config().blockSize();
+  }
+
+  /** Blocks of the layer's cache. */
+  long numBlocks() {
+    return layer.binding().layer().cache().config().numBlocks();
+  }
+
+  /** Whether rows of it may be computed in different steps. */
+  boolean isSeparable() {
+    if (separable == null) {
+      separable = begun || !layer.isExternal() || ExternalConflicts.isSeparable(this);
+    }
+    return separable;
+  }
+
+  /** Whether a row can be computed in runs of tokens, one after the other. */
+  boolean isDivisible(int row) {
+    return divisible.computeIfAbsent(
+        row,
+        r ->
+            layer.spec().attnType() == AttnType.DECODER
+                && rows.hasRunsOfTokens(r)
+                && isSeparable()
+                && (!layer.isExternal() || ExternalConflicts.isInPlace(this, r))
+                && isSound(r));
+  }
+
+  /** Whether a row has no fault that only its later tokens would show. */
+  private boolean isSound(int row) {
+    StepPart part = layer.takePart();
+    try {
+      if (layer.isManaged()) {
+        part.planned().clear();
+        part.planned().addPadding(rows.keys(row));
+        part.planned().endRow(0);
+      }
+      part.pointAtRows(batch, row, 1, draft);
+      return layer.binding().firstBadRow(part, 0).isEmpty();
+    } finally {
+      layer.giveBack(part);
+    }
+  }
+
   boolean isDone() {
     return open.isEmpty();
   }
@@ -76,6 +157,7 @@ final class PendingBatch implements AutoCloseable {
   }
 
   void computed(RowRun run) {
+    begun = true;
     if (run.isWhole()) {
       close(run.row(), run.row() + run.count());
       return;

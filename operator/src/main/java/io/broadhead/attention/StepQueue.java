@@ -5,10 +5,12 @@ import io.broadhead.arrow.ArrowBatch;
 import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.HashMap;
+import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Queue;
+import java.util.Set;
 import java.util.function.Consumer;
 import java.util.function.IntUnaryOperator;
 
@@ -104,11 +106,11 @@ public final class StepQueue implements AutoCloseable {
     PendingBatch added = taken.get();
     boolean queued = false;
     try {
-      while (batches > 0 && tables.forks(added)) {
+      while (batches > 0 && (tables.dependsOnAllLayers(added) || followsEnd(added))) {
         step();
       }
-      String owner = job.cacheOwner(added.layer().spec()).name();
-      List<PendingBatch> lane = lanes.computeIfAbsent(owner, name -> new ArrayList<>());
+      tables.fork(added);
+      List<PendingBatch> lane = lane(added);
       if (lane.isEmpty()) {
         turns.add(lane);
       }
@@ -122,6 +124,31 @@ public final class StepQueue implements AutoCloseable {
         added.close();
       }
     }
+  }
+
+  /** Whether a row is of a sequence whose last row in this layer still waits. */
+  private boolean followsEnd(PendingBatch added) {
+    Set<PendingBatch.ShardSequence> ending = new HashSet<>();
+    for (PendingBatch batch : lane(added)) {
+      for (int row = batch.nextOpen(0); row >= 0; row = batch.nextOpen(row + 1)) {
+        if (batch.layer().spec() == added.layer().spec() && batch.rows().ends(row)) {
+          ending.add(batch.sequence(row));
+        }
+      }
+    }
+    for (int row = ending.isEmpty() ? -1 : added.nextOpen(0);
+        row >= 0;
+        row = added.nextOpen(row + 1)) {
+      if (ending.contains(added.sequence(row))) {
+        return true;
+      }
+    }
+    return false;
+  }
+
+  private List<PendingBatch> lane(PendingBatch batch) {
+    String owner = job.cacheOwner(batch.layer().spec()).name();
+    return lanes.computeIfAbsent(owner, name -> new ArrayList<>());
   }
 
   /** Whether nothing waits and nothing is in flight. */
@@ -236,16 +263,21 @@ public final class StepQueue implements AutoCloseable {
     }
   }
 
+  /** Takes the batches out that are done, but for those that would overtake others' rows. */
   private List<PendingBatch> removeDone(List<PendingBatch> lane) {
     List<PendingBatch> done = new ArrayList<>(lane.size());
+    List<PendingBatch> left = new ArrayList<>();
     for (PendingBatch batch : lane) {
-      if (batch.isDone()) {
+      if (batch.isDone() && left.stream().noneMatch(batch::continues)) {
         done.add(batch);
         batches--;
         bytes -= batch.batch().byteSize();
+      } else {
+        left.add(batch);
       }
     }
-    lane.removeIf(PendingBatch::isDone);
+    lane.clear();
+    lane.addAll(left);
     return done;
   }
 

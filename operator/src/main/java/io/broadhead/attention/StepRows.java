@@ -21,6 +21,7 @@ final class StepRows {
   private final ArrowColumn key;
   private final ArrowColumn seqLens;
   private final ArrowColumn slots;
+  private final ArrowColumn tables;
   private final ArrowColumn parents;
   private final ArrowColumn tokenIds;
   private final ArrowColumn ends;
@@ -32,6 +33,7 @@ final class StepRows {
     this.key = column(batch, StepColumns.KEY);
     this.seqLens = column(batch, StepColumns.SEQ_LEN);
     this.slots = column(batch, StepColumns.SLOT_MAPPING);
+    this.tables = column(batch, StepColumns.BLOCK_TABLE);
     this.parents = column(batch, StepColumns.PARENT_SEQUENCE_ID);
     this.tokenIds = column(batch, StepColumns.TOKEN_IDS);
     this.ends = column(batch, StepColumns.END_OF_SEQUENCE);
@@ -60,10 +62,45 @@ final class StepRows {
     return Math.max(size(query, row), size(key, row));
   }
 
-  /** Whether the row can be computed in runs of tokens: every query has its key, or none has. */
+  /** New tokens of a row that have keys. */
+  int keys(int row) {
+    return size(key, row);
+  }
+
+  /** Whether every query of a row has its key, or none has. */
   boolean hasRunsOfTokens(int row) {
-    int keys = size(key, row);
+    int keys = keys(row);
     return keys == 0 || keys == size(query, row);
+  }
+
+  /** Slots that the producer gives for a row. */
+  int slots(int row) {
+    return size(slots, row);
+  }
+
+  /** Slot {@code i} of a row. */
+  long slot(int row, int i) {
+    return slots.child().getLong(slots.offset(row) + i);
+  }
+
+  /** Blocks of the producer's that a row reads, or fewer if its table is too short. */
+  int blocks(int row, int blockSize) {
+    return (int) Math.min(((long) seqLen(row) + blockSize - 1) / blockSize, size(tables, row));
+  }
+
+  /** Block {@code i} of a row's table. */
+  int block(int row, int i) {
+    return tables.child().getInt(tables.offset(row) + i);
+  }
+
+  /** Whether sequences may end with rows of such batches. */
+  boolean mayEnd() {
+    return ends != null;
+  }
+
+  /** Whether a sequence ends with this row. */
+  boolean ends(int row) {
+    return ends != null && !ends.isNull(row) && ends.getBoolean(row);
   }
 
   /** What {@code seq_len} says of a row; null counts as 0. */
@@ -71,17 +108,12 @@ final class StepRows {
     return seqLens == null || seqLens.isNull(row) ? 0 : seqLens.getInt(row);
   }
 
-  /** Visits the slots of the new tokens of a row of {@code run}, where the producer gives them. */
+  /** Visits the slots that the tokens of a row of {@code run} are written to. */
   void forEachSlot(RowRun run, int row, LongConsumer visit) {
-    if (slots == null) {
-      return;
-    }
-    long first = slots.offset(row);
-    long count = slots.listSize(row);
-    long from = run.isWhole() ? 0 : Math.min(run.from(), count);
-    long to = run.isWhole() ? count : Math.min(run.to(), count);
-    for (long i = from; i < to; i++) {
-      visit.accept(slots.child().getLong(first + i));
+    int keys = keys(row);
+    int to = run.isWhole() ? keys : Math.min(run.to(), keys);
+    for (int i = run.isWhole() ? 0 : Math.min(run.from(), keys); i < to; i++) {
+      visit.accept(slot(row, i));
     }
   }
 
@@ -104,7 +136,7 @@ final class StepRows {
         keys,
         seqLens == null ? RowRequest.UNKNOWN : requiredSeqLen(row) - (tokens - to),
         idsOfTokens(row, from),
-        ends != null && to == tokens && !ends.isNull(row) && ends.getBoolean(row));
+        to == tokens && ends(row));
   }
 
   private int requiredSeqLen(int row) throws RowRefusedException {
@@ -122,13 +154,19 @@ final class StepRows {
     if (tokenIds == null || tokenIds.isNull(row)) {
       return null;
     }
-    int keys = size(key, row);
+    int keys = keys(row);
     if (tokenIds.listSize(row) != keys) {
       throw RowRefusedException.badRow(
           "column token_ids: %d entries, expected %d (one for each key)",
           tokenIds.listSize(row), keys);
     }
     ArrowColumn values = tokenIds.child();
+    for (int i = 0; values.nullCount() > 0 && i < keys; i++) {
+      if (values.isNull(tokenIds.offset(row) + i)) {
+        throw RowRefusedException.badRow(
+            "column token_ids: entry %d is null, expected the token's id", i);
+      }
+    }
     long first = tokenIds.offset(row) + from;
     return i -> values.getLong(first + i);
   }

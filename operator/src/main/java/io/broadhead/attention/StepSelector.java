@@ -13,7 +13,8 @@ import java.util.Set;
  * <p>A row that is too long is computed in runs of tokens, each half the budget and what the others
  * leave: so a long prompt neither holds up the others nor is held up by them. Rows of one sequence
  * keep their order. Where producers bring their own block tables, batches keep their order too, and
- * join only if no row writes to a block that one of an earlier batch reads.
+ * join only if no row writes to a block that one of an earlier batch reads; a batch whose rows read
+ * what others of it write is one step, however long.
  *
  * <p>Used by one thread.
  */
@@ -42,9 +43,15 @@ final class StepSelector {
     longRun = -1;
     PendingBatch oldest = null;
     for (PendingBatch batch : pending) {
+      if (batch.isDone()) {
+        continue; // its result follows another one
+      }
       if (oldest == null) {
         oldest = batch;
       } else if (batch.layer().spec() != oldest.layer().spec() && batch.layer().isManaged()) {
+        if (batch.layer().writesCache() >= 0) {
+          break; // what comes after it may read what it writes
+        }
         continue;
       } else if (!batch.layer().joins(oldest.layer())) {
         break;
@@ -85,6 +92,13 @@ final class StepSelector {
     if (inOrder && !conflicts.add(batch)) {
       return false;
     }
+    if (batch.tokensLeft() > budget && !batch.isSeparable()) {
+      if (runs.isEmpty()) {
+        addAll(batch, runs);
+        budget = 0;
+      }
+      return false;
+    }
     for (int row = batch.nextOpen(0); row >= 0 && budget > 0; row = batch.nextOpen(row + 1)) {
       if (!add(batch, row) && inOrder) {
         return false;
@@ -102,9 +116,9 @@ final class StepSelector {
     int done = batch.tokensDone(row);
     int tokens = batch.rows().tokens(row);
     int left = tokens - done;
-    boolean divisible =
-        batch.layer().spec().attnType() == AttnType.DECODER && batch.rows().hasRunsOfTokens(row);
-    boolean fits = left <= budget && (left <= maxTokens / 2 || !divisible || left == 0);
+    boolean isShort = left <= Math.min(budget, maxTokens / 2);
+    boolean divisible = done > 0 || !isShort && batch.isDivisible(row);
+    boolean fits = isShort || !divisible && left <= budget;
     if (done == 0 && (fits || !divisible && runs.isEmpty())) {
       addRow(batch, row);
       budget -= left;

@@ -441,6 +441,10 @@ class ManagedTablesTest {
           "column token_ids: 2 entries, expected 1 (one for each key)");
       expectRefused(
           attention,
+          managed(a, ManagedRow.of(likeNext("n", next, 1)).withTokenIds(StepBatches.NULL)),
+          "column token_ids: entry 0 is null, expected the token's id");
+      expectRefused(
+          attention,
           managed(a, List.of(scenario.next("nobody", a, 1, 0)), false),
           "column key: sequence nobody is not in the cache, expected its first tokens, got none");
       expectRefused(
@@ -600,7 +604,7 @@ class ManagedTablesTest {
         StepQueue queue = inPieces.queue(32, reports::add)) {
       List<double[][][]> expected = new ArrayList<>();
       List<Integer> order = new ArrayList<>();
-      for (List<StepRow> rows : List.of(List.of(begin, prompt), List.of(after), decode)) {
+      for (List<StepRow> rows : List.of(List.of(begin), List.of(prompt), List.of(after), decode)) {
         try (ArrowBatch batch = managedTables ? managed(a, rows, true) : external(a, rows)) {
           try (ArrowBatch result = whole.step(batch)) {
             expected.add(StepBatches.read(result, "output"));
@@ -622,9 +626,9 @@ class ManagedTablesTest {
       List<ArrowBatch> results = collected.results;
       if (managedTables) {
         // The decode row did not wait for the prompt; the prompt's own next row did.
-        assertThat(results.get(0).column("sequence_id").getString(0)).isEqualTo("short");
-        assertThat(order).containsExactly(1, 5, 6);
-        results.add(results.remove(0));
+        assertThat(results.get(1).column("sequence_id").getString(0)).isEqualTo("short");
+        assertThat(order).containsExactly(1, 1, 5, 6);
+        results.add(results.remove(1));
       }
       for (int i = 0; i < results.size(); i++) {
         try (ArrowBatch result = results.get(i)) {

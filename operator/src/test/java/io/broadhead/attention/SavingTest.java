@@ -95,6 +95,24 @@ class SavingTest {
         .flatMap(dtype -> Stream.of(Arguments.of(dtype, true), Arguments.of(dtype, false)));
   }
 
+  @Test
+  void slotsOfRowsWithoutKeysAreNotSaved() {
+    Job job = new Job(new KvCacheSpec(16, 4, null), List.of(layer("a").build()));
+    Scenario scenario = new Scenario(job, DTYPE, 3);
+    LayerSpec a = job.layers().get(0);
+    SavedCache saved = new SavedCache();
+    StepRow written = scenario.next("s", a, 5);
+    StepRow read = scenario.next("s", a, 1, 0).withSlots(1L << 40, 40);
+    try (PagedAttention attention = open(job, saved.stores());
+        ArrowBatch first = StepBatches.of(noLeaks.allocator(), a, DTYPE, List.of(written));
+        ArrowBatch second = StepBatches.of(noLeaks.allocator(), a, DTYPE, List.of(read))) {
+      attention.step(first).close();
+      attention.step(second).close();
+      attention.save();
+      assertThat(saved.blocks(SHARD)).hasSize(1);
+    }
+  }
+
   @ParameterizedTest
   @MethodSource("caches")
   void goesOnBitForBitInAPoolOfAnotherSize(KvCacheDtype dtype, boolean managed) {

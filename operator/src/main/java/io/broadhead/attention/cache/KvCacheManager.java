@@ -73,9 +73,34 @@ public final class KvCacheManager {
     return shards.values().stream().mapToLong(shard -> shard.sequences.size()).sum();
   }
 
-  /** Whether {@code row} would fork a sequence, which takes tokens of all layers. */
-  public boolean forks(int shard, RowRequest row) {
-    return row.parent() != null && !shard(shard).sequences.containsKey(row.sequence());
+  /**
+   * Whether what {@code row} means depends on rows of all layers that came before it: it forks a
+   * sequence, ends one in all layers, or begins another one of an id that has ended in its layer.
+   */
+  public boolean dependsOnAllLayers(int shard, RowRequest row) {
+    Sequence known = shard(shard).sequences.get(row.sequence());
+    return row.endsAtOnce()
+        || (known == null ? row.parent() != null : known.ended.get(row.layer().index()));
+  }
+
+  /**
+   * Begins the sequence of {@code row} with what its parent has now, if the row forks it; no row is
+   * planned.
+   *
+   * @throws RowRefusedException if there is no such parent
+   */
+  public void fork(int shard, RowRequest row) throws RowRefusedException {
+    Shard place = shard(shard);
+    Sequence known = place.sequences.get(row.sequence());
+    boolean isOver = known != null && known.lost == null && known.ended.get(row.layer().index());
+    if (row.parent() == null || known != null && !isOver) {
+      return;
+    }
+    if (isOver) {
+      residency.end(known);
+    }
+    fork(place, row).wasRecorded = isOver && known.wasRecorded;
+    undo.clear();
   }
 
   /**

@@ -229,7 +229,7 @@ class KvCacheManagerPropertyTest {
               oneIn(2) ? seqLen : RowRequest.UNKNOWN,
               ids,
               ends);
-      if (manager.forks(SHARD, request)) {
+      if (manager.dependsOnAllLayers(SHARD, request)) {
         compute(); // a fork takes what has been computed
       }
       add(new Row(turn, request));

@@ -17,6 +17,7 @@ import java.util.Map;
 import java.util.function.Function;
 import java.util.function.ToIntFunction;
 import java.util.stream.IntStream;
+import java.util.stream.LongStream;
 import org.apache.arrow.memory.ArrowBuf;
 import org.apache.arrow.memory.BufferAllocator;
 import org.apache.arrow.vector.types.pojo.ArrowType;
@@ -26,6 +27,9 @@ import org.apache.arrow.vector.types.pojo.Schema;
 
 /** Builds step batches from {@link StepRow}s and reads result batches; used by one thread. */
 public final class StepBatches {
+  /** Stands for null among token ids and slots. */
+  public static final long NULL = Long.MIN_VALUE;
+
   public static final String PASSED = "request";
 
   private final BufferAllocator allocator;
@@ -240,15 +244,19 @@ public final class StepBatches {
         name,
         new ArrowType.List(),
         rows.size(),
-        new Field("item", FieldType.notNullable(new ArrowType.Int(64, true)), null));
-    long count = offsets(rows.size(), i -> values.apply(rows.get(i)).length);
-    lengths.add(count);
-    add(0);
-    ArrowBuf data = add(8 * count);
-    long at = 0;
-    for (R row : rows) {
-      for (long value : values.apply(row)) {
-        data.setLong(8 * at++, value);
+        new Field("item", FieldType.nullable(new ArrowType.Int(64, true)), null));
+    int count = offsets(rows.size(), i -> values.apply(rows.get(i)).length);
+    long[] items = rows.stream().flatMapToLong(row -> LongStream.of(values.apply(row))).toArray();
+    long nulls = LongStream.of(items).filter(item -> item == NULL).count();
+    nullCounts.put(lengths.size(), nulls);
+    lengths.add((long) count);
+    ArrowBuf validity = add(nulls == 0 ? 0 : (count + 7) / 8);
+    validity.setZero(0, validity.capacity());
+    ArrowBuf data = add(8L * count);
+    for (int i = 0; i < count; i++) {
+      data.setLong(8L * i, items[i]);
+      if (nulls > 0 && items[i] != NULL) {
+        validity.setByte(i / 8, validity.getByte(i / 8) | 1 << i % 8);
       }
     }
   }

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.attention;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.arrow.DType;
+import io.broadhead.attention.cache.KvCacheManager;
+import io.broadhead.attention.testing.Collected;
+import io.broadhead.attention.testing.ManagedRow;
+import io.broadhead.attention.testing.NoLeaks;
+import io.broadhead.attention.testing.Scenario;
+import io.broadhead.attention.testing.StepBatches;
+import io.broadhead.attention.testing.StepRow;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.extension.RegisterExtension;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
+
+/** However a queue joins and divides batches, their results are those of one step for each. */
+class StepQueueTest {
+  private static final DType DTYPE = DType.FLOAT16;
+
+  @RegisterExtension private final NoLeaks noLeaks = new NoLeaks();
+  private final List<ArrowBatch> batches = new ArrayList<>();
+
+  private static LayerSpec layer(String name) {
+    return LayerSpec.builder(name, 4, 64).numKvHeads(2).build();
+  }
+
+  private static Job job(LayerSpec... layers) {
+    return new Job(new KvCacheSpec(16, 64, null), List.of(layers));
+  }
+
+  private PagedAttention open(Job job) {
+    return PagedAttention.open(job, new AttentionConfig("cpu", 1, 0), noLeaks.allocator());
+  }
+
+  private void addManaged(LayerSpec layer, ManagedRow... rows) {
+    batches.add(StepBatches.managed(noLeaks.allocator(), layer, DTYPE, true, List.of(rows)));
+  }
+
+  private void addExternal(LayerSpec layer, StepRow... rows) {
+    batches.add(StepBatches.of(noLeaks.allocator(), layer, DTYPE, List.of(rows)));
+  }
+
+  /**
+   * Computes the batches one by one, and all of them in a queue.
+   *
+   * @param waiting batches that may wait when another one is added
+   */
+  private void assertQueueComputes(Job job, int maxTokens, int waiting) {
+    try (PagedAttention apart = open(job);
+        PagedAttention queued = open(job);
+        StepQueue queue = queued.queue(maxTokens)) {
+      List<Collected> collected = new ArrayList<>();
+      for (ArrowBatch batch : batches) {
+        collected.add(new Collected());
+        queue.add(batch, collected.get(collected.size() - 1));
+        while (queue.batches() > waiting) {
+          queue.step();
+        }
+      }
+      queue.drain();
+      for (int i = 0; i < batches.size(); i++) {
+        Collected got = collected.get(i);
+        assertThat(got.refused).as("refused rows of batch %s", i).isEmpty();
+        try (ArrowBatch expected = apart.step(batches.get(i));
+            ArrowBatch result = got.results.get(0)) {
+          assertThat(
+                  StepBatches.error(
+                      StepBatches.read(expected, "output"), StepBatches.read(result, "output")))
+              .as("error of batch %s", i)
+              .isLessThan(2e-3);
+        }
+      }
+      assertThat(queued.blockTables().map(KvCacheManager::sequences))
+          .isEqualTo(apart.blockTables().map(KvCacheManager::sequences));
+    } finally {
+      batches.forEach(ArrowBatch::close);
+    }
+  }
+
+  @ParameterizedTest
+  @ValueSource(ints = {16, 1000})
+  void aSharingLayerDoesNotOvertakeWhatItReads(int maxTokens) {
+    LayerSpec owner = layer("owner");
+    LayerSpec sharing = sharing("sharing", "owner");
+    Job job = job(owner, sharing);
+    Scenario scenario = new Scenario(job, DTYPE, 3);
+    for (int step = 0; step < 4; step++) {
+      for (LayerSpec layer : job.layers()) {
+        addManaged(layer, ManagedRow.of(scenario.next("s", layer, step == 0 ? 11 : 1)));
+      }
+    }
+    assertQueueComputes(job, maxTokens, 2);
+  }
+
+  private static LayerSpec sharing(String name, String target) {
+    return layer(name).toBuilder().kvSharingTargetLayerName(target).build();
+  }
+
+  @Test
+  void aForkBeginsWithWhatItsParentHadBeforeABatchThatIsDivided() {
+    LayerSpec a = layer("a");
+    Job job = job(a);
+    Scenario scenario = new Scenario(job, DTYPE, 5);
+    addManaged(a, ManagedRow.of(scenario.next("parent", a, 20)));
+    ManagedRow parent = ManagedRow.of(scenario.next("parent", a, 40));
+    ManagedRow child = ManagedRow.of(scenario.next("child", a, 30).withSeqLen(50));
+    addManaged(a, parent.last(), child.forkedFrom("parent"));
+    assertQueueComputes(job, 16, 0);
+  }
+
+  @Test
+  void anIdBeginsAgainWhenAllLayersAreDoneWithIt() {
+    LayerSpec a = layer("a");
+    LayerSpec b = layer("b");
+    Job job = job(a, b);
+    Scenario first = new Scenario(job, DTYPE, 7);
+    Scenario second = new Scenario(job, DTYPE, 8);
+    for (LayerSpec layer : job.layers()) {
+      addManaged(layer, ManagedRow.of(first.next("s", layer, 50)).last());
+    }
+    for (LayerSpec layer : job.layers()) {
+      addManaged(layer, ManagedRow.of(second.next("s", layer, 20)));
+    }
+    assertQueueComputes(job, 32, 1000);
+  }
+
+  @Test
+  void anEndWithoutTokensFollowsWhatOtherLayersHad() {
+    LayerSpec a = layer("a");
+    LayerSpec b = layer("b");
+    Job job = job(a, b);
+    Scenario scenario = new Scenario(job, DTYPE, 7);
+    for (LayerSpec layer : job.layers()) {
+      addManaged(layer, ManagedRow.of(scenario.next("s", layer, 50)));
+    }
+    addManaged(a, ManagedRow.of(scenario.next("s", a, 0)).last());
+    assertQueueComputes(job, 64, 1000);
+  }
+
+  @Test
+  void resultsOfASequenceKeepTheirOrder() {
+    LayerSpec a = layer("a");
+    Job job = job(a);
+    Scenario scenario = new Scenario(job, DTYPE, 8);
+    StepRow prompt = scenario.next("long", a, 150);
+    addManaged(a, ManagedRow.of(scenario.next("s", a, 3)), ManagedRow.of(prompt));
+    addManaged(a, ManagedRow.of(scenario.next("s", a, 1)));
+    addManaged(a, ManagedRow.of(scenario.next("other", a, 2)));
+    Collected collected = new Collected();
+    try (PagedAttention attention = open(job);
+        StepQueue queue = attention.queue(32)) {
+      batches.forEach(batch -> queue.add(batch, collected));
+      queue.drain();
+      assertThat(collected.results)
+          .extracting(result -> result.column("sequence_id").getString(0))
+          .containsExactly("other", "s", "s");
+      assertThat(collected.results.get(1).numRows()).isEqualTo(2);
+    } finally {
+      collected.results.forEach(ArrowBatch::close);
+      batches.forEach(ArrowBatch::close);
+    }
+  }
+
+  @Test
+  void rowsThatReadWhatOthersOfTheirBatchWriteStayTogether() {
+    LayerSpec a = layer("a");
+    Job job = job(a);
+    Scenario scenario = new Scenario(job, DTYPE, 9);
+    StepRow prompt = scenario.next("first", a, 64);
+    StepRow alike = scenario.next("second", a, 40);
+    int[] table = alike.blocks();
+    long[] slots = alike.slots();
+    for (int block = 0; block < 2; block++) { // a prefix that is computed in this very step
+      table[block] = prompt.blocks()[block];
+    }
+    for (int i = 0; i < 32; i++) {
+      slots[i] = -1;
+    }
+    addExternal(a, alike.withBlocks(table).withSlots(slots), prompt);
+    assertQueueComputes(job, 16, 0);
+  }
+
+  @Test
+  void tokensThatGoElsewhereThanToTheirPositionsStayTogether() {
+    LayerSpec a = layer("a");
+    Job job = job(a);
+    Scenario scenario = new Scenario(job, DTYPE, 11);
+    StepRow prompt = scenario.next("s", a, 40);
+    long[] slots = prompt.slots();
+    long first = slots[0];
+    slots[0] = slots[39];
+    slots[39] = first;
+    addExternal(a, prompt.withSlots(slots));
+    assertQueueComputes(job, 16, 0);
+  }
+
+  @Test
+  void paddingIsNotDivided() {
+    LayerSpec a = layer("a");
+    Job job = job(a);
+    StepRow row = new Scenario(job, DTYPE, 13).next("s", a, 40);
+    addExternal(a, row.withSeqLen(0).withSlots(new long[40]));
+    assertQueueComputes(job, 16, 0);
+  }
+
+  @Test
+  void aRowWithABadTokenIsRefusedBeforeAnyOfItIsComputed() {
+    LayerSpec a = layer("a").toBuilder().rope(new RopeSpec(64, 50, 10000, true)).build();
+    Job job = job(a);
+    Scenario scenario = new Scenario(job, DTYPE, 15);
+    StepRow good = scenario.next("s", a, 40);
+    StepRow bad =
+        new StepRow(
+            "s",
+            "a",
+            good.query(),
+            good.key(),
+            good.value(),
+            40,
+            good.slots(),
+            good.blocks(),
+            good.positions().clone());
+    bad.positions()[39] = 50;
+    StepRow withFewValues =
+        new StepRow(
+            "s",
+            "a",
+            good.query(),
+            good.key(),
+            Arrays.copyOf(good.value(), 39),
+            40,
+            good.slots(),
+            good.blocks(),
+            good.positions());
+    Collected collected = new Collected();
+    addManaged(a, ManagedRow.of(bad), ManagedRow.of(scenario.next("other", a, 1)));
+    addManaged(a, ManagedRow.of(withFewValues), ManagedRow.of(scenario.next("other", a, 1)));
+    addManaged(a, ManagedRow.of(good));
+    try (PagedAttention attention = open(job);
+        StepQueue queue = attention.queue(16)) {
+      batches.forEach(batch -> queue.add(batch, collected));
+      queue.drain();
+      assertThat(collected.refused)
+          .extracting(RefusedRow::message)
+          .containsExactly(
+              "column position, row 0: entry 39 is 50, expected 0 .. 49 (rope.max_position 50)",
+              "column value, row 0: 39 entries, expected 40 (as many as key)");
+      assertThat(collected.results)
+          .extracting(ArrowBatch::numRows)
+          .containsExactlyInAnyOrder(1, 1, 1);
+    } finally {
+      collected.results.forEach(ArrowBatch::close);
+      batches.forEach(ArrowBatch::close);
+    }
+  }
+}
