@@ -238,7 +238,7 @@ final class IpcMessages {
     ArrowBuf plain;
     try {
       plain = allocator.buffer(size);
-    } catch (OutOfMemoryException e) {
+    } catch (OutOfMemoryException | IllegalArgumentException e) {
       throw new MalformedArrowException(
           "column " + column + ": no memory for " + size + " decompressed bytes", e);
     }

@@ -63,6 +63,10 @@ record NodeLayout(
               + field.getType()
               + "; decode it before writing the batch");
     }
+    if (field.getType() instanceof ArrowType.FixedSizeList list && list.getListSize() < 0) {
+      throw new IllegalArgumentException(
+          "column " + path + ": expected a list size of 0 or more, got " + list.getListSize());
+    }
     return switch (field.getType().getTypeID()) {
       case Null -> Kind.NULL;
       case Bool -> Kind.BIT;

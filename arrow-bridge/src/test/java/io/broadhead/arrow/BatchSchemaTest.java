@@ -95,6 +95,10 @@ class BatchSchemaTest {
             FieldType.nullable(ArrowType.Struct.INSTANCE),
             List.of(Field.nullable("inner", ArrowType.BinaryView.INSTANCE))));
     refused("sequence_id", "got two", ID, ID);
+    refused(
+        "pairs",
+        "got -2",
+        new Field("pairs", FieldType.nullable(new ArrowType.FixedSizeList(-2)), List.of(LENGTH)));
   }
 
   private static void refused(String column, String got, Field... fields) {

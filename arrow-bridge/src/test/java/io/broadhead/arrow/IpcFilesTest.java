@@ -10,6 +10,8 @@ import java.io.ByteArrayInputStream;
 import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.io.OutputStream;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
 import java.nio.channels.Channels;
 import java.nio.file.Files;
 import java.nio.file.NoSuchFileException;
@@ -220,6 +222,24 @@ class IpcFilesTest {
           .isInstanceOf(MalformedArrowException.class)
           .hasMessageContaining("part.arrow")
           .hasMessageContaining(length < 6 ? "expected an Arrow IPC file" : "truncated");
+    }
+  }
+
+  @Test
+  void absurdDecompressedSizesAreRefused(BufferAllocator allocator) throws IOException {
+    byte[] bytes = Files.readAllBytes(write("whole.arrow", Compression.ZSTD, allocator, 64));
+    ByteBuffer file = ByteBuffer.wrap(bytes).order(ByteOrder.LITTLE_ENDIAN);
+    for (int at = 0; at < bytes.length - 8; at += 8) {
+      if (file.getLong(at) == 64 * Long.BYTES && file.getInt(at + 8) == 0xFD2FB528) {
+        file.putLong(at, Long.MAX_VALUE); // before a ZSTD frame
+      }
+    }
+    Path path = Files.write(folder.resolve("absurd.arrow"), bytes);
+    try (ArrowFile absurd = ArrowFile.open(path, allocator)) {
+      assertThatThrownBy(() -> absurd.read(0))
+          .isInstanceOf(MalformedArrowException.class)
+          .hasMessageContainingAll(
+              "absurd.arrow", "no memory for " + Long.MAX_VALUE + " decompressed bytes");
     }
   }
 
