@@ -51,6 +51,15 @@ BH_INLINE V shuffle(V value, int lane) {
 BH_INLINE bool any(bool predicate) { return __any(predicate); }
 #endif
 
+/// The number, of which the compiler does not know that it is the same each time: what follows from
+/// it is computed again rather than kept in registers that others need.
+BH_INLINE int computed_again(int number) {
+#if defined(__HIP__)
+  asm volatile("" : "+v"(number));
+#endif
+  return number;
+}
+
 /// Memory of a block of threads, aligned to 128 bytes, on NVIDIA's to 1024, as the panels of
 /// Hopper's matrix instructions are.
 BH_INLINE char* shared_memory() {
