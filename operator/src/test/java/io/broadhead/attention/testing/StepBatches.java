@@ -240,14 +240,14 @@ public final class StepBatches {
   }
 
   private <R> void longs(String name, List<R> rows, Function<R, long[]> values) {
+    long[] items = rows.stream().flatMapToLong(row -> LongStream.of(values.apply(row))).toArray();
+    long nulls = LongStream.of(items).filter(item -> item == NULL).count();
     column(
         name,
         new ArrowType.List(),
         rows.size(),
-        new Field("item", FieldType.nullable(new ArrowType.Int(64, true)), null));
+        new Field("item", new FieldType(nulls > 0, new ArrowType.Int(64, true), null), null));
     int count = offsets(rows.size(), i -> values.apply(rows.get(i)).length);
-    long[] items = rows.stream().flatMapToLong(row -> LongStream.of(values.apply(row))).toArray();
-    long nulls = LongStream.of(items).filter(item -> item == NULL).count();
     nullCounts.put(lengths.size(), nulls);
     lengths.add((long) count);
     ArrowBuf validity = add(nulls == 0 ? 0 : (count + 7) / 8);
