@@ -31,7 +31,12 @@ done
 mkdir -p "$chroot/broadhead"
 rm -rf "$chroot/broadhead/src" "$chroot/broadhead/include"
 cp -rp "$source_folder/src" "$source_folder/include" "$source_folder/amd/Makefile" "$chroot/broadhead/"
-chroot "$chroot" make -C /broadhead -j "$(nproc)" ${2:+HEAD_SIZES="$2"}
+in_chroot() { chroot "$chroot" make --no-print-directory -C /broadhead "$@"; }
+sizes=(${2:+HEAD_SIZES="$2"})
+in_chroot -j "$(nproc)" "${sizes[@]}"
 mkdir -p "$build"
-cp "$chroot/broadhead/build/libbroadhead_hip.so" "$chroot"/broadhead/build/*.log "$build/"
+rm -f "$build"/*.log
+for file in libbroadhead_hip.so $(in_chroot -s "${sizes[@]}" logs); do
+  cp "$chroot/broadhead/build/${file#build/}" "$build/"
+done
 ls -l "$build/libbroadhead_hip.so"

@@ -331,7 +331,7 @@ BH_INLINE void load_run(const char* tile, int token, int lane, uint32_t* words) 
   // A segment of several panels has only full ones.
   constexpr int kWidth = panel_width(kRowBytes, kBegin / kPanel);
   const int byte = kBegin + lane * kBytes;
-  if constexpr (kMemory == Memory::kCache) token = computed_again(token);
+  token = computed_again(token);
   const char* row = tile + token / kPanelTokens * kPanelTokens * kRowBytes +
                     byte / kPanel * kPanel * kPanelTokens + token % kPanelTokens * kWidth;
   const int chunk = byte % kPanel / kChunk;

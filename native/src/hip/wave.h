@@ -56,6 +56,8 @@ BH_INLINE bool any(bool predicate) { return __any(predicate); }
 BH_INLINE int computed_again(int number) {
 #if defined(__HIP__)
   asm volatile("" : "+v"(number));
+#elif defined(__CUDACC__)
+  asm volatile("" : "+r"(number));
 #endif
   return number;
 }
