@@ -109,6 +109,7 @@ struct Prefill {
     const int32_t* blocks = step.blocks + item.blocks;
     const int tiles = (item.end_key - first_key + kTile - 1) / kTile;
     const int count = (tiles < kKeys / kTile ? tiles : kKeys / kTile) * kChunks;
+#pragma unroll 1  // more would take registers that nvcc does not have left
     for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
       const int t = i / kChunks;
       const int tile = first_key / kTile + t;

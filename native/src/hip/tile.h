@@ -331,7 +331,6 @@ BH_INLINE void load_run(const char* tile, int token, int lane, uint32_t* words) 
   // A segment of several panels has only full ones.
   constexpr int kWidth = panel_width(kRowBytes, kBegin / kPanel);
   const int byte = kBegin + lane * kBytes;
-  token = computed_again(token);
   const char* row = tile + token / kPanelTokens * kPanelTokens * kRowBytes +
                     byte / kPanel * kPanel * kPanelTokens + token % kPanelTokens * kWidth;
   const int chunk = byte % kPanel / kChunk;
@@ -387,14 +386,15 @@ struct KeyTile {
 
   template <Memory kMemory>
   BH_INLINE void load(const char* tile) {
+    const int first = computed_again(0);
 #pragma unroll
     for (int r = 0; r < kLaneRows; ++r) {
       for_each_segment<kHead, kKeySegment>([&](auto begin, auto size) {
         constexpr int kFirst =
             words_before(decltype(begin)::value, kHead, kKeySegment, kParts, sizeof(E));
         load_run<kMemory, kRowBytes, decltype(begin)::value* int{sizeof(E)},
-                 decltype(size)::value / kParts* int{sizeof(E)}>(tile, row_index() + r * kRowLanes,
-                                                                 part_index(), raw[r] + kFirst);
+                 decltype(size)::value / kParts* int{sizeof(E)}>(
+            tile, first + row_index() + r * kRowLanes, part_index(), raw[r] + kFirst);
       });
     }
   }
@@ -432,14 +432,15 @@ struct ValueTile {
 
   template <Memory kMemory>
   BH_INLINE void load(const char* tile) {
+    const int first = computed_again(0);
 #pragma unroll
     for (int j = 0; j < kLaneKeys; ++j) {
       for_each_segment<kHead, kSegment>([&](auto begin, auto size) {
         constexpr int kFirst =
             words_before(decltype(begin)::value, kHead, kSegment, kRowLanes, sizeof(E));
         load_run<kMemory, kRowBytes, decltype(begin)::value* int{sizeof(E)},
-                 decltype(size)::value / kRowLanes* int{sizeof(E)}>(tile, key_of(j), row_index(),
-                                                                    raw[j] + kFirst);
+                 decltype(size)::value / kRowLanes* int{sizeof(E)}>(tile, first + key_of(j),
+                                                                    row_index(), raw[j] + kFirst);
       });
     }
   }
