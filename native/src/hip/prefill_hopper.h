@@ -38,8 +38,6 @@ struct HopperPrefill {
                 (1 + kConsumers) * kLaunchRegisters);
 
   /// A ring of halves: keys 0, keys 1, values 0, keys 2, values 1 and so on, as they are used.
-  /// What counts for copies is how many there are: one of 16 tokens takes as long as one of a
-  /// panel.
   static constexpr int kFittingSlots =
       (hopper::kSharedBytes - kQueryBytes - kRows * int{sizeof(RowMask)} - 512) / kHalfBytes;
   static constexpr int kSlots = kFittingSlots < 8 ? kFittingSlots : 8;
@@ -132,7 +130,7 @@ struct HopperPrefill {
   // ---- the warp that copies ----
 
   /// A lane copies at most one of the tiles of 16 tokens: its keys among number n of what is
-  /// multiplied at once.
+  /// multiplied at once. Copies are limited by how many they are, not by their bytes.
   BH_INLINE const char* source(int n) const {
     static_assert(kKeys / kTile <= kWave);
     const CacheView& cache = step.cache;

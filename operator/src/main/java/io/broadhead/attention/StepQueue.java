@@ -130,8 +130,11 @@ public final class StepQueue implements AutoCloseable {
   private boolean followsEnd(PendingBatch added) {
     Set<PendingBatch.ShardSequence> ending = new HashSet<>();
     for (PendingBatch batch : lane(added)) {
+      if (!batch.rows().mayEnd() || batch.layer().spec() != added.layer().spec()) {
+        continue;
+      }
       for (int row = batch.nextOpen(0); row >= 0; row = batch.nextOpen(row + 1)) {
-        if (batch.layer().spec() == added.layer().spec() && batch.rows().ends(row)) {
+        if (batch.rows().ends(row)) {
           ending.add(batch.sequence(row));
         }
       }
