@@ -459,9 +459,13 @@ StepRow StepReader::row(int64_t r) const {
   }
   const int64_t num_blocks = cache_->options().num_blocks;
   const int32_t* blocks = memory_.blocks + row.blocks;
-  uint32_t largest = 0;  // negative ids are large ones
-  for (int64_t i = 0; i < used; ++i) largest = std::max(largest, static_cast<uint32_t>(blocks[i]));
-  if (used > 0 && largest >= static_cast<uint64_t>(num_blocks)) {
+  const auto last = static_cast<uint32_t>(std::min<int64_t>(num_blocks - 1, INT32_MAX));
+  uint32_t signs = 0;  // of ids, and of what is left to the last one: none where all are good
+  for (int64_t i = 0; i < used; ++i) {
+    const auto block = static_cast<uint32_t>(blocks[i]);
+    signs |= block | (last - block);
+  }
+  if (signs >> 31 != 0) {
     for (int64_t i = 0; i < used; ++i) {
       if (blocks[i] >= 0 && blocks[i] < num_blocks) continue;
       throw Failure(BH_INVALID_ROW, r,

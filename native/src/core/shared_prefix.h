@@ -19,22 +19,21 @@ class SharedPrefixes {
   void clear() { candidates_.clear(); }
 
   /// `keys`: every token of the row sees the row's first so many keys.
-  void add(int64_t row, int32_t keys) {
-    if (keys >= kLeastKeys) candidates_.push_back({row, keys});
+  void add(const Step& step, int64_t row, int32_t keys) {
+    if (keys >= kLeastKeys) candidates_.push_back({row, keys, step.blocks(step.rows[row])[0]});
   }
 
   /// Calls visit(candidates, count, keys) for each group of rows that share their first `keys`
   /// keys, whole blocks.
   template <class Visit>
   void for_each(const Step& step, int block_size, Visit&& visit) {
-    auto first_block = [&step](const Candidate& c) { return step.blocks(step.rows[c.row])[0]; };
-    std::sort(candidates_.begin(), candidates_.end(), [&](const Candidate& a, const Candidate& b) {
-      return first_block(a) != first_block(b) ? first_block(a) < first_block(b) : a.row < b.row;
+    std::sort(candidates_.begin(), candidates_.end(), [](const Candidate& a, const Candidate& b) {
+      return a.first_block != b.first_block ? a.first_block < b.first_block : a.row < b.row;
     });
     const auto count = static_cast<int64_t>(candidates_.size());
     const Candidate* all = candidates_.data();
     for (int64_t begin = 0, end; begin < count; begin = end) {
-      for (end = begin + 1; end < count && first_block(all[end]) == first_block(all[begin]);) ++end;
+      for (end = begin + 1; end < count && all[end].first_block == all[begin].first_block;) ++end;
       if (end - begin == 1) continue;
       const int keys = shared_keys(step, block_size, all + begin, end - begin);
       if (keys >= kLeastKeys) visit(all + begin, end - begin, keys);
@@ -44,6 +43,7 @@ class SharedPrefixes {
   struct Candidate {
     int64_t row;
     int32_t keys;
+    int32_t first_block;
   };
 
  private:

@@ -112,7 +112,7 @@ void Plan::share_prefixes(const LayerSpec& spec, const Step& step, int block_siz
     const int64_t first = first_token_of_row_[static_cast<size_t>(r)];
     const int64_t end = first_token_of_row_[static_cast<size_t>(r) + 1];
     if (tokens_[static_cast<size_t>(end - 1)].first > 0) continue;
-    prefixes_.add(r, tokens_[static_cast<size_t>(first)].end);
+    prefixes_.add(step, r, tokens_[static_cast<size_t>(first)].end);
   }
   prefixes_.for_each(step, block_size, [&](const auto* group, int64_t count, int keys) {
     const auto first = static_cast<int64_t>(order_.size());

@@ -61,7 +61,7 @@ struct Workspace {
   /// Around work that is put on the stream.
   void start_clock() const { check(api, api.record(started, stream), "clock"); }
   void stop_clock() const { check(api, api.record(done, stream), "clock"); }
-  /// Waits for that work and tells how long it took.
+  /// How long that work took; the stream is idle.
   int64_t nanoseconds() const;
   /// Waits for all that is on the stream, asleep: another thread than the one that runs steps.
   void sleep() const;

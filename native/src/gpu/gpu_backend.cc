@@ -134,6 +134,7 @@ class GpuEngine final : public Engine {
                                work->plan.data() + bytes / 16 * 16),
                "probe");
     work->stop_clock();
+    gpu::check(api, api.synchronize(work->stream), "probe");
     return work->nanoseconds();
   }
 

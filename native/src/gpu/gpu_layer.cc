@@ -149,7 +149,7 @@ std::unique_ptr<GpuStep> GpuLayer::prepare(const Step& step) {
   }
   plan_.plan(spec_, step, view_.block_size, memory.parts(), args.prepared_query, limits_);
   if (!cache_) {
-    work.temporary_cache.reserve(plan_.temporary_blocks() * block_bytes(view_));
+    work.temporary_cache.reserve(plan_.num_blocks() * block_bytes(view_));
     args.cache.memory = work.temporary_cache.data();
   }
   write_plan(work, args);

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstring>
 #include <iterator>
+#include <numeric>
 #include <unordered_map>
 #include <utility>
 
@@ -38,49 +39,53 @@ void GpuPlan::plan(const LayerSpec& spec, const Step& step, int block_size,
                    const PlanLimits& limits) {
   rows_.clear();
   tokens_.clear();
-  blocks_.clear();
-  blocks_of_row_.clear();
+  tables_.clear();
+  first_block_of_row_.clear();
   update_tokens_.clear();
   query_tokens_.clear();
   decode_units_.clear();
   prefill_units_.clear();
   shared_keys_.assign(static_cast<size_t>(step.num_rows), 0);
   shared_tokens_.clear();
-  temporary_blocks_ = written_tokens_ = keys_seen_ = keys_read_ = 0;
+  num_blocks_ = written_tokens_ = keys_seen_ = keys_read_ = 0;
   add_rows(spec, step, block_size, parts, prepared_query);
   if (!spec.read_only_cache) add_updates(spec, step, block_size, parts);
   if (spec.uses_cache()) share_prefixes(step, block_size, limits);
   add_units(limits);
-  divide_decode(limits);
+  divide_decode(limits, block_size);
   divide_prefill(limits);
   place_partials();
   order_decode();
-  find_first_blocks(block_size);
 }
 
 void GpuPlan::add_rows(const LayerSpec& spec, const Step& step, int block_size,
                        const std::vector<PartTensors>& parts, const char* prepared_query) {
   const TensorBytes bytes(spec);
+  auto blocks_of = [block_size](const StepRow& row) {
+    return (int64_t{row.seq_len} + block_size - 1) / block_size;
+  };
+  if (!spec.uses_cache()) {
+    int64_t all = 0;
+    for (int64_t r = 0; r < step.num_rows; ++r) all += blocks_of(step.rows[r]);
+    temporary_ids_.resize(static_cast<size_t>(all));
+    std::iota(temporary_ids_.begin(), temporary_ids_.end(), 0);
+  }
   for (int64_t r = 0; r < step.num_rows; ++r) {
     const StepRow& from = step.rows[r];
     rows_.push_back({static_cast<int32_t>(tokens_.size()), from.num_queries, 0});
-    blocks_of_row_.push_back(static_cast<int32_t>(blocks_.size()));
-    const int64_t used = (int64_t{from.seq_len} + block_size - 1) / block_size;
-    if (spec.uses_cache()) {
-      // Only what is used: entries behind may be anything.
-      blocks_.insert(blocks_.end(), step.blocks(from), step.blocks(from) + used);
-    } else {
-      for (int64_t b = 0; b < used; ++b) {
-        blocks_.push_back(static_cast<int32_t>(temporary_blocks_ + b));
-      }
-      temporary_blocks_ += used;
-    }
+    first_block_of_row_.push_back(static_cast<int32_t>(num_blocks_));
+    // Only what is used: entries behind may be anything.
+    const int64_t used = blocks_of(from);
+    const int32_t* table =
+        spec.uses_cache() ? step.blocks(from) : temporary_ids_.data() + num_blocks_;
+    tables_.emplace_back(table, static_cast<size_t>(used));
+    num_blocks_ += used;
     const PartTensors& part = parts[static_cast<size_t>(from.part)];
     for (int32_t i = 0; i < from.num_queries; ++i) {
       const VisibleKeys keys =
           visible_keys(spec.is_causal(), spec.window(), from.seq_len, from.num_queries, i);
       keys_seen_ += keys.end - keys.first;
-      Token token{};
+      Token& token = tokens_.emplace_back();
       token.query = part.query + (from.query + i) * bytes.query;
       token.output = part.output + (from.output + i) * bytes.output;
       token.lse = part.lse ? part.lse + (from.output + i) * spec.num_heads : nullptr;
@@ -90,9 +95,8 @@ void GpuPlan::add_rows(const LayerSpec& spec, const Step& step, int block_size,
       token.end = keys.end;
       if (prepared_query) {
         query_tokens_.push_back({token.query, position_of(spec, step, from, i), 0});
-        token.query = prepared_query + static_cast<int64_t>(tokens_.size()) * bytes.query;
+        token.query = prepared_query + static_cast<int64_t>(tokens_.size() - 1) * bytes.query;
       }
-      tokens_.push_back(token);
     }
   }
 }
@@ -105,29 +109,24 @@ void GpuPlan::add_updates(const LayerSpec& spec, const Step& step, int block_siz
     const StepRow& from = step.rows[r];
     const PartTensors& part = parts[static_cast<size_t>(from.part)];
     for (int32_t i = 0; i < from.num_keys; ++i) {
-      UpdateToken token{};
-      token.key = part.key + (from.key + i) * bytes;
-      token.value = part.value + (from.value + i) * bytes;
-      token.position = position_of(spec, step, from, i);
       int64_t slot;
       if (spec.uses_cache()) {
         slot = step.slots(from)[i];
         if (slot < 0) continue;
       } else {
-        const int32_t block = blocks_[static_cast<size_t>(blocks_of_row_[static_cast<size_t>(r)])];
-        slot = int64_t{block} * block_size + i;
+        slot = int64_t{tables_[static_cast<size_t>(r)][0]} * block_size + i;
       }
+      ++written_tokens_;
+      size_t place = update_tokens_.size();
+      if (step.slots_repeat) place = places.try_emplace(slot, place).first->second;
+      // The last one stays.
+      UpdateToken& token =
+          place < update_tokens_.size() ? update_tokens_[place] : update_tokens_.emplace_back();
+      token.key = part.key + (from.key + i) * bytes;
+      token.value = part.value + (from.value + i) * bytes;
       token.block = static_cast<int32_t>(slot / block_size);
       token.offset = static_cast<int32_t>(slot % block_size);
-      ++written_tokens_;
-      if (step.slots_repeat) {
-        const auto [place, is_new] = places.try_emplace(slot, update_tokens_.size());
-        if (!is_new) {
-          update_tokens_[place->second] = token;  // the last one stays
-          continue;
-        }
-      }
-      update_tokens_.push_back(token);
+      token.position = position_of(spec, step, from, i);
     }
   }
 }
@@ -139,7 +138,7 @@ void GpuPlan::share_prefixes(const Step& step, int block_size, const PlanLimits&
     if (row.num_queries == 0 || row.num_queries * limits.group_size > limits.decode_rows) continue;
     const Token* tokens = tokens_.data() + row.first_token;
     if (tokens[row.num_queries - 1].first == 0) {
-      prefixes_.add(static_cast<int64_t>(r), tokens[0].end);
+      prefixes_.add(step, static_cast<int64_t>(r), tokens[0].end);
     }
   }
   prefixes_.for_each(step, block_size, [&](const auto* group, int64_t count, int keys) {
@@ -158,8 +157,8 @@ void GpuPlan::share_prefixes(const Step& step, int block_size, const PlanLimits&
     const int rows = small || limits.prefill_rows == 0 ? limits.decode_rows : limits.prefill_rows;
     const int run = std::max(1, rows / limits.group_size);
     for (int32_t t = first; t < end; t += run) {
-      add_unit(limits, {t, std::min(run, end - t),
-                        blocks_of_row_[static_cast<size_t>(group[0].row)], 0, keys, 0, 0, 0});
+      add_unit(limits,
+               {t, std::min(run, end - t), static_cast<int32_t>(group[0].row), 0, keys, 0, 0, 0});
     }
   });
 }
@@ -178,7 +177,7 @@ void GpuPlan::add_units(const PlanLimits& limits) {
       Unit unit{};
       unit.first_token = row.first_token + begin;
       unit.num_tokens = end - begin;
-      unit.blocks = blocks_of_row_[r];
+      unit.row = static_cast<int32_t>(r);
       unit.first_seen = std::max(tokens[begin].first, shared_keys_[r]);
       unit.first_key = round_down(unit.first_seen);
       unit.end_key = std::max(tokens[end - 1].end, unit.first_key);
@@ -194,7 +193,7 @@ void GpuPlan::add_unit(const PlanLimits& limits, const Unit& unit) {
   keys_read_ += unit.end_key - unit.first_key;
 }
 
-void GpuPlan::divide_decode(const PlanLimits& limits) {
+void GpuPlan::divide_decode(const PlanLimits& limits, int block_size) {
   decode_items_.clear();
   int64_t total = 0;
   decode_rows_ = 0;
@@ -207,7 +206,12 @@ void GpuPlan::divide_decode(const PlanLimits& limits) {
   const int64_t largest = kLargestShare * std::max<int64_t>(kLeastTiles, share);
   for (Unit& unit : decode_units_) {
     const int32_t tiles = tiles_of(unit.first_key, unit.end_key);
+    const size_t first = decode_items_.size();
     cut(unit, static_cast<int32_t>((tiles + largest - 1) / largest), decode_items_);
+    const int32_t* table = tables_[static_cast<size_t>(unit.row)].data();
+    for (size_t i = first; i < decode_items_.size(); ++i) {
+      find_first_blocks(table, block_size, decode_items_[i]);
+    }
   }
 }
 
@@ -243,20 +247,18 @@ void GpuPlan::order_decode() {
   }
 }
 
-void GpuPlan::find_first_blocks(int block_size) {
+void GpuPlan::find_first_blocks(const int32_t* table, int block_size, AttendItem& item) {
   const int tiles_per_block = block_size / kTile;
-  for (AttendItem& item : decode_items_) {
-    const int tile = item.first_key / kTile;
-    const int32_t* block = blocks_.data() + item.blocks + tile / tiles_per_block;
-    int tiles_left = tiles_per_block - tile % tiles_per_block;
-    const int tiles =
-        std::min<int>(tiles_of(item.first_key, item.end_key), std::size(item.first_blocks));
-    for (int t = 0; t < tiles; ++t) {
-      item.first_blocks[t] = *block;
-      if (--tiles_left == 0) {
-        ++block;
-        tiles_left = tiles_per_block;
-      }
+  const int tile = item.first_key / kTile;
+  const int32_t* block = table + tile / tiles_per_block;
+  int tiles_left = tiles_per_block - tile % tiles_per_block;
+  const int tiles =
+      std::min<int>(tiles_of(item.first_key, item.end_key), std::size(item.first_blocks));
+  for (int t = 0; t < tiles; ++t) {
+    item.first_blocks[t] = *block;
+    if (--tiles_left == 0) {
+      ++block;
+      tiles_left = tiles_per_block;
     }
   }
 }
@@ -286,7 +288,7 @@ void GpuPlan::divide_prefill(const PlanLimits& limits) {
 }
 
 /// Appends an item for each of about `pieces` pieces of the unit's keys.
-void GpuPlan::cut(Unit& unit, int32_t pieces, std::vector<AttendItem>& items) {
+void GpuPlan::cut(Unit& unit, int32_t pieces, std::vector<AttendItem>& items) const {
   pieces = std::max(1, pieces);
   const int32_t tiles = (tiles_of(unit.first_key, unit.end_key) + pieces - 1) / pieces;
   int32_t key = unit.first_key;
@@ -298,16 +300,16 @@ void GpuPlan::cut(Unit& unit, int32_t pieces, std::vector<AttendItem>& items) {
 }
 
 void GpuPlan::add_item(Unit& unit, int32_t first_key, int32_t end_key,
-                       std::vector<AttendItem>& items) {
-  AttendItem item{};
+                       std::vector<AttendItem>& items) const {
+  static constexpr AttendItem kEmpty{};  // copied faster than zeros are written
+  AttendItem& item = items.emplace_back(kEmpty);
   item.first_token = unit.first_token;
   item.num_tokens = unit.num_tokens;
-  item.blocks = unit.blocks;
+  item.blocks = first_block_of_row_[static_cast<size_t>(unit.row)];
   item.first_key = first_key;
   item.end_key = end_key;
   item.first_seen = unit.first_seen;
   item.piece = unit.pieces++;
-  items.push_back(item);
 }
 
 /// A token's partial results lie side by side, those of a shared prefix first.
@@ -367,47 +369,46 @@ void GpuPlan::complete(std::vector<AttendItem>& items) {
 
 namespace {
 
-/// Visits the arrays behind StepArgs in the order in which they lie.
-template <class Visit>
-int64_t lay_out(Visit&& visit, int64_t at = sizeof(StepArgs)) {
-  visit([&](const auto& array) {
-    const int64_t here = at;
-    at += (static_cast<int64_t>(array.size() * sizeof(array[0])) + 15) / 16 * 16;
-    return here;
-  });
-  return at;
+template <class Element>
+int64_t bytes_of(const std::vector<Element>& array) {
+  return static_cast<int64_t>(array.size() * sizeof(Element));
 }
+
+/// Arrays lie behind StepArgs, each from a multiple of 16 bytes on.
+int64_t aligned(int64_t bytes) { return (bytes + 15) / 16 * 16; }
 
 }  // namespace
 
 int64_t GpuPlan::bytes() const {
-  return lay_out([&](auto&& place) {
-    place(decode_items_);
-    place(rows_);
-    place(tokens_);
-    place(blocks_);
-    place(update_tokens_);
-    place(query_tokens_);
-    place(prefill_items_);
-  });
+  int64_t total = sizeof(StepArgs);
+  auto add = [&total](const auto&... arrays) { ((total += aligned(bytes_of(arrays))), ...); };
+  add(decode_items_, rows_, tokens_, update_tokens_, query_tokens_, prefill_items_);
+  return total + aligned(num_blocks_ * int64_t{sizeof(int32_t)});
 }
 
 void GpuPlan::write(StepArgs args, char* host, char* device) const {
-  lay_out([&](auto&& place) {
-    auto put = [&](const auto& array, auto& pointer) {
-      const int64_t at = place(array);
-      if (!array.empty()) std::memcpy(host + at, array.data(), array.size() * sizeof(array[0]));
-      pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(device + at);
-    };
-    const AttendItem* decode_items = nullptr;
-    put(decode_items_, decode_items);
-    put(rows_, args.rows);
-    put(tokens_, args.tokens);
-    put(blocks_, args.blocks);
-    put(update_tokens_, args.update_tokens);
-    put(query_tokens_, args.query_tokens);
-    put(prefill_items_, args.prefill_items);
-  });
+  int64_t at = sizeof(StepArgs);
+  auto point = [&](auto& pointer, int64_t bytes) {
+    pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(device + at);
+    at = aligned(at + bytes);
+  };
+  auto put = [&](const auto& array, auto& pointer) {
+    if (!array.empty()) std::memcpy(host + at, array.data(), array.size() * sizeof(array[0]));
+    point(pointer, bytes_of(array));
+  };
+  const AttendItem* decode_items = nullptr;
+  put(decode_items_, decode_items);
+  put(rows_, args.rows);
+  put(tokens_, args.tokens);
+  put(update_tokens_, args.update_tokens);
+  put(query_tokens_, args.query_tokens);
+  put(prefill_items_, args.prefill_items);
+  char* table_at = host + at;
+  for (const auto& table : tables_) {
+    if (!table.empty()) std::memcpy(table_at, table.data(), table.size_bytes());
+    table_at += table.size_bytes();
+  }
+  point(args.blocks, num_blocks_ * int64_t{sizeof(int32_t)});
   args.num_update_tokens = static_cast<int32_t>(update_tokens_.size());
   args.num_query_tokens = static_cast<int32_t>(query_tokens_.size());
   std::memcpy(host, &args, sizeof args);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "core/layer_spec.h"
@@ -39,7 +40,7 @@ class GpuPlan {
   int64_t bytes() const;
 
   /// Writes them to `host`, with pointers for their copy at `device`; the other fields of `args`
-  /// are the caller's.
+  /// are the caller's. Block tables are copied from the step's memory now.
   void write(StepArgs args, char* host, char* device) const;
 
   int64_t num_partials() const { return num_partials_; }
@@ -52,8 +53,8 @@ class GpuPlan {
     return static_cast<int64_t>(update_tokens_.size() + query_tokens_.size());
   }
   int64_t written_tokens() const { return written_tokens_; }
-  /// Blocks that an encoder layer's temporary cache needs.
-  int64_t temporary_blocks() const { return temporary_blocks_; }
+  /// Blocks of all tables: those that an encoder layer's temporary cache needs.
+  int64_t num_blocks() const { return num_blocks_; }
   int64_t keys_seen() const { return keys_seen_; }
   int64_t keys_read() const { return keys_read_; }
 
@@ -62,7 +63,7 @@ class GpuPlan {
   struct Unit {
     int32_t first_token;
     int32_t num_tokens;
-    int32_t blocks;  ///< index into blocks_
+    int32_t row;  ///< whose block table it is
     int32_t first_key;
     int32_t end_key;
     int32_t first_seen;
@@ -77,24 +78,25 @@ class GpuPlan {
   void share_prefixes(const Step& step, int block_size, const PlanLimits& limits);
   void add_units(const PlanLimits& limits);
   void add_unit(const PlanLimits& limits, const Unit& unit);
-  void divide_decode(const PlanLimits& limits);
+  void divide_decode(const PlanLimits& limits, int block_size);
   void divide_prefill(const PlanLimits& limits);
-  static void add_item(Unit& unit, int32_t first_key, int32_t end_key,
-                       std::vector<AttendItem>& items);
-  static void cut(Unit& unit, int32_t pieces, std::vector<AttendItem>& items);
+  void add_item(Unit& unit, int32_t first_key, int32_t end_key,
+                std::vector<AttendItem>& items) const;
+  void cut(Unit& unit, int32_t pieces, std::vector<AttendItem>& items) const;
   void place_partials();
   void complete(std::vector<AttendItem>& items);
   void order_decode();
-  void find_first_blocks(int block_size);
+  static void find_first_blocks(const int32_t* table, int block_size, AttendItem& item);
 
   std::vector<Row> rows_;
   std::vector<Token> tokens_;
-  std::vector<int32_t> blocks_;
+  std::vector<std::span<const int32_t>> tables_;  ///< block tables of rows, as much as is used
   std::vector<UpdateToken> update_tokens_;
   std::vector<QueryToken> query_tokens_;
-  std::vector<int32_t> blocks_of_row_;  ///< indices into blocks_
-  std::vector<int32_t> shared_keys_;    ///< of each row
-  std::vector<int32_t> shared_tokens_;  ///< tokens_ entries of shared units name these again
+  std::vector<int32_t> first_block_of_row_;  ///< where all tables follow one another
+  std::vector<int32_t> temporary_ids_;       ///< 0, 1, ...: tables of encoder layers
+  std::vector<int32_t> shared_keys_;         ///< of each row
+  std::vector<int32_t> shared_tokens_;       ///< tokens_ entries of shared units name these again
   std::vector<Unit> decode_units_;
   std::vector<Unit> prefill_units_;
   std::vector<AttendItem> decode_items_;
@@ -104,7 +106,7 @@ class GpuPlan {
   int decode_slots_ = 0;
   int decode_blocks_ = 0;
   int64_t num_partials_ = 0;
-  int64_t temporary_blocks_ = 0;
+  int64_t num_blocks_ = 0;
   int64_t written_tokens_ = 0;
   int64_t keys_seen_ = 0;
   int64_t keys_read_ = 0;
