@@ -169,6 +169,7 @@ TEST_P(Abi, RefusesBadCacheOptions) {
   refuse("no heads", [](O& o) { o.num_kv_heads = 0; }, BH_INVALID_ARGUMENT, {"num_kv_heads", "got 0"});
   refuse("head size", [](O& o) { o.head_size = 72; }, BH_INVALID_ARGUMENT, {"head_size", "32 64 80", "got 72"});
   refuse("dtype", [](O& o) { o.dtype = 9; }, BH_INVALID_ARGUMENT, {"dtype", "got 9"});
+  refuse("bytes beyond 64 bits", [](O& o) { o.block_size = o.num_kv_heads = 1 << 30; o.head_size = 64; }, BH_INVALID_ARGUMENT, {"kv_cache: 5 blocks of 1073741824 tokens", "bytes"});
   refuse("more than the machine has", [](O& o) { o.num_blocks = 2000000000; o.block_size = 1600; }, BH_OUT_OF_MEMORY, {"num_blocks", "GiB"});
   // clang-format on
 }
@@ -205,6 +206,7 @@ TEST_P(Abi, RefusesBadLayerOptions) {
   refuse("name", [](O& o) { o.name = nullptr; }, {"name"});
   refuse("no heads", [](O& o) { o.num_heads = 0; }, {"num_heads", "got 0"});
   refuse("heads of no group", [](O& o) { o.num_heads = 7; }, {"num_heads", "multiple of num_kv_heads 2", "got 7"});
+  refuse("more heads than a tensor holds", [](O& o) { o.num_heads = 1 << 26; }, {"num_heads", "at most 33554431", "got 67108864"});
   refuse("no KV heads", [](O& o) { o.num_kv_heads = 0; }, {"num_kv_heads", "got 0"});
   refuse("head size", [](O& o) { o.head_size = 48; }, {"head_size", "32 64 80 96 128 160 192 224 256", "got 48"});
   refuse("attn_type", [](O& o) { o.attn_type = 4; }, {"attn_type", "got 4"});
@@ -227,6 +229,7 @@ TEST_P(Abi, RefusesBadLayerOptions) {
   refuse("no rotary_dim", [&](O&) { rope.rotary_dim = 0; }, {"rotary_dim", "got 0"});
   refuse("large rotary_dim", [&](O&) { rope.rotary_dim = 66; }, {"rotary_dim", "head_size 64", "got 66"});
   refuse("max_position", [&](O&) { rope.max_position = 0; }, {"max_position", "got 0"});
+  refuse("positions beyond memory", [&](O&) { rope.max_position = INT64_MAX; }, {"max_position must be 1 .. ", "got 9223372036854775807"});
   refuse("cos_sin", [&](O&) { rope.cos_sin = nullptr; }, {"cos_sin"});
   refuse("scales without fp8", [](O& o) { o.k_scale = 2; }, {"k_scale", "fp8", "float16"});
   refuse("encoder with a cache", [](O& o) { o.attn_type = BH_ENCODER; }, {"cache"});
@@ -244,6 +247,26 @@ TEST_P(Abi, RefusesBadLayerOptions) {
   EXPECT_EQ(bh_layer_supported(engine.get(), &options, BH_FLOAT8_E5M2, 544, &error), BH_OK);
   EXPECT_EQ(bh_layer_supported(engine.get(), &options, BH_FLOAT16, 17, &error),
             BH_INVALID_ARGUMENT);
+}
+
+TEST_P(Abi, CachesBelongToTheirEngine) {
+  BH_OPEN_OR_SKIP(engine, GetParam(), 1);
+  const Engine other = open_engine(GetParam(), 1, skip_reason);
+  LayerConfig config;
+  bh_cache_options pool = small_pool();
+  pool.num_kv_heads = config.num_kv_heads;
+  pool.head_size = config.head_size;
+  const Cache cache = make_cache(engine.get(), pool);
+  bh_rope rope;
+  const bh_layer_options options = config.options(rope);
+  bh_layer* layer = nullptr;
+  bh_error error{};
+  expect_refused(bh_layer_create(other.get(), &options, cache.get(), &layer, &error), error,
+                 BH_INVALID_ARGUMENT, {"cache belongs to another engine"});
+  const int32_t block = 0;
+  int64_t nanoseconds = 0;
+  expect_refused(bh_probe_read(other.get(), cache.get(), &block, 1, &nanoseconds, &error), error,
+                 BH_INVALID_ARGUMENT, {"cache belongs to another engine"});
 }
 
 // ---- block contents ----
@@ -592,6 +615,7 @@ TEST_P(Abi, MergeRefusesBadArguments) {
   refuse(&part, 0, BH_FLOAT32, 1, 1, 64, output.data(), {"count", "got 0"});
   refuse(&part, 1, BH_FLOAT8_E4M3FN, 1, 1, 64, output.data(), {"dtype", "fp8_e4m3"});
   refuse(&part, 1, BH_FLOAT32, -1, 1, 64, output.data(), {"tokens", "-1"});
+  refuse(&part, 1, BH_FLOAT32, INT64_MAX / 64, 1, 64, output.data(), {"tokens must be 0 .. "});
   refuse(&part, 1, BH_FLOAT32, 1, 0, 64, output.data(), {"heads", "got 0"});
   refuse(&part, 1, BH_FLOAT32, 1, 1, 63, output.data(), {"head_size", "got 63"});
   refuse(&part, 1, BH_FLOAT32, 1, 1, 64, nullptr, {"output"});

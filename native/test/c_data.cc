@@ -17,6 +17,7 @@ struct SchemaMemory {
   std::string metadata;
   std::vector<ArrowSchema> children;
   std::vector<ArrowSchema*> pointers;
+  ArrowSchema dictionary{};
 };
 
 struct ArrayMemory {
@@ -77,6 +78,7 @@ Field& Field::child(const std::string& wanted) {
 
 ArrowSchema export_schema(const Field& field) {
   auto* memory = new SchemaMemory{field, encode_metadata(field.metadata), {}, {}};
+  memory->dictionary.format = "u";
   for (const Field& child : field.children) memory->children.push_back(export_schema(child));
   memory->pointers = pointers_to(memory->children);
   live.fetch_add(1);
@@ -87,6 +89,7 @@ ArrowSchema export_schema(const Field& field) {
   schema.flags = ARROW_FLAG_NULLABLE;
   schema.n_children = static_cast<int64_t>(memory->children.size());
   schema.children = memory->pointers.data();
+  schema.dictionary = field.dictionary ? &memory->dictionary : nullptr;
   schema.release = release<SchemaMemory, ArrowSchema>;
   schema.private_data = memory;
   return schema;

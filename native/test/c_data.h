@@ -30,6 +30,7 @@ struct Field {
   std::string format;
   Metadata metadata;
   std::vector<Field> children;
+  bool dictionary = false;  ///< indices of one, of strings
 
   Field& child(const std::string& name);
 };

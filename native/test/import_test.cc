@@ -243,6 +243,7 @@ std::vector<BadArray> bad_arrays() {
   add(kLists, "shorter than the batch", [](Array& a) { --a.length; }, BH_INVALID_ARGUMENT, -1, "expected at least 5");
   add(kLists, "negative length", [](Array& a) { a.length = -3; }, BH_INVALID_ARGUMENT, -1, "length is -3");
   add(kLists, "negative offset of the array", [](Array& a) { a.offset = -1; }, BH_INVALID_ARGUMENT, -1, "offset is -1");
+  add(kLists, "entries beyond memory", [](Array& a) { a.offset = kInt64Max; }, BH_INVALID_ARGUMENT, -1, "more than memory can hold");
   add(kLists, "no offsets", [](Array& a) { a.buffers[1].reset(); }, BH_INVALID_ARGUMENT, -1, "NULL");
   add(kLists, "a buffer too few", [](Array& a) { a.buffers.pop_back(); }, BH_INVALID_ARGUMENT, -1, "n_buffers is 1, expected 2");
   add(kLists, "no child", [](Array& a) { a.children.clear(); }, BH_INVALID_ARGUMENT, -1, "n_children is 0, expected 1");
@@ -256,7 +257,8 @@ std::vector<BadArray> bad_arrays() {
   add(kTensors, "null elements", [](Array& a) { a.children[0].children[0].null_count = 1; a.children[0].children[0].buffers[0] = Bytes(4096, 0xfe); }, BH_SCHEMA_MISMATCH, -1, "null elements");
   add(kTensors, "uncounted null elements", [](Array& a) { a.children[0].children[0].null_count = -1; a.children[0].children[0].buffers[0] = Bytes(4096, 0); }, BH_SCHEMA_MISMATCH, -1, ", row 0: expected no null elements");
   add(kTensors, "too few elements", [](Array& a) { --a.children[0].children[0].length; }, BH_INVALID_ARGUMENT, -1, "number of elements");
-  add(kTensors, "too many tensors", [](Array& a) { a.children[0].length = kInt64Max / 2; }, BH_INVALID_ARGUMENT, -1, "number of elements");
+  add(kTensors, "too many tensors", [](Array& a) { a.children[0].length = kInt64Max / 16; }, BH_INVALID_ARGUMENT, -1, "number of elements");
+  add(kTensors, "tensors from far away", [](Array& a) { a.children[0].offset = kInt64Max / 9; a.children[0].length = 0; a.children[0].children[0].null_count = 1; a.children[0].children[0].buffers[0] = Bytes(8, 0); }, BH_INVALID_ARGUMENT, -1, "number of elements");
   add(kTensors, "negative number of tensors", [](Array& a) { a.children[0].length = -1; }, BH_INVALID_ARGUMENT, -1, "length is -1");
   add(kTensors, "negative element offset", [](Array& a) { a.children[0].children[0].offset = -1; }, BH_INVALID_ARGUMENT, -1, "offset is -1");
   add(kTensors, "no elements", [](Array& a) { a.children[0].children[0].buffers[1].reset(); }, BH_INVALID_ARGUMENT, -1, "NULL");
@@ -294,6 +296,8 @@ TEST_F(Import, RefusesBadStructs) {
   refuse("a column too few", [](Array& a) { a.children.pop_back(); }, {"n_children", "expected 8"});
   refuse("negative length", [](Array& a) { a.length = -1; }, {"length is -1"});
   refuse("negative offset", [](Array& a) { a.offset = -1; }, {"offset is -1"});
+  refuse("rows beyond memory", [](Array& a) { a.offset = kInt64Max; },
+         {"more than memory can hold"});
   refuse("longer than its columns", [](Array& a) { ++a.length; }, {"length", "at least 6"});
   refuse("no buffer slot", [](Array& a) { a.buffers.clear(); }, {"n_buffers"});
   auto null_rows = [](int64_t null_count) {
@@ -304,6 +308,80 @@ TEST_F(Import, RefusesBadStructs) {
   };
   refuse("null rows", null_rows(1), {"null rows"});
   refuse("uncounted null rows", null_rows(-1), {"null rows"});
+}
+
+/// What a producer in C can do and a tree of values cannot.
+TEST_F(Import, RefusesMissingPointers) {
+  const StepBatch batch = good_batch(config_);
+  const Field schema = step_schema(config_, batch);
+  const auto query = static_cast<int>(index_of(schema, "query"));
+  const Binding binding = make_binding(layer_.get(), schema);
+  using A = ArrowArray;
+  for (const auto& change : std::initializer_list<std::function<void(A&)>>{
+           [](A& a) { a.buffers = nullptr; },
+           [](A& a) { a.children = nullptr; },
+           [&](A& a) { a.children[query]->buffers = nullptr; },
+           [&](A& a) { a.children[query]->children = nullptr; },
+           [&](A& a) { a.children[query]->children[0]->children[0] = nullptr; },
+           [&](A& a) { a.children[query] = nullptr; },
+       }) {
+    ArrowArray exported = export_array(step_array(config_, batch));
+    change(exported);
+    bh_error error{};
+    EXPECT_EQ(bh_check_rows(binding.get(), &exported, 0, &error), BH_INVALID_ARGUMENT);
+    EXPECT_NE(std::string(error.message).find("NULL"), std::string::npos) << error.message;
+    EXPECT_EQ(exported.release, nullptr);
+  }
+}
+
+TEST_F(Import, RefusesWhatWasReleased) {
+  const StepBatch batch = good_batch(config_);
+  const Field fields = step_schema(config_, batch);
+  const Binding binding = make_binding(layer_.get(), fields);
+  ArrowArray array = export_array(step_array(config_, batch));
+  array.release(&array);
+  StepResult result(config_, batch);
+  bh_error error{};
+  EXPECT_EQ(bh_step(binding.get(), &array, result.array(), nullptr, &error), BH_INVALID_ARGUMENT);
+  EXPECT_STREQ(error.message, "batch was released before");
+  EXPECT_EQ(bh_check_rows(binding.get(), &array, 0, &error), BH_INVALID_ARGUMENT);
+  const bh_step_part part = {&array, result.array()};
+  bh_pending_step* pending = nullptr;
+  EXPECT_EQ(bh_step_begin(binding.get(), &part, 1, &pending, &error), BH_INVALID_ARGUMENT);
+  ArrowSchema schema = export_schema(fields);
+  schema.release(&schema);
+  bh_binding* none = nullptr;
+  EXPECT_EQ(bh_binding_create(layer_.get(), &schema, &none, &error), BH_INVALID_ARGUMENT);
+  EXPECT_STREQ(error.message, "schema was released before");
+}
+
+/// Every other row is null, so that the others may overlap: more tokens than a result's offsets can
+/// count.
+TEST_F(Import, RefusesMoreTokensThanOffsetsCount) {
+  constexpr int kRows = 3;
+  constexpr auto kTokens = kInt32Max / 2 + 1;
+  config_.rotary_dim = 0;
+  layer_ = make_layer(engine_.get(), config_, cache_.get());
+  StepBatch rows;
+  rows.rows.resize(2 * kRows);
+  const Field schema = step_schema(config_, rows);
+  Array array = step_array(config_, rows);
+  Array& query = array.children[index_of(schema, "query")];
+  for (int64_t row = 0; row < kRows; ++row) {
+    set_offset(query, 2 * row + 1, 0);
+    set_offset(query, 2 * row + 2, kTokens);
+  }
+  query.children[0].offset = 0;
+  query.children[0].length = kTokens;
+  query.children[0].children[0].length = int64_t{kTokens} * config_.query_width();
+  const Binding binding = make_binding(layer_.get(), schema);
+  StepResult result(config_, rows);
+  ArrowArray exported = export_array(array);
+  bh_error error{};
+  EXPECT_EQ(bh_step(binding.get(), &exported, result.array(), nullptr, &error),
+            BH_INVALID_ARGUMENT);
+  EXPECT_NE(std::string(error.message).find("3221225472 query tokens"), std::string::npos)
+      << error.message;
 }
 
 TEST_F(Import, AcceptsUncountedNullsThatAreNone) {
@@ -424,6 +502,10 @@ const std::vector<SchemaCase> kSchemas = {
     {"int64 blocks", [](Field& s) { s.child("block_table").children[0].format = "l"; }, {"column block_table", "list<int32>", "list of format l"}},
     {"plain block_table", [](Field& s) { s.child("block_table").format = "i"; }, {"column block_table", "list<int32>", "format i"}},
     {"float positions", [](Field& s) { s.child("position").children[0].format = "f"; }, {"column position", "list<int32> or list<int64>", "list of format f"}},
+    {"indices of a dictionary", [](Field& s) { s.child("seq_len").dictionary = true; }, {"column seq_len", "expected int32", "dictionary"}},
+    {"list of indices of a dictionary", [](Field& s) { s.child("block_table").children[0].dictionary = true; }, {"column block_table", "list<int32>", "dictionary"}},
+    {"tensors of indices of a dictionary", [](Field& s) { tensor_of(s, "query").children[0].dictionary = true; }, {"column query", "list<tensor[4, 32]>", "dictionary"}},
+    {"another column of indices", [](Field& s) { s.children.push_back({"sequence_id", "i", {}, {}, true}); }, {}},
     {"element without format", [](Field& s) { s.child("position").children[0].format = ""; }, {"column position", "list<int32> or list<int64>"}},
     {"list without child", [](Field& s) { s.child("slot_mapping").children.clear(); }, {"column slot_mapping", "list<int64>"}},
     {"tensor list without child", [](Field& s) { s.child("query").children.clear(); }, {"column query", "list<tensor[4, 32]>"}},

@@ -10,7 +10,8 @@
  *
  * Threads: different engines, caches and layers may be used from different threads at once. One
  * cache takes one step at a time: calls that begin steps on it, end them at once or touch its
- * blocks must not run concurrently. What bh_step_begin started may still be in flight then.
+ * blocks must not run concurrently. What bh_step_begin started may still be in flight then. One
+ * layer without a cache, and one binding, bh_check_rows included, serve one thread at a time.
  */
 #ifndef BROADHEAD_H
 #define BROADHEAD_H
@@ -211,7 +212,9 @@ typedef struct bh_layer_options {
 BH_API int32_t bh_layer_supported(const bh_engine* engine, const bh_layer_options* options,
                                   int32_t cache_dtype, int32_t block_size, bh_error* error);
 
-/** `cache` is NULL for the encoder types and must outlive the layer otherwise. */
+/** `cache` is NULL for the encoder types; otherwise it is one of `engine` and must outlive the
+ * layer.
+ */
 BH_API int32_t bh_layer_create(bh_engine* engine, const bh_layer_options* options, bh_cache* cache,
                                bh_layer** layer, bh_error* error);
 BH_API void bh_layer_destroy(bh_layer* layer);

@@ -27,6 +27,9 @@ std::string_view metadata_value(const char* metadata, std::string_view key) {
   };
   auto read_text = [&metadata, &read_int] {
     int32_t length = read_int();
+    if (length < 0) {
+      throw Failure(BH_SCHEMA_MISMATCH, kNoRow, "metadata of a field: length is %d", length);
+    }
     std::string_view text(metadata, static_cast<size_t>(length));
     metadata += length;
     return text;
@@ -81,14 +84,21 @@ int dtype_of(std::string_view format, bool bfloat16) {
   return 0;
 }
 
+/// Refuses a type without a format, and indices of a dictionary: their format looks like values.
+void check_type(const char* column, const ArrowSchema* type, const std::string& expected) {
+  if (!type || !type->format) bad_column(column, expected, "a type without a format");
+  if (type->dictionary) bad_column(column, expected, "indices of a dictionary");
+}
+
 /// The element type of a list; a malformed one without it is a mismatch too.
 const ArrowSchema& only_child(const char* column, const ArrowSchema& list,
                               const std::string& expected) {
-  if (list.n_children != 1) {
+  if (list.n_children != 1 || !list.children) {
     bad_column(column, expected,
                std::string("format ") + list.format + " with " + std::to_string(list.n_children) +
                    " children");
   }
+  check_type(column, list.children[0], expected);
   return *list.children[0];
 }
 
@@ -96,6 +106,7 @@ void check_tensor(const LayerSpec& spec, const ArrowSchema& field, int heads) {
   const int64_t width = int64_t{heads} * spec.head_size;
   const std::string expected = tensor_type(spec.dtype, heads, spec.head_size);
   auto bad = [&](const std::string& got) { bad_column(field.name, expected, got); };
+  check_type(field.name, &field, expected);
   if (std::strcmp(field.format, "+l") != 0) bad(std::string("format ") + field.format);
   const ArrowSchema& tensor = only_child(field.name, field, expected);
   if (std::strncmp(tensor.format, "+w:", 3) != 0)
@@ -125,6 +136,7 @@ void check_tensor(const LayerSpec& spec, const ArrowSchema& field, int heads) {
 
 /// `elements` holds the accepted element formats, one letter each.
 void check_list(const ArrowSchema& field, std::string_view elements, const char* expected) {
+  check_type(field.name, &field, expected);
   if (std::strcmp(field.format, "+l") != 0) {
     bad_column(field.name, expected, std::string("format ") + field.format);
   }
@@ -145,11 +157,27 @@ bool is_valid(const uint8_t* validity, int64_t bit) {
                 column, what, got, expected);
 }
 
+/// More entries than memory holds, and few enough for their bytes to be counted.
+constexpr int64_t kMostEntries = INT64_MAX / 8;
+
+/// Checks what every array has: the buffers and children of its type, and a range of entries.
 void check_shape(const char* column, const ArrowArray& array, int64_t buffers, int64_t children) {
   if (array.n_buffers != buffers) bad_array(column, "n_buffers", array.n_buffers, buffers);
   if (array.n_children != children) bad_array(column, "n_children", array.n_children, children);
   if (array.length < 0) bad_array(column, "length", array.length, 0);
   if (array.offset < 0) bad_array(column, "offset", array.offset, 0);
+  if (array.offset > kMostEntries || array.length > kMostEntries - array.offset) {
+    throw Failure(BH_INVALID_ARGUMENT, kNoRow,
+                  "column %s: %" PRId64 " entries from %" PRId64
+                  " on are more than memory can hold",
+                  column, array.length, array.offset);
+  }
+  bool complete = array.buffers && (children == 0 || array.children);
+  for (int64_t i = 0; complete && i < children; ++i) complete = array.children[i] != nullptr;
+  if (!complete) {
+    throw Failure(BH_INVALID_ARGUMENT, kNoRow, "column %s: its buffers or a child are NULL",
+                  column);
+  }
 }
 
 void check_length(const char* column, const char* what, int64_t got, int64_t at_least) {
@@ -233,13 +261,13 @@ ListColumn open_tensors(const char* name, const ArrowArray& parent, const ArrowA
   check_no_nulls(column, parent.length, "null tensors", tensors);
   const ArrowArray& elements = *tensors.children[0];
   check_shape(name, elements, 2, 0);
-  check_no_nulls(column, parent.length, "null elements", elements, tensors.offset * width, width);
   if (elements.length / width - tensors.offset < tensors.length) {
     throw Failure(BH_INVALID_ARGUMENT, kNoRow,
                   "column %s: number of elements is %" PRId64 ", expected %" PRId64
                   " for each of %" PRId64 " tensors from %" PRId64 " on",
                   name, elements.length, width, tensors.length, tensors.offset);
   }
+  check_no_nulls(column, parent.length, "null elements", elements, tensors.offset * width, width);
   auto data = static_cast<const char*>(data_buffer(name, elements, elements.length));
   values = data ? data + (elements.offset + tensors.offset * width) * byte_width(dtype) : nullptr;
   return column;
@@ -281,11 +309,15 @@ void open_result(const LayerSpec& spec, const ArrowArray& result, int64_t num_ro
 
 StepColumns find_columns(const LayerSpec& spec, const ArrowSchema& schema) {
   StepColumns columns;
+  check_type("(all)", &schema, "a struct of columns");
   if (std::strcmp(schema.format, "+s") != 0) {
     bad_column("(all)", "a struct of columns", std::string("format ") + schema.format);
   }
   columns.num_columns = schema.n_children;
   for (int i = 0; i < schema.n_children; ++i) {
+    if (!schema.children || !schema.children[i]) {
+      bad_column("(all)", std::to_string(schema.n_children) + " columns", "none");
+    }
     const ArrowSchema& field = *schema.children[i];
     std::string_view name = field.name ? field.name : "";
     auto claim = [&](int& column) {
@@ -302,6 +334,7 @@ StepColumns find_columns(const LayerSpec& spec, const ArrowSchema& schema) {
       check_tensor(spec, field, spec.num_kv_heads);
       claim(columns.value);
     } else if (name == "seq_len") {
+      check_type("seq_len", &field, "int32");
       if (std::strcmp(field.format, "i") != 0) {
         bad_column("seq_len", "int32", std::string("format ") + field.format);
       }
@@ -500,6 +533,11 @@ void StepReader::add_part(const ArrowArray& batch, const ArrowArray& result) {
   try {
     open(batch);
     const int64_t num_queries = add_rows();
+    if (num_queries_ + num_queries > INT32_MAX) {
+      throw Failure(BH_INVALID_ARGUMENT, kNoRow,
+                    "column query: a step has %" PRId64 " query tokens, expected at most %d",
+                    num_queries_ + num_queries, INT32_MAX);
+    }
     open_result(spec_, result, num_rows_, num_queries, memory_);
     parts_.push_back(memory_);
     num_queries_ += num_queries;

@@ -35,9 +35,9 @@ std::unique_ptr<Engine> open_engine(const bh_engine_options& options) {
 }
 
 void* Engine::allocate_host(int64_t bytes) {
-  constexpr int64_t kAlignment = 64;
-  const int64_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  return std::aligned_alloc(kAlignment, static_cast<size_t>(rounded));
+  constexpr size_t kAlignment = 64;
+  const size_t rounded = (static_cast<size_t>(bytes) + kAlignment - 1) / kAlignment * kAlignment;
+  return std::aligned_alloc(kAlignment, rounded);
 }
 
 void Engine::free_host(void* memory) { std::free(memory); }

@@ -35,6 +35,7 @@ struct bh_engine : Counted {
 };
 
 struct bh_cache : Counted {
+  const bh_engine* engine = nullptr;
   std::unique_ptr<broadhead::Cache> cache;
 };
 
@@ -55,7 +56,9 @@ struct bh_binding : Counted {
 struct bh_pending_step : Counted {
   ~bh_pending_step() {
     flight.reset();
-    for (ArrowArray& batch : batches) batch.release(&batch);
+    for (ArrowArray& batch : batches) {
+      if (batch.release) batch.release(&batch);
+    }
   }
   std::vector<ArrowArray> batches;
   std::unique_ptr<broadhead::StepInFlight> flight;
@@ -95,6 +98,15 @@ void need(const void* argument, const char* name) {
   if (!argument) throw Failure(BH_INVALID_ARGUMENT, kNoRow, "%s must not be NULL", name);
 }
 
+/// A C Data structure that somebody released, or moved away, is not to be read.
+template <class T>
+void need_live(const T* structure, const char* name) {
+  need(structure, name);
+  if (!structure->release) {
+    throw Failure(BH_INVALID_ARGUMENT, kNoRow, "%s was released before", name);
+  }
+}
+
 void need_some(int64_t count, const char* name) {
   if (count < 1) {
     throw Failure(BH_INVALID_ARGUMENT, kNoRow, "%s must be at least 1, got %" PRId64, name, count);
@@ -123,7 +135,7 @@ struct ReleasedParts {
 std::unique_ptr<broadhead::StepInFlight> begin_step(bh_binding* binding,
                                                     std::span<const bh_step_part> parts,
                                                     bh_step_stats& stats) {
-  for (const bh_step_part& part : parts) need(part.batch, "batch");
+  for (const bh_step_part& part : parts) need_live(part.batch, "batch");
   need(binding, "binding");
   for (const bh_step_part& part : parts) need(part.result, "result");
   if (parts.empty()) return nullptr;
@@ -159,6 +171,13 @@ void check_cache_shape(const broadhead::LayerSpec& spec, const broadhead::Cache*
     throw Failure(BH_INVALID_ARGUMENT, kNoRow,
                   "%s: the cache holds %d KV heads of %d, expected %d of %d", spec.name.c_str(),
                   pool.num_kv_heads, pool.head_size, spec.num_kv_heads, spec.head_size);
+  }
+}
+
+/// Backends take their own caches for granted.
+void check_owner(const bh_cache& cache, const bh_engine* engine) {
+  if (cache.engine != engine) {
+    throw Failure(BH_INVALID_ARGUMENT, kNoRow, "the cache belongs to another engine");
   }
 }
 
@@ -227,6 +246,7 @@ int32_t bh_cache_create(bh_engine* engine, const bh_cache_options* options, bh_c
     need(cache, "cache");
     broadhead::check_cache(*options);
     auto handle = std::make_unique<bh_cache>();
+    handle->engine = engine;
     handle->cache = engine->engine->create_cache(*options);
     *cache = handle.release();
   });
@@ -304,6 +324,7 @@ int32_t bh_layer_create(bh_engine* engine, const bh_layer_options* options, bh_c
     need(layer, "layer");
     auto handle = std::make_unique<bh_layer>();
     handle->spec = broadhead::check_layer(*options);
+    if (cache) check_owner(*cache, engine);
     handle->cache = cache ? cache->cache.get() : nullptr;
     check_cache_shape(handle->spec, handle->cache);
     engine->engine->check_supported(handle->spec, cache ? handle->cache->options().dtype : 0,
@@ -318,7 +339,7 @@ void bh_layer_destroy(bh_layer* layer) { delete layer; }
 int32_t bh_binding_create(bh_layer* layer, ArrowSchema* schema, bh_binding** binding,
                           bh_error* error) {
   return guarded(error, [&] {
-    need(schema, "schema");
+    need_live(schema, "schema");
     broadhead::Moved<ArrowSchema> taken(schema);
     need(layer, "layer");
     need(binding, "binding");
@@ -381,7 +402,7 @@ int32_t bh_step_end(bh_pending_step* pending, bh_step_stats* stats, bh_error* er
 
 int32_t bh_check_rows(bh_binding* binding, ArrowArray* batch, int64_t first_row, bh_error* error) {
   return guarded(error, [&] {
-    need(batch, "batch");
+    need_live(batch, "batch");
     broadhead::Moved<ArrowArray> taken(batch);
     need(binding, "binding");
     if (first_row < 0) {
@@ -406,9 +427,11 @@ int32_t bh_merge(bh_engine* engine, const bh_partial* parts, int32_t count, int3
                     broadhead::dtype_name(dtype));
     }
     broadhead::check_heads("merge", num_heads, head_size);
-    if (tokens < 0) {
-      throw Failure(BH_INVALID_ARGUMENT, kNoRow, "tokens must not be negative, got %lld",
-                    static_cast<long long>(tokens));
+    const auto token_bytes = int64_t{sizeof(float)} * num_heads * head_size;
+    const int64_t most = INT64_MAX / token_bytes / (int64_t{count} + 1);
+    if (tokens < 0 || tokens > most) {
+      throw Failure(BH_INVALID_ARGUMENT, kNoRow, "tokens must be 0 .. %" PRId64 ", got %" PRId64,
+                    most, tokens);
     }
     if (tokens == 0) return;
     need(output, "output");
@@ -429,6 +452,7 @@ int32_t bh_probe_read(bh_engine* engine, const bh_cache* cache, const int32_t* b
     need(blocks, "blocks");
     need(nanoseconds, "nanoseconds");
     need_some(count, "count");
+    check_owner(*cache, engine);
     for (int64_t i = 0; i < count; ++i) check_block(*cache->cache, blocks[i]);
     *nanoseconds = engine->engine->probe_read(*cache->cache, {blocks, static_cast<size_t>(count)});
   });

@@ -37,6 +37,9 @@ LayerSpec check_layer(const bh_layer_options& o) {
   require(o.num_heads >= 1 && o.num_heads % o.num_kv_heads == 0,
           "%s: num_heads must be a multiple of num_kv_heads %d, got %d", name, o.num_kv_heads,
           o.num_heads);
+  require(o.num_heads <= INT32_MAX / o.head_size,
+          "%s: num_heads must be at most %d, with which a tensor has 2^31 elements, got %d", name,
+          INT32_MAX / o.head_size, o.num_heads);
   require(o.attn_type >= BH_DECODER && o.attn_type <= BH_ENCODER_DECODER,
           "%s: attn_type must be 0 .. 3 (bh_attn_type), got %d", name, o.attn_type);
   require(o.dtype == BH_FLOAT32 || o.dtype == BH_FLOAT16 || o.dtype == BH_BFLOAT16,
@@ -83,7 +86,9 @@ LayerSpec check_layer(const bh_layer_options& o) {
     require(rope.rotary_dim >= 2 && rope.rotary_dim <= o.head_size && rope.rotary_dim % 2 == 0,
             "%s: rotary_dim must be even and 2 .. head_size %d, got %d", name, o.head_size,
             rope.rotary_dim);
-    require(rope.max_position >= 1, "%s: max_position must be at least 1, got %lld", name,
+    const auto most = INT64_MAX / (rope.rotary_dim * int64_t{sizeof(float)});
+    require(rope.max_position >= 1 && rope.max_position <= most,
+            "%s: max_position must be 1 .. %lld, got %lld", name, static_cast<long long>(most),
             static_cast<long long>(rope.max_position));
     require(rope.cos_sin != nullptr, "%s: cos_sin must not be NULL", name);
     spec.rotary_dim = rope.rotary_dim;
@@ -120,6 +125,11 @@ void check_cache(const bh_cache_options& o) {
           "kv_cache: block_size must be a multiple of %d, got %d", kBlockSizeStep, o.block_size);
   require(byte_width(o.dtype) > 0, "kv_cache: dtype code must be 1 .. 5 (bh_dtype), got %d",
           o.dtype);
+  const double bytes = 2.0 * double(o.num_blocks) * o.block_size * o.num_kv_heads * o.head_size *
+                       byte_width(o.dtype);
+  require(bytes < double(INT64_MAX),
+          "kv_cache: %lld blocks of %d tokens with %d heads of %d take %g bytes",
+          static_cast<long long>(o.num_blocks), o.block_size, o.num_kv_heads, o.head_size, bytes);
 }
 
 }  // namespace broadhead
