@@ -47,7 +47,8 @@ bool Buffer::reserve(int64_t bytes) {
   return true;
 }
 
-Workspace::Workspace(const DeviceApi& device)
+/// Once it is delegated to, what fails later leaves a whole object to destroy.
+Workspace::Workspace(const DeviceApi& device, Empty)
     : api(device),
       plan_host(api, Buffer::kPinned, "plan"),
       plan(api, Buffer::kOnDevice, "plan"),
@@ -58,7 +59,9 @@ Workspace::Workspace(const DeviceApi& device)
       temporary_cache(api, Buffer::kOnDevice, "keys and values of an encoder step"),
       results(api, Buffer::kOnDevice, "results"),
       staged_input(api, Buffer::kPinned, "staged input"),
-      staged_output(api, Buffer::kPinned, "staged output") {
+      staged_output(api, Buffer::kPinned, "staged output") {}
+
+Workspace::Workspace(const DeviceApi& device) : Workspace(device, Empty{}) {
   check(api, api.create_stream(&stream), "stream");
   check(api, api.create_event(&started, false), "event");
   check(api, api.create_event(&done, false), "event");

@@ -65,6 +65,10 @@ struct Workspace {
   int64_t nanoseconds() const;
   /// Waits for all that is on the stream, asleep: another thread than the one that runs steps.
   void sleep() const;
+
+ private:
+  struct Empty {};
+  Workspace(const DeviceApi& api, Empty);
 };
 
 /// Puts work on different streams in an order: what is done with a cache. Used by one thread at a
@@ -129,7 +133,11 @@ class Device {
 class Lease {
  public:
   explicit Lease(Device& device) : device_(device), workspace_(device.take()) {}
-  ~Lease() { device_.give_back(std::move(workspace_)); }
+  ~Lease() {
+    // Where a call failed, work before it may still use the caller's memory.
+    (void)device_.api().synchronize(workspace_->stream);
+    device_.give_back(std::move(workspace_));
+  }
   Lease(const Lease&) = delete;
   Lease& operator=(const Lease&) = delete;
 

@@ -28,6 +28,7 @@ GpuCache::GpuCache(const bh_cache_options& options, std::shared_ptr<Device> devi
     : Cache(options),
       device_(std::move(device)),
       view_(cache_view(options.dtype, options.block_size, options.num_kv_heads, options.head_size)),
+      memory_(nullptr, device_->api().release),
       order_(device_->api()) {
   const DeviceApi& api = device_->api();
   device_->use();
@@ -49,6 +50,7 @@ GpuCache::GpuCache(const bh_cache_options& options, std::shared_ptr<Device> devi
                   now.name, double(now.free_memory) / kGiB, double(now.memory) / kGiB);
   }
   check(api, status, "KV cache");
+  memory_.reset(memory);
   view_.memory = static_cast<char*>(memory);
   const Lease work(*device_);
   check(api, api.clear(work->stream, memory, bytes_), "KV cache");
@@ -58,7 +60,6 @@ GpuCache::GpuCache(const bh_cache_options& options, std::shared_ptr<Device> devi
 GpuCache::~GpuCache() {
   (void)device_->api().use(device_->index());
   order_.wait();
-  device_->api().release(view_.memory);
 }
 
 void GpuCache::read_block(int64_t block, void* key, void* value) const {

@@ -33,6 +33,7 @@ class GpuCache final : public Cache {
  private:
   std::shared_ptr<Device> device_;
   CacheView view_;
+  std::unique_ptr<void, void (*)(void*)> memory_;
   StepOrder order_;
   int64_t bytes_ = 0;
 };
