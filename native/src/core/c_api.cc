@@ -7,6 +7,7 @@
 #include <memory>
 #include <new>
 #include <span>
+#include <system_error>
 #include <vector>
 
 #include "broadhead/broadhead.h"
@@ -219,7 +220,12 @@ int32_t bh_engine_create(const bh_engine_options* options, bh_engine** engine, b
                     "threads must be at least 1 (0: one per core), got %d", options->threads);
     }
     auto handle = std::make_unique<bh_engine>();
-    handle->engine = broadhead::open_engine(*options);
+    try {
+      handle->engine = broadhead::open_engine(*options);
+    } catch (const std::system_error& refused) {
+      throw Failure(BH_INVALID_ARGUMENT, kNoRow, "threads: the system did not start %d of them: %s",
+                    options->threads, refused.what());
+    }
     *engine = handle.release();
   });
 }
