@@ -100,7 +100,9 @@ public final class ArrowStreamBatches implements AutoCloseable {
     }
     if (length < 0 || length > MAX_METADATA) {
       throw new MalformedArrowException(
-          "expected a message of the Arrow IPC stream format, got a length of " + length);
+          "expected the length of an Arrow IPC message, got "
+              + length
+              + ": not an Arrow IPC file or stream, or a damaged one");
     }
     ByteBuffer metadata = ByteBuffer.allocate(length);
     readFully(metadata, false);
