@@ -165,22 +165,14 @@ final class LayerSet implements AutoCloseable {
       throw new KernelException(
           e.code(),
           -1,
-          "the KV cache of layer '"
-              + owner.name()
-              + "' needs "
-              + kv.bytes(owner, stored)
-              + " bytes ("
-              + kv.numBlocks()
-              + " blocks of "
-              + kv.blockSize()
-              + " tokens, "
+          e.getMessage()
+              + "; a lower memory_fraction or a smaller kv_cache_dtype than "
               + stored.label()
-              + ") beside the "
+              + " helps, too; the caches before that of layer '"
+              + owner.name()
+              + "' have "
               + cacheBytes
-              + " bytes of the caches before it; lower kv_cache.num_blocks or memory_fraction, or choose a smaller"
-              + " kv_cache_dtype ("
-              + e.getMessage()
-              + ")");
+              + " bytes");
     }
   }
 
