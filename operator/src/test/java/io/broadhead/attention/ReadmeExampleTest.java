@@ -20,11 +20,11 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.extension.RegisterExtension;
 import org.junit.jupiter.api.io.TempDir;
 
-/** Runs the library example of the README, and keeps the README equal to it. */
+/** Runs the library example of the READMEs, and keeps them equal to it. */
 class ReadmeExampleTest {
   @RegisterExtension private final NoLeaks noLeaks = new NoLeaks();
 
-  /** The README's ten lines stand between the two markers. */
+  /** What stands in the READMEs stands between the two markers. */
   private static void example(Path jobFile, Path path) throws Exception {
     // example begins
     Job job = JobFile.load(jobFile);
@@ -77,6 +77,8 @@ class ReadmeExampleTest {
     for (int i = 1; i < lines.length; i++) {
       example.append(lines[i].substring(4)).append('\n');
     }
-    assertThat(Files.readString(Path.of("README.md"))).contains(example);
+    for (Path readme : List.of(Path.of("README.md"), Path.of("..", "README.md"))) {
+      assertThat(readme).content().contains(example);
+    }
   }
 }
