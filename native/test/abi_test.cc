@@ -102,6 +102,14 @@ TEST(Engine, RefusesUnknownTier) {
   EXPECT_NE(reason.find("avx1024"), std::string::npos) << reason;
 }
 
+TEST(Engine, TellsWhyNoBackendIsUsable) {
+  std::string reason;
+  if (open_engine({"auto", "avx1024"}, 1, reason)) GTEST_SKIP() << "there is a GPU";
+  EXPECT_EQ(reason.find("no backend is usable here; cuda: "), 0u) << reason;
+  EXPECT_NE(reason.find("; hip: "), std::string::npos) << reason;
+  EXPECT_NE(reason.find("; cpu: BROADHEAD_CPU_TIER"), std::string::npos) << reason;
+}
+
 class Abi : public TargetTest {};
 
 TEST_P(Abi, DescribesItsEngine) {

@@ -18,18 +18,21 @@ const std::vector<const Backend*>& backends() {
 
 std::unique_ptr<Engine> open_engine(const bh_engine_options& options) {
   const char* wanted = options.backend ? options.backend : "auto";
-  bool any = std::strcmp(wanted, "auto") == 0;
+  const bool any = std::strcmp(wanted, "auto") == 0;
   std::string known = "auto";
+  std::string reasons;
   for (const Backend* backend : backends()) {
-    bh_backend_info info = backend->describe();
+    const bh_backend_info info = backend->describe();
     known += std::string(", ") + info.name;
-    if (any ? info.usable == 0 : std::strcmp(wanted, info.name) != 0) continue;
-    if (!info.usable) {
+    if (!any && std::strcmp(wanted, info.name) != 0) continue;
+    if (info.usable) return backend->open(options);
+    if (!any) {
       throw Failure(BH_UNSUPPORTED, kNoRow, "backend %s is not usable here: %s", info.name,
                     info.reason);
     }
-    return backend->open(options);
+    reasons += std::string("; ") + info.name + ": " + info.reason;
   }
+  if (any) throw Failure(BH_UNSUPPORTED, kNoRow, "no backend is usable here%s", reasons.c_str());
   throw Failure(BH_INVALID_ARGUMENT, kNoRow, "backend must be one of %s, got '%s'", known.c_str(),
                 wanted);
 }
