@@ -39,11 +39,7 @@ public final class ArrowStreamBatches implements AutoCloseable {
     this.allocator = allocator;
     boolean ok = false;
     try {
-      Message message = readMessage();
-      if (message == null) {
-        throw new MalformedArrowException("expected a schema, got the end of the stream");
-      }
-      this.schema = IpcMessages.schema(message);
+      this.schema = IpcMessages.schema(readFirstMessage());
       ok = true;
     } catch (MalformedArrowException e) {
       throw new MalformedArrowException(name + ": " + e.getMessage(), e);
@@ -84,6 +80,19 @@ public final class ArrowStreamBatches implements AutoCloseable {
     }
   }
 
+  private Message readFirstMessage() throws IOException {
+    try {
+      Message message = readMessage();
+      if (message != null) {
+        return message;
+      }
+    } catch (MalformedArrowException e) {
+      throw new MalformedArrowException(
+          "neither an Arrow IPC file nor a stream, or a damaged one: " + e.getMessage(), e);
+    }
+    throw new MalformedArrowException("expected a schema, got the end of the stream");
+  }
+
   private Message readMessage() throws IOException {
     ByteBuffer prefix = ByteBuffer.allocate(4).order(ByteOrder.LITTLE_ENDIAN);
     if (!readFully(prefix, true)) {
@@ -100,9 +109,7 @@ public final class ArrowStreamBatches implements AutoCloseable {
     }
     if (length < 0 || length > MAX_METADATA) {
       throw new MalformedArrowException(
-          "expected the length of an Arrow IPC message, got "
-              + length
-              + ": not an Arrow IPC file or stream, or a damaged one");
+          "expected the length of a message of 0 to " + MAX_METADATA + " bytes, got " + length);
     }
     ByteBuffer metadata = ByteBuffer.allocate(length);
     readFully(metadata, false);

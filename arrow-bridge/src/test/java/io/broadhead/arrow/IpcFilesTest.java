@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.arrow;
 
+import static java.nio.charset.StandardCharsets.UTF_8;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
@@ -186,6 +187,19 @@ class IpcFilesTest {
       writer.end();
     }
     return out.toByteArray();
+  }
+
+  @Test
+  void otherFormatsAreNoStreams(BufferAllocator allocator) {
+    byte[] gzip = {0x1f, (byte) 0x8b, 8, 8, 0, 0, 0, 0, 0, 3};
+    for (byte[] bytes : List.of("PAR1 and more".getBytes(UTF_8), gzip)) {
+      assertThatThrownBy(
+              () ->
+                  new ArrowStreamBatches("other", new ByteArrayInputStream(bytes), allocator)
+                      .close())
+          .isInstanceOf(MalformedArrowException.class)
+          .hasMessageStartingWith("other: neither an Arrow IPC file nor a stream");
+    }
   }
 
   @Test
