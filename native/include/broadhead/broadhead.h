@@ -212,9 +212,7 @@ typedef struct bh_layer_options {
 BH_API int32_t bh_layer_supported(const bh_engine* engine, const bh_layer_options* options,
                                   int32_t cache_dtype, int32_t block_size, bh_error* error);
 
-/** `cache` is NULL for the encoder types; otherwise it is one of `engine` and must outlive the
- * layer.
- */
+/** `cache`, NULL for the encoder types, is one of `engine` and must outlive the layer. */
 BH_API int32_t bh_layer_create(bh_engine* engine, const bh_layer_options* options, bh_cache* cache,
                                bh_layer** layer, bh_error* error);
 BH_API void bh_layer_destroy(bh_layer* layer);
