@@ -334,6 +334,33 @@ TEST_F(Import, RefusesMissingPointers) {
   }
 }
 
+TEST_F(Import, RefusesMalformedSchemas) {
+  const StepBatch batch = good_batch(config_);
+  const Field fields = step_schema(config_, batch);
+  const auto query = static_cast<int>(index_of(fields, "query"));
+  const int32_t negative_length[] = {1, -1};
+  using S = ArrowSchema;
+  for (const auto& change : std::initializer_list<std::function<void(S&)>>{
+           [](S& s) { s.format = nullptr; },
+           [](S& s) { s.children = nullptr; },
+           [&](S& s) { s.children[query] = nullptr; },
+           [&](S& s) { s.children[query]->format = nullptr; },
+           [&](S& s) { s.children[query]->children = nullptr; },
+           [&](S& s) { s.children[query]->children[0] = nullptr; },
+           [&](S& s) { s.children[query]->children[0]->children[0]->format = nullptr; },
+           [&](S& s) {
+             s.children[query]->metadata = reinterpret_cast<const char*>(negative_length);
+           },
+       }) {
+    ArrowSchema schema = export_schema(fields);
+    change(schema);
+    bh_binding* none = nullptr;
+    bh_error error{};
+    EXPECT_EQ(bh_binding_create(layer_.get(), &schema, &none, &error), BH_SCHEMA_MISMATCH);
+    EXPECT_EQ(schema.release, nullptr);
+  }
+}
+
 TEST_F(Import, RefusesWhatWasReleased) {
   const StepBatch batch = good_batch(config_);
   const Field fields = step_schema(config_, batch);
@@ -502,14 +529,15 @@ const std::vector<SchemaCase> kSchemas = {
     {"int64 blocks", [](Field& s) { s.child("block_table").children[0].format = "l"; }, {"column block_table", "list<int32>", "list of format l"}},
     {"plain block_table", [](Field& s) { s.child("block_table").format = "i"; }, {"column block_table", "list<int32>", "format i"}},
     {"float positions", [](Field& s) { s.child("position").children[0].format = "f"; }, {"column position", "list<int32> or list<int64>", "list of format f"}},
-    {"indices of a dictionary", [](Field& s) { s.child("seq_len").dictionary = true; }, {"column seq_len", "expected int32", "dictionary"}},
-    {"list of indices of a dictionary", [](Field& s) { s.child("block_table").children[0].dictionary = true; }, {"column block_table", "list<int32>", "dictionary"}},
-    {"tensors of indices of a dictionary", [](Field& s) { tensor_of(s, "query").children[0].dictionary = true; }, {"column query", "list<tensor[4, 32]>", "dictionary"}},
-    {"another column of indices", [](Field& s) { s.children.push_back({"sequence_id", "i", {}, {}, true}); }, {}},
     {"element without format", [](Field& s) { s.child("position").children[0].format = ""; }, {"column position", "list<int32> or list<int64>"}},
     {"list without child", [](Field& s) { s.child("slot_mapping").children.clear(); }, {"column slot_mapping", "list<int64>"}},
     {"tensor list without child", [](Field& s) { s.child("query").children.clear(); }, {"column query", "list<tensor[4, 32]>"}},
     {"tensor without child", [](Field& s) { tensor_of(s, "query").children.clear(); }, {"column query", "list<tensor[4, 32]>"}},
+    {"indices of a dictionary", [](Field& s) { s.child("seq_len").dictionary = true; }, {"column seq_len", "expected plain values", "dictionary"}},
+    {"list of indices of a dictionary", [](Field& s) { s.child("block_table").children[0].dictionary = true; }, {"column block_table", "expected plain values", "dictionary"}},
+    {"tensors of indices of a dictionary", [](Field& s) { tensor_of(s, "query").children[0].dictionary = true; }, {"column query", "expected plain values", "dictionary"}},
+    {"tensors of lists", [](Field& s) { tensor_of(s, "query").children[0].children.push_back({"item", "e", {}, {}}); }, {"column query", "expected tensors or numbers", "lists"}},
+    {"another column of indices", [](Field& s) { s.children.push_back({"sequence_id", "i", {}, {}, true}); }, {}},
 };
 // clang-format on
 

@@ -84,21 +84,30 @@ int dtype_of(std::string_view format, bool bfloat16) {
   return 0;
 }
 
-/// Refuses a type without a format, and indices of a dictionary: their format looks like values.
-void check_type(const char* column, const ArrowSchema* type, const std::string& expected) {
-  if (!type || !type->format) bad_column(column, expected, "a type without a format");
-  if (type->dictionary) bad_column(column, expected, "indices of a dictionary");
+/// Levels of a column's type below its first: tensors and their elements.
+constexpr int kLevels = 2;
+
+/// Refuses a type that is not complete, and indices of a dictionary: their format looks like
+/// values.
+void check_type(const char* column, const ArrowSchema* type, int levels_below) {
+  if (!type || !type->format || (type->n_children > 0 && !type->children)) {
+    bad_column(column, "a type", "one without a format or a child");
+  }
+  if (type->dictionary) bad_column(column, "plain values", "indices of a dictionary");
+  if (type->n_children > 0 && levels_below == 0) bad_column(column, "tensors or numbers", "lists");
+  for (int64_t i = 0; i < type->n_children; ++i) {
+    check_type(column, type->children[i], levels_below - 1);
+  }
 }
 
 /// The element type of a list; a malformed one without it is a mismatch too.
 const ArrowSchema& only_child(const char* column, const ArrowSchema& list,
                               const std::string& expected) {
-  if (list.n_children != 1 || !list.children) {
+  if (list.n_children != 1) {
     bad_column(column, expected,
                std::string("format ") + list.format + " with " + std::to_string(list.n_children) +
                    " children");
   }
-  check_type(column, list.children[0], expected);
   return *list.children[0];
 }
 
@@ -106,7 +115,6 @@ void check_tensor(const LayerSpec& spec, const ArrowSchema& field, int heads) {
   const int64_t width = int64_t{heads} * spec.head_size;
   const std::string expected = tensor_type(spec.dtype, heads, spec.head_size);
   auto bad = [&](const std::string& got) { bad_column(field.name, expected, got); };
-  check_type(field.name, &field, expected);
   if (std::strcmp(field.format, "+l") != 0) bad(std::string("format ") + field.format);
   const ArrowSchema& tensor = only_child(field.name, field, expected);
   if (std::strncmp(tensor.format, "+w:", 3) != 0)
@@ -136,7 +144,6 @@ void check_tensor(const LayerSpec& spec, const ArrowSchema& field, int heads) {
 
 /// `elements` holds the accepted element formats, one letter each.
 void check_list(const ArrowSchema& field, std::string_view elements, const char* expected) {
-  check_type(field.name, &field, expected);
   if (std::strcmp(field.format, "+l") != 0) {
     bad_column(field.name, expected, std::string("format ") + field.format);
   }
@@ -308,8 +315,8 @@ void open_result(const LayerSpec& spec, const ArrowArray& result, int64_t num_ro
 }  // namespace
 
 StepColumns find_columns(const LayerSpec& spec, const ArrowSchema& schema) {
+  if (!schema.format) bad_column("(all)", "a struct of columns", "a type without a format");
   StepColumns columns;
-  check_type("(all)", &schema, "a struct of columns");
   if (std::strcmp(schema.format, "+s") != 0) {
     bad_column("(all)", "a struct of columns", std::string("format ") + schema.format);
   }
@@ -322,32 +329,32 @@ StepColumns find_columns(const LayerSpec& spec, const ArrowSchema& schema) {
     std::string_view name = field.name ? field.name : "";
     auto claim = [&](int& column) {
       if (column != StepColumns::kAbsent) bad_column(field.name, "one column", "it twice");
+      check_type(field.name, &field, kLevels);
       column = i;
     };
     if (name == "query") {
-      check_tensor(spec, field, spec.num_heads);
       claim(columns.query);
+      check_tensor(spec, field, spec.num_heads);
     } else if (name == "key") {
-      check_tensor(spec, field, spec.num_kv_heads);
       claim(columns.key);
-    } else if (name == "value") {
       check_tensor(spec, field, spec.num_kv_heads);
+    } else if (name == "value") {
       claim(columns.value);
+      check_tensor(spec, field, spec.num_kv_heads);
     } else if (name == "seq_len") {
-      check_type("seq_len", &field, "int32");
+      claim(columns.seq_len);
       if (std::strcmp(field.format, "i") != 0) {
         bad_column("seq_len", "int32", std::string("format ") + field.format);
       }
-      claim(columns.seq_len);
     } else if (name == "slot_mapping") {
-      check_list(field, "l", "list<int64>");
       claim(columns.slot_mapping);
+      check_list(field, "l", "list<int64>");
     } else if (name == "block_table") {
-      check_list(field, "i", "list<int32>");
       claim(columns.block_table);
+      check_list(field, "i", "list<int32>");
     } else if (name == "position") {
-      check_list(field, "il", "list<int32> or list<int64>");
       claim(columns.position);
+      check_list(field, "il", "list<int32> or list<int64>");
       columns.wide_positions = field.children[0]->format[0] == 'l';
     }
   }
