@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 case "${1:-}" in
   -h | --help)
-    sed -n 's/^# \{0,1\}//p' "samples/quickstart.sh" | sed -n '2,5p'
+    sed -n '3,6s/^# \{0,1\}//p' samples/quickstart.sh
     exit 0
     ;;
 esac

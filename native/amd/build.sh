@@ -8,6 +8,12 @@
 # BROADHEAD_AMD_CHROOT names the chroot, default /var/tmp/broadhead-amd. A compiler's report of
 # registers, local memory and spills is beside each object, as FILE.log.
 set -euo pipefail
+case "${1:-}" in
+  -h | --help)
+    sed -n '3,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    exit 0
+    ;;
+esac
 source_folder=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 build=${1:-$source_folder/target/amd}
 chroot=${BROADHEAD_AMD_CHROOT:-/var/tmp/broadhead-amd}
