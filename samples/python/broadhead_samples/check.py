@@ -5,11 +5,9 @@ The error of a row is max|result - expected| / max(1, max|expected|); the defaul
 result's dtype. The command exits with 1 if any row is missing, surplus, of another shape or beyond tolerance.
 """
 
-import argparse
-
 import numpy as np
 
-from broadhead_samples import command, dtypes, jobfile
+from broadhead_samples import command_line, dtypes, jobfile
 from broadhead_samples.consume import ResultRow, read_batches, read_rows, tensor_rows
 from broadhead_samples.rope import rotate
 
@@ -305,14 +303,13 @@ def _name(key):
     return f"sequence {key[0]}, layer '{key[1]}', its row {key[2]}"
 
 
-@command
+@command_line.command
 def main(argv=None):
     """Command line entry; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="broadhead-check",
-        description="Compares result batches with the job's float64 reference or with a stored expectation.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_line.parser(
+        "broadhead-check",
+        "Compares result batches with the job's float64 reference or with a stored expectation.",
+        EXAMPLE,
     )
     parser.add_argument("result", help="result batches: Arrow IPC file or stream, or a folder of them")
     parser.add_argument("--job", help="job file (needed with --steps, and for output_scale)")

@@ -9,7 +9,6 @@ Example::
         print(row.sequence_id, row.layer, row.output.shape)    # [n_q, num_heads, head_size] float32
 """
 
-import argparse
 import dataclasses
 import pathlib
 import re
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from broadhead_samples import command, dtypes
+from broadhead_samples import command_line, dtypes
 
 EXAMPLE = """\
 example:
@@ -116,17 +115,16 @@ def read_rows(path, column="output"):
             yield ResultRow(sequence_id, layers[r], outputs[r], lse[r], dtype, passed)
 
 
-@command
+@command_line.command
 def main(argv=None):
     """Command line entry; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="broadhead-consume",
-        description="Prints the rows of result batches and can save them as NumPy arrays.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_line.parser(
+        "broadhead-consume",
+        "Prints the rows of result batches and can save them as NumPy arrays.",
+        EXAMPLE,
     )
     parser.add_argument("result", help="Arrow IPC file or stream, or a folder of them")
-    parser.add_argument("--limit", type=int, default=10, help="rows to print (default 10)")
+    parser.add_argument("--limit", type=int, default=10, help="rows to print")
     parser.add_argument("--npz", help="write every row's output to this .npz: layer/sequence/nth -> array")
     args = parser.parse_args(argv)
     arrays, seen, count, tokens = {}, {}, 0, 0

@@ -13,13 +13,12 @@ Example::
     write_ipc("steps.arrow", [step.build()])
 """
 
-import argparse
 import pathlib
 
 import numpy as np
 import pyarrow as pa
 
-from broadhead_samples import command, dtypes, jobfile
+from broadhead_samples import command_line, dtypes, jobfile
 
 EXAMPLE = """\
 example:
@@ -407,27 +406,35 @@ def write_steps(folder, stem, batches, kind="file", compression=None):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(
-        prog="broadhead-produce",
-        description="Writes random step batches (prefill chunks and decode steps mixed) and their job file.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_line.parser(
+        "broadhead-produce",
+        "Writes random step batches (prefill chunks and decode steps mixed) and their job file.",
+        EXAMPLE,
     )
     parser.add_argument("output", help="folder to write job.yaml and steps.arrow to")
-    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float16")
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument("--kv-heads", type=int, default=2)
-    parser.add_argument("--head-size", type=int, default=64)
-    parser.add_argument("--block-size", type=int, default=16)
-    parser.add_argument("--num-blocks", type=int, default=256)
-    parser.add_argument("--sequences", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "float16", "bfloat16"],
+        default="float16",
+        help="of query, key and value",
+    )
+    parser.add_argument("--layers", type=int, default=2, help="layers of the job")
+    parser.add_argument("--heads", type=int, default=8, help="query heads of a layer")
+    parser.add_argument("--kv-heads", type=int, default=2, help="KV heads of a layer")
+    parser.add_argument("--head-size", type=int, default=64, help="elements of a head")
+    parser.add_argument("--block-size", type=int, default=16, help="tokens of a block of the KV cache")
+    parser.add_argument("--num-blocks", type=int, default=256, help="blocks of a layer's pool")
+    parser.add_argument(
+        "--sequences", type=int, default=8, help="sequences that begin in the first half of the steps"
+    )
+    parser.add_argument("--steps", type=int, default=16, help="steps of each layer, a batch each")
     parser.add_argument("--max-prompt", type=int, default=100, help="longest prompt, tokens")
     parser.add_argument("--chunk", type=int, default=32, help="most prompt tokens of a sequence in one step")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--format", choices=["file", "stream"], default="file")
-    parser.add_argument("--compression", choices=["none", "lz4", "zstd"], default="none")
+    parser.add_argument("--seed", type=int, default=0, help="of the random numbers")
+    parser.add_argument("--format", choices=["file", "stream"], default="file", help="of Arrow IPC")
+    parser.add_argument(
+        "--compression", choices=["none", "lz4", "zstd"], default="none", help="of the batches"
+    )
     parser.add_argument("--managed", action="store_true", help="leave block_table and slot_mapping out")
     parser.add_argument(
         "--beams", type=int, default=1, help="with --managed: each sequence is forked into so many"
@@ -463,7 +470,7 @@ def _parser():
     return parser
 
 
-@command
+@command_line.command
 def main(argv=None):
     """Command line entry; returns the exit code."""
     args = _parser().parse_args(argv)

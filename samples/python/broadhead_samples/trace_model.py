@@ -18,7 +18,6 @@ With `--rope` the query and key before RoPE are recorded and the layers get a `r
 Needs the extra `trace`: pip install 'broadhead-samples[trace]'.
 """
 
-import argparse
 import inspect
 import io
 import pathlib
@@ -28,7 +27,7 @@ import zipfile
 import numpy as np
 import pyarrow as pa
 
-from broadhead_samples import command, jobfile
+from broadhead_samples import command_line, jobfile
 from broadhead_samples.produce import BlockAllocator, StepBatchBuilder, tensor_list, write_steps
 from broadhead_samples.rope import SCALING_KEYS, rotate
 
@@ -619,25 +618,28 @@ def sequences_for(model, args, rng):
             yield None, tokens
 
 
-@command
+@command_line.command
 def main(argv=None):
     """Command line entry; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="broadhead-trace-model",
-        description="Records a transformers model's attention as step batches, job file and expectation.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_line.parser(
+        "broadhead-trace-model",
+        "Records a transformers model's attention as step batches, job file and expectation.",
+        EXAMPLE,
     )
     parser.add_argument("model", help=f"minilm, a folder, or a small random model: {', '.join(PRESETS)}")
     parser.add_argument("output", help="folder for job.yaml, steps.arrow and expected.arrow")
     parser.add_argument("--weights", help="jar with all-MiniLM-L6-v2 (for the model minilm)")
-    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
+    parser.add_argument(
+        "--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="of the model"
+    )
     parser.add_argument("--prompts", default="37,5,64,18", help="prompt lengths, one a sequence")
     parser.add_argument("--chunk", type=int, default=24, help="most prompt tokens in one step")
     parser.add_argument("--decode", type=int, default=8, help="decode steps after the prompt")
     parser.add_argument("--rope", action="store_true", help="record query and key before RoPE")
-    parser.add_argument("--compression", choices=["none", "lz4", "zstd"], default="none")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--compression", choices=["none", "lz4", "zstd"], default="none", help="of the batches"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of weights and prompts")
     args = parser.parse_args(argv)
     args.prompts = [int(n) for n in args.prompts.split(",")]
 

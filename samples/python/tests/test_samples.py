@@ -222,6 +222,21 @@ class CheckTest(unittest.TestCase):
             self.assertIn("1 rows, 1 sequence and layer pairs, 2 tokens", text)
             np.testing.assert_array_equal(np.load(saved)["a/5/0"], np.ones((2, 1, 4)))
 
+    def test_help_tells_defaults_and_an_example(self):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), self.assertRaises(SystemExit):
+            produce.main(["--help"])
+        self.assertIn("blocks of a layer's pool (default: 256)", out.getvalue())
+        self.assertIn("\n  broadhead-produce --dtype bfloat16", out.getvalue())
+        self.assertNotIn("None", out.getvalue())
+
+    def test_mistakes_are_told_in_one_line(self):
+        told = io.StringIO()
+        with contextlib.redirect_stderr(told):
+            code, _ = quietly(consume.main, ["nowhere.arrow"])
+        self.assertEqual(code, 1)
+        self.assertRegex(told.getvalue(), r"\A[^\n]*nowhere.arrow[^\n]*\n\Z")
+
 
 if __name__ == "__main__":
     unittest.main()

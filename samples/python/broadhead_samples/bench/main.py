@@ -10,7 +10,7 @@ import statistics
 import sys
 import time
 
-from broadhead_samples import command
+from broadhead_samples import command_line
 from broadhead_samples.bench.cells import MODELS, Cell, Heads, Result, Rows, write_results
 from broadhead_samples.bench.interleave import interleave, timed
 from broadhead_samples.bench.library import Library
@@ -64,15 +64,26 @@ def _dtype(text):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(
-        prog="broadhead-bench-peers",
-        description="Measures torch and ONNX Runtime beside Broadhead's kernels: the same numbers, in turns.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_line.parser(
+        "broadhead-bench-peers",
+        "Measures torch and ONNX Runtime beside Broadhead's kernels: the same numbers, in turns.",
+        EXAMPLE,
     )
     parser.add_argument("mode", choices=["decode", "prefill", "mixed"])
-    parser.add_argument("--model", type=_list(_heads), default=list(MODELS.values()), metavar="NAME,...")
-    parser.add_argument("--dtype", type=_list(_dtype), default=["float16"], metavar="TYPE,...")
+    parser.add_argument(
+        "--model",
+        type=_list(_heads),
+        default=list(MODELS.values()),
+        metavar="NAME,...",
+        help="names, or HEADS/KV_HEADS/HEAD_SIZE; default: " + ", ".join(MODELS),
+    )
+    parser.add_argument(
+        "--dtype",
+        type=_list(_dtype),
+        default=["float16"],
+        metavar="TYPE,...",
+        help="float16 (the default), bfloat16, float32",
+    )
     parser.add_argument("--batch", type=_list(_positive), metavar="N,...", help="decode: 1,8,32; mixed: 8")
     parser.add_argument(
         "--context", type=_list(_positive), metavar="TOKENS,...", help="decode: 512,4096,32768; mixed: 4096"
@@ -83,8 +94,16 @@ def _parser():
         metavar="NEW[+OLD],...",
         help="prefill: 512,2048,512+3584; mixed: 512",
     )
-    parser.add_argument("--threads", type=_list(_positive), default=[os.cpu_count()], metavar="N,...")
-    parser.add_argument("--block-size", type=_positive, default=16, metavar="TOKENS")
+    parser.add_argument(
+        "--threads",
+        type=_list(_positive),
+        default=[os.cpu_count()],
+        metavar="N,...",
+        help="default: one for each core",
+    )
+    parser.add_argument(
+        "--block-size", type=_positive, default=16, metavar="TOKENS", help="tokens of a block of our cache"
+    )
     parser.add_argument("--time", type=float, default=3, metavar="SECONDS", help="for the samples of a cell")
     parser.add_argument("--csv", type=pathlib.Path, metavar="FILE", help="write the results as CSV, too")
     parser.add_argument(
@@ -187,7 +206,7 @@ def summary(results):
     )
 
 
-@command
+@command_line.command
 def main(argv=None):
     """Command line entry; returns the exit code."""
     args = _parser().parse_args(argv)

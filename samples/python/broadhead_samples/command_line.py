@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands share: how they describe their options, and how they tell what the user got wrong."""
+
+import argparse
+import functools
+import pathlib
+import sys
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Leaves examples as they are, and tells the default of an option that takes a number or a word."""
+
+    def _get_help_string(self, action):
+        told = isinstance(action.default, (int, float, str)) and not isinstance(action.default, bool)
+        return super()._get_help_string(action) if told else action.help
+
+
+def parser(prog, description, example):
+    """An argument parser whose help ends with `example`."""
+    return argparse.ArgumentParser(
+        prog, description=description, epilog=example, formatter_class=_HelpFormatter
+    )
+
+
+def command(main):
+    """Makes a command of a main function: what the user got wrong is told in one line, with exit code 1."""
+
+    @functools.wraps(main)
+    def told(argv=None):
+        try:
+            return main(argv)
+        except (ValueError, OSError) as error:
+            print(f"{pathlib.Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+            return 1
+
+    return told
