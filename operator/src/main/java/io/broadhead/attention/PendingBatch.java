@@ -121,9 +121,15 @@ final class PendingBatch implements AutoCloseable {
         r ->
             layer.spec().attnType() == AttnType.DECODER
                 && rows.hasRunsOfTokens(r)
+                && (rows.keys(r) > 0 || !placesOwnTokens())
                 && isSeparable()
                 && (!layer.isExternal() || ExternalConflicts.isInPlace(this, r))
                 && isSound(r));
+  }
+
+  /** Whether the cache, asked for a run, takes it for the last tokens that the layer wrote. */
+  private boolean placesOwnTokens() {
+    return layer.isManaged() && layer.writesCache() >= 0;
   }
 
   /** Whether a row has no fault that only its later tokens would show. */

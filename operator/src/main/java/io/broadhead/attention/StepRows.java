@@ -134,6 +134,7 @@ final class StepRows {
         layer,
         queries,
         keys,
+        tokens - to,
         seqLens == null ? RowRequest.UNKNOWN : requiredSeqLen(row) - (tokens - to),
         idsOfTokens(row, from),
         to == tokens && ends(row));

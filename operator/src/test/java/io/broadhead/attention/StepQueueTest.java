@@ -260,4 +260,60 @@ class StepQueueTest {
       batches.forEach(ArrowBatch::close);
     }
   }
+
+  @Test
+  void aLongRowWhoseTokensAreNotAllThereIsRefusedBeforeAnyOfItIsComputed() {
+    LayerSpec owner = layer("owner");
+    LayerSpec sharing = sharing("sharing", "owner");
+    Job job = job(owner, sharing);
+    Scenario scenario = new Scenario(job, DTYPE, 16);
+    addManaged(owner, ManagedRow.of(scenario.next("s", owner, 30)));
+    StepRow tooLong = new Scenario(job, DTYPE, 17).next("s", sharing, 40);
+    addManaged(sharing, ManagedRow.of(tooLong));
+    addManaged(sharing, ManagedRow.of(scenario.next("s", sharing, 30)));
+    assertRefused(
+        job,
+        "column sequence_id: sequence s has 30 tokens in the cache that layer sharing reads,"
+            + " expected 40 (those of owner come first)");
+  }
+
+  @Test
+  void theSeqLenOfALongRowIsThatOfTheWholeRow() {
+    LayerSpec a = layer("a");
+    Job job = job(a);
+    Scenario scenario = new Scenario(job, DTYPE, 18);
+    addManaged(a, ManagedRow.of(scenario.next("s", a, 3)));
+    StepRow good = scenario.next("s", a, 40);
+    addManaged(a, ManagedRow.of(good.withSeqLen(50)));
+    addManaged(a, ManagedRow.of(good));
+    assertRefused(job, "column seq_len: 50, expected 43 (3 tokens in the cache and 40 new ones)");
+  }
+
+  /** The last batch but one has a row that is refused, which nothing is left of. */
+  private void assertRefused(Job job, String message) {
+    Collected collected = new Collected();
+    try (PagedAttention attention = open(job);
+        StepQueue queue = attention.queue(16)) {
+      batches.forEach(batch -> queue.add(batch, collected));
+      queue.drain();
+      assertThat(collected.refused).extracting(RefusedRow::message).containsExactly(message);
+    } finally {
+      collected.results.forEach(ArrowBatch::close);
+      batches.remove(batches.size() - 2).close();
+    }
+    assertQueueComputes(job, 16, 1000);
+  }
+
+  @ParameterizedTest
+  @ValueSource(booleans = {true, false})
+  void manyQueriesWithoutKeysSeeWhatTheySeeInOneStep(boolean seqLens) {
+    LayerSpec a = layer("a");
+    Job job = job(a);
+    Scenario scenario = new Scenario(job, DTYPE, 19);
+    for (StepRow row : List.of(scenario.next("s", a, 40), scenario.next("s", a, 30, 0))) {
+      batches.add(
+          StepBatches.managed(noLeaks.allocator(), a, DTYPE, seqLens, List.of(ManagedRow.of(row))));
+    }
+    assertQueueComputes(job, 16, 0);
+  }
 }

@@ -254,7 +254,7 @@ public final class KvCacheManager {
     if (row.seqLen() != RowRequest.UNKNOWN && row.seqLen() != end) {
       throw RowRefusedException.badRow(
           "column seq_len: %d, expected %d (%d tokens in the cache and %d new ones)",
-          row.seqLen(), end, start, count);
+          row.seqLen() + row.later(), end + row.later(), start, count + row.later());
     }
     if (row.endsAtOnce()) {
       places.endRow(0); // it sees nothing, wherever the blocks are
@@ -265,7 +265,7 @@ public final class KvCacheManager {
     if (layer.writes()) {
       writer.write(sequence, row, start, end, places);
     } else {
-      requireWritten(sequence, layer, table, start, end);
+      requireWritten(sequence, layer, table, start, end + row.later());
     }
     int before = sequence.planned[layer.index()];
     undo.add(() -> sequence.planned[layer.index()] = before);
@@ -354,7 +354,7 @@ public final class KvCacheManager {
             + " has "
             + tokens
             + " tokens in the cache and "
-            + row.layer().newTokens(row.queries(), row.keys())
+            + (row.layer().newTokens(row.queries(), row.keys()) + row.later())
             + " new ones, and "
             + reason.getMessage()
             + "; raise kv_cache.num_blocks in the job file");

@@ -10,7 +10,8 @@ import java.util.function.IntToLongFunction;
  * @param parent what it is to be forked from, or null
  * @param queries new query tokens
  * @param keys new keys
- * @param seqLen what the producer says the sequence has after the row, or {@link #UNKNOWN}
+ * @param later new tokens of the row that are asked for by themselves, after these
+ * @param seqLen what the producer says the sequence has after these tokens, or {@link #UNKNOWN}
  * @param tokenIds id of each new key's token, or null
  * @param ends whether the sequence ends with this row
  */
@@ -20,6 +21,7 @@ public record RowRequest(
     LayerRole layer,
     int queries,
     int keys,
+    int later,
     int seqLen,
     IntToLongFunction tokenIds,
     boolean ends) {

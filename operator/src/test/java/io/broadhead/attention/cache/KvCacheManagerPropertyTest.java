@@ -226,6 +226,7 @@ class KvCacheManagerPropertyTest {
               layer,
               queries,
               keys,
+              0,
               oneIn(2) ? seqLen : RowRequest.UNKNOWN,
               ids,
               ends);
@@ -338,7 +339,7 @@ class KvCacheManagerPropertyTest {
 
     /** A row without tokens ends a sequence wherever it is. */
     static RowRequest lastRow(Model sequence) {
-      return new RowRequest(sequence.id, null, FIRST, 0, 0, RowRequest.UNKNOWN, null, true);
+      return new RowRequest(sequence.id, null, FIRST, 0, 0, 0, RowRequest.UNKNOWN, null, true);
     }
 
     void end(Model sequence) {
@@ -356,7 +357,7 @@ class KvCacheManagerPropertyTest {
           new Row(
               new Turn(all, null, tokens, 0, false),
               new RowRequest(
-                  all.id, null, FIRST, tokens, tokens, RowRequest.UNKNOWN, null, false)));
+                  all.id, null, FIRST, tokens, tokens, 0, RowRequest.UNKNOWN, null, false)));
       end(all);
       compute();
       assertThat(manager.free()).isEqualTo(manager.capacity());
