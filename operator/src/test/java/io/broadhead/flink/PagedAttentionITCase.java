@@ -14,6 +14,7 @@ import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.attention.testing.Scenario;
 import io.broadhead.attention.testing.StepRow;
 import io.broadhead.kernel.StepStats;
+import java.net.URLClassLoader;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -198,6 +199,23 @@ class PagedAttentionITCase {
     assertThat(metrics(result, PagedAttentionMetrics.CACHE_BYTES))
         .hasSize(parallelism)
         .allSatisfy(m -> assertThat(m).isInstanceOf(Gauge.class));
+  }
+
+  @Test
+  void threadsOfTheNetworkDoNotKeepTheClassLoaderOfAJob() throws Exception {
+    StreamExecutionEnvironment environment = environment(true);
+    StepJob.record(
+        PagedAttentionStream.of(StepJob.produce(environment), JOB)
+            .options(options().set(PagedAttentionOptions.SHARDS, 8))
+            .parallelism(4) // on both TaskManagers
+            .attend());
+    environment.execute();
+
+    assertThat(Thread.getAllStackTraces().keySet())
+        .filteredOn(thread -> thread.getName().startsWith("Flink Netty Client"))
+        .isNotEmpty()
+        .extracting(Thread::getContextClassLoader)
+        .noneMatch(URLClassLoader.class::isInstance);
   }
 
   /** Makes operators that the test can look into. */

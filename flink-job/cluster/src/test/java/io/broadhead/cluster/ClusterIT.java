@@ -163,9 +163,7 @@ class ClusterIT {
     for (int number : cluster.taskManagers()) {
       List<String> libraries = cluster.mapped(number, "jnibroadhead");
       assertThat(libraries.size()).as("mapped: %s", libraries).isLessThanOrEqualTo(1);
-      // Flink's Netty client keeps the one of the task that connected first, and at times another
-      // stays: see the README.
-      Cluster.await("class loaders to go", () -> cluster.userClassLoaders(number) <= 2);
+      Cluster.await("class loaders to go", () -> cluster.userClassLoaders(number) <= 1);
       used += libraries.size();
     }
     assertThat(used).as("TaskManagers that ran the job").isPositive();
