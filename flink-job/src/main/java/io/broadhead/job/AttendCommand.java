@@ -67,8 +67,10 @@ final class AttendCommand extends EngineCommand {
       paramLabel = "PATH",
       description =
           "Where results go. A name with an extension (out.arrow) is one IPC file, which has one"
-              + " schema; any other is a folder, with a file for each layer where the layers'"
-              + " results have different shapes.")
+              + " schema; any other is a folder, with results.arrow, or a file for each layer where"
+              + " the layers' results have different shapes. Results of a further schema, of another"
+              + " element type for example, go to schema-02.arrow or LAYER_schema-02.arrow, and so"
+              + " on.")
   Path output;
 
   @Mixin ResultOptions written;

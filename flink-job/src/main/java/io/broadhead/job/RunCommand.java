@@ -56,7 +56,9 @@ final class RunCommand extends EngineCommand {
       paramLabel = "DIR",
       description =
           "Folder for the results: complete Arrow IPC files, in one sub-folder for each layer where"
-              + " the layers' results have different shapes.")
+              + " the layers' results have different shapes. Results of a further schema, of another"
+              + " element type for example, go to sub-folder schema-02 or LAYER_schema-02, and so"
+              + " on.")
   String output;
 
   @Mixin ResultOptions written;

@@ -158,6 +158,24 @@ class AttendCommandTest {
   }
 
   @Test
+  void resultsOfFurtherSchemasGoToFurtherFilesAsTheHelpSays() throws Exception {
+    Path input = Files.createDirectory(temp.resolve("steps"));
+    for (DType dtype : List.of(DType.FLOAT16, DType.FLOAT32)) {
+      Steps steps =
+          Steps.generate(6, dtype, 16, 64, List.of(new Steps.Layer("layer.0", 4, 2)), 3, 4);
+      Files.writeString(job, steps.job().replace("}\nlayers", ", dtype: float32}\nlayers"));
+      steps.writeFile(input.resolve(dtype + ".arrow"));
+    }
+    Path folder = temp.resolve("out");
+
+    assertThat(Cli.attend(job, input, folder)).isEqualTo(new Cli(0, "", ""));
+
+    assertThat(Results.files(folder))
+        .containsExactly(folder.resolve("results.arrow"), folder.resolve("schema-02.arrow"));
+    assertThat(Cli.run("attend", "--help").out()).contains("schema-02.arrow");
+  }
+
+  @Test
   void oneShapeIsOneFileInAFolder() {
     List<Steps.Layer> layers = List.of(new Steps.Layer("a", 4, 2), new Steps.Layer("b", 4, 2));
     Steps steps = Steps.generate(6, DType.FLOAT32, 16, 64, layers, 3, 4);
