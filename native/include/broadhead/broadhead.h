@@ -279,8 +279,7 @@ typedef struct bh_step_part {
  * As bh_step, for `count` batches of the bound schema in one step, each with a result of its own:
  * small batches share what a step costs and no tensor is gathered. All keys and values of all parts
  * are written before any row attends, and parts are in order where a slot is named twice. The row
- * of an error counts the rows of all parts; its message counts those of the row's batch. Without
- * parts nothing happens.
+ * of an error counts the rows of all parts. Without parts nothing happens.
  */
 BH_API int32_t bh_step_parts(bh_binding* binding, const bh_step_part* parts, int64_t count,
                              bh_step_stats* stats, bh_error* error);

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "core/dtype.h"
 #include "core/failure.h"
@@ -70,6 +71,27 @@ std::vector<int64_t> json_integers(std::string_view json, std::string_view key) 
                 expected.c_str(), got.c_str());
 }
 
+/// A type by its name in Arrow; rarer ones by their C Data format.
+std::string type_name(const ArrowSchema& field) {
+  static constexpr std::pair<std::string_view, const char*> kNames[] = {
+      {"n", "null"},       {"b", "bool"},    {"c", "int8"},         {"C", "uint8"},
+      {"s", "int16"},      {"S", "uint16"},  {"i", "int32"},        {"I", "uint32"},
+      {"l", "int64"},      {"L", "uint64"},  {"e", "float16"},      {"f", "float32"},
+      {"g", "float64"},    {"z", "binary"},  {"Z", "large_binary"}, {"u", "utf8"},
+      {"U", "large_utf8"}, {"+s", "struct"}, {"+m", "map"}};
+  const std::string_view format = field.format;
+  for (const auto& [letter, name] : kNames) {
+    if (format == letter) return name;
+  }
+  const std::string element = field.n_children == 1 ? type_name(*field.children[0]) : "?";
+  if (format == "+l") return "list<" + element + ">";
+  if (format == "+L") return "large_list<" + element + ">";
+  if (format.starts_with("+w:")) {
+    return "fixed_size_list<" + element + ">[" + std::string(format.substr(3)) + "]";
+  }
+  return "a type of format '" + std::string(format) + "'";
+}
+
 std::string tensor_type(int dtype, int heads, int head_size) {
   std::string element = dtype == BH_BFLOAT16 ? "uint16 with field metadata dtype=bfloat16"
                                              : std::string(dtype_name(dtype));
@@ -105,8 +127,7 @@ const ArrowSchema& only_child(const char* column, const ArrowSchema& list,
                               const std::string& expected) {
   if (list.n_children != 1) {
     bad_column(column, expected,
-               std::string("format ") + list.format + " with " + std::to_string(list.n_children) +
-                   " children");
+               type_name(list) + " with " + std::to_string(list.n_children) + " children");
   }
   return *list.children[0];
 }
@@ -115,10 +136,9 @@ void check_tensor(const LayerSpec& spec, const ArrowSchema& field, int heads) {
   const int64_t width = int64_t{heads} * spec.head_size;
   const std::string expected = tensor_type(spec.dtype, heads, spec.head_size);
   auto bad = [&](const std::string& got) { bad_column(field.name, expected, got); };
-  if (std::strcmp(field.format, "+l") != 0) bad(std::string("format ") + field.format);
+  if (std::strcmp(field.format, "+l") != 0) bad(type_name(field));
   const ArrowSchema& tensor = only_child(field.name, field, expected);
-  if (std::strncmp(tensor.format, "+w:", 3) != 0)
-    bad(std::string("list of format ") + tensor.format);
+  if (std::strncmp(tensor.format, "+w:", 3) != 0) bad(type_name(field));
   if (std::strtoll(tensor.format + 3, nullptr, 10) != width) {
     bad("tensors of " + std::string(tensor.format + 3) + " elements");
   }
@@ -138,18 +158,16 @@ void check_tensor(const LayerSpec& spec, const ArrowSchema& field, int heads) {
   }
   int dtype = dtype_of(element.format, bfloat16);
   if (dtype != spec.dtype) {
-    bad(dtype ? dtype_name(dtype) : std::string("elements of format ") + element.format);
+    bad("elements of " + (dtype ? dtype_name(dtype) : type_name(element)));
   }
 }
 
 /// `elements` holds the accepted element formats, one letter each.
 void check_list(const ArrowSchema& field, std::string_view elements, const char* expected) {
-  if (std::strcmp(field.format, "+l") != 0) {
-    bad_column(field.name, expected, std::string("format ") + field.format);
-  }
-  const std::string format = only_child(field.name, field, expected).format;
+  if (std::strcmp(field.format, "+l") != 0) bad_column(field.name, expected, type_name(field));
+  const std::string_view format = only_child(field.name, field, expected).format;
   if (format.size() != 1 || elements.find(format) == std::string_view::npos) {
-    bad_column(field.name, expected, "list of format " + format);
+    bad_column(field.name, expected, type_name(field));
   }
 }
 
@@ -213,17 +231,16 @@ bool has_null(const ArrowArray& array) {
 void check_no_nulls(const ListColumn& list, int64_t num_rows, const char* what,
                     const ArrowArray& array, int64_t first = 0, int64_t width = 1) {
   if (!has_null(array)) return;
-  std::string where;
-  for (int64_t row = 0; list.offsets && row < num_rows && where.empty(); ++row) {
+  int64_t found = kNoRow;
+  for (int64_t row = 0; list.offsets && row < num_rows && found == kNoRow; ++row) {
     const int64_t begin = list.offsets[row], end = list.offsets[row + 1];
     const bool inside = 0 <= begin && begin <= end && end <= list.child_length &&
                         end <= (array.length - first) / width;
     if (inside && has_null(array, first + begin * width, first + end * width)) {
-      where = ", row " + std::to_string(row);
+      found = row;
     }
   }
-  throw Failure(BH_SCHEMA_MISMATCH, kNoRow, "column %s%s: expected no %s, got some", list.name,
-                where.c_str(), what);
+  throw Failure(BH_SCHEMA_MISMATCH, found, "column %s: expected no %s, got some", list.name, what);
 }
 
 const void* data_buffer(const char* column, const ArrowArray& array, int64_t length) {
@@ -318,7 +335,7 @@ StepColumns find_columns(const LayerSpec& spec, const ArrowSchema& schema) {
   if (!schema.format) bad_column("(all)", "a struct of columns", "a type without a format");
   StepColumns columns;
   if (std::strcmp(schema.format, "+s") != 0) {
-    bad_column("(all)", "a struct of columns", std::string("format ") + schema.format);
+    bad_column("(all)", "a struct of columns", type_name(schema));
   }
   columns.num_columns = schema.n_children;
   for (int i = 0; i < schema.n_children; ++i) {
@@ -344,7 +361,7 @@ StepColumns find_columns(const LayerSpec& spec, const ArrowSchema& schema) {
     } else if (name == "seq_len") {
       claim(columns.seq_len);
       if (std::strcmp(field.format, "i") != 0) {
-        bad_column("seq_len", "int32", std::string("format ") + field.format);
+        bad_column("seq_len", "int32", type_name(field));
       }
     } else if (name == "slot_mapping") {
       claim(columns.slot_mapping);
@@ -385,9 +402,9 @@ ListColumn::Range ListColumn::range(int64_t row) const {
   const int64_t end = offsets[row + 1];
   if (begin < 0 || end < begin || end > child_length) {
     throw Failure(BH_INVALID_ROW, row,
-                  "column %s, row %" PRId64 ": offsets %" PRId64 " .. %" PRId64
+                  "column %s: offsets %" PRId64 " .. %" PRId64
                   ", expected a rising range within 0 .. %" PRId64,
-                  name, row, begin, end, child_length);
+                  name, begin, end, child_length);
   }
   return {begin, end - begin};
 }
@@ -445,9 +462,8 @@ StepRow StepReader::row(int64_t r) const {
     return range.count;
   };
   auto bad_count = [r](const char* column, int64_t got, const char* what, int64_t expected) {
-    throw Failure(BH_INVALID_ROW, r,
-                  "column %s, row %" PRId64 ": %" PRId64 " entries, expected %" PRId64 " (%s)",
-                  column, r, got, expected, what);
+    throw Failure(BH_INVALID_ROW, r, "column %s: %" PRId64 " entries, expected %" PRId64 " (%s)",
+                  column, got, expected, what);
   };
 
   row.num_queries = static_cast<int32_t>(count_of(query_, row.query));
@@ -466,9 +482,9 @@ StepRow StepReader::row(int64_t r) const {
       const int64_t position = memory_.positions[row.positions + i];
       if (position < 0 || position >= spec_.max_position) {
         throw Failure(BH_INVALID_ROW, r,
-                      "column position, row %" PRId64 ": entry %" PRId64 " is %" PRId64
-                      ", expected 0 .. %" PRId64 " (rope.max_position %" PRId64 ")",
-                      r, i, position, spec_.max_position - 1, spec_.max_position);
+                      "column position: entry %" PRId64 " is %" PRId64 ", expected 0 .. %" PRId64
+                      " (rope.max_position %" PRId64 ")",
+                      i, position, spec_.max_position - 1, spec_.max_position);
       }
     }
   }
@@ -478,24 +494,24 @@ StepRow StepReader::row(int64_t r) const {
   }
 
   if (!is_valid(seq_len_validity_, seq_len_first_bit_ + r)) {
-    throw Failure(BH_INVALID_ROW, r, "column seq_len, row %" PRId64 ": null, expected an int32", r);
+    throw Failure(BH_INVALID_ROW, r, "column seq_len: null, expected an int32");
   }
   row.seq_len = seq_len_[r];
   const int least = spec_.is_causal() ? row.num_queries : 0;
   if (row.seq_len < least && row.seq_len != 0) {
-    throw Failure(BH_INVALID_ROW, r,
-                  "column seq_len, row %" PRId64
-                  ": %d, expected 0 (padding) or at least %d (the row's query tokens)",
-                  r, row.seq_len, least);
+    throw Failure(
+        BH_INVALID_ROW, r,
+        "column seq_len: %d, expected 0 (padding) or at least %d (the row's query tokens)",
+        row.seq_len, least);
   }
   const int block_size = cache_->options().block_size;
   const int64_t used = (int64_t{row.seq_len} + block_size - 1) / block_size;
   const int64_t entries = count_of(block_table_, row.blocks);
   if (entries < used) {
     throw Failure(BH_INVALID_ROW, r,
-                  "column block_table, row %" PRId64 ": %" PRId64
-                  " entries, expected at least %" PRId64 " (seq_len %d in blocks of %d)",
-                  r, entries, used, row.seq_len, block_size);
+                  "column block_table: %" PRId64 " entries, expected at least %" PRId64
+                  " (seq_len %d in blocks of %d)",
+                  entries, used, row.seq_len, block_size);
   }
   const int64_t num_blocks = cache_->options().num_blocks;
   const int32_t* blocks = memory_.blocks + row.blocks;
@@ -509,9 +525,9 @@ StepRow StepReader::row(int64_t r) const {
     for (int64_t i = 0; i < used; ++i) {
       if (blocks[i] >= 0 && blocks[i] < num_blocks) continue;
       throw Failure(BH_INVALID_ROW, r,
-                    "column block_table, row %" PRId64 ": entry %" PRId64
-                    " is block %d, expected 0 .. %" PRId64 " (num_blocks %" PRId64 ")",
-                    r, i, blocks[i], num_blocks - 1, num_blocks);
+                    "column block_table: entry %" PRId64 " is block %d, expected 0 .. %" PRId64
+                    " (num_blocks %" PRId64 ")",
+                    i, blocks[i], num_blocks - 1, num_blocks);
     }
   }
   if (row.num_keys > 0 && !spec_.read_only_cache) {
@@ -521,9 +537,9 @@ StepRow StepReader::row(int64_t r) const {
       const int64_t slot = memory_.slots[row.slots + i];
       if (slot < cache_->num_slots()) continue;
       throw Failure(BH_INVALID_ROW, r,
-                    "column slot_mapping, row %" PRId64 ": entry %" PRId64 " is slot %" PRId64
+                    "column slot_mapping: entry %" PRId64 " is slot %" PRId64
                     ", expected below %" PRId64 " (%" PRId64 " blocks of %d)",
-                    r, i, slot, cache_->num_slots(), num_blocks, block_size);
+                    i, slot, cache_->num_slots(), num_blocks, block_size);
     }
   }
   return row;

@@ -133,7 +133,8 @@ class Library:
     def _call(self, name, *arguments):
         code = getattr(self._library, name)(*arguments, ctypes.byref(self._error))
         if code != 0:
-            raise ValueError(f"{name}: {self._error.message.decode()}")
+            row = f"row {self._error.row}: " if self._error.row >= 0 else ""
+            raise ValueError(f"{name}: {row}{self._error.message.decode()}")
 
     def _create(self, kind, *arguments):
         handle = ctypes.c_void_p()

@@ -175,6 +175,11 @@ public record TensorField(DType dtype, List<Integer> shape, boolean canonical) {
 
   @Override
   public String toString() {
-    return "list<tensor" + shape + "<" + dtype + ">>";
+    return "list<" + tensor() + ">";
+  }
+
+  /** The type of one tensor. */
+  String tensor() {
+    return "tensor" + shape + "<" + dtype + ">";
   }
 }

@@ -7,6 +7,7 @@ import io.broadhead.arrow.ArrowColumn;
 import io.broadhead.arrow.BatchSchema;
 import io.broadhead.arrow.StepColumns;
 import io.broadhead.arrow.TensorField;
+import io.broadhead.arrow.TypeName;
 import io.broadhead.nativelib.bh_cache;
 import io.broadhead.nativelib.bh_cache_options;
 import io.broadhead.nativelib.bh_error;
@@ -201,12 +202,10 @@ public final class KernelCache extends NativeHandle {
           -1,
           "column "
               + name
-              + ": expected tensor"
-              + tensor.shape()
-              + "<"
-              + tensor.dtype()
-              + ">, got "
-              + (index < 0 ? "no such column" : contents.schema().field(index)));
+              + ": expected "
+              + TypeName.of(expected)
+              + ", got "
+              + (index < 0 ? "no such column" : TypeName.of(contents.schema().field(index))));
     }
     ArrowColumn column = contents.column(name);
     long nulls = column.nullCount() + column.child().nullCount();

@@ -8,6 +8,7 @@ import io.broadhead.arrow.BatchSchema;
 import io.broadhead.arrow.DType;
 import io.broadhead.arrow.StepColumns;
 import io.broadhead.arrow.TensorField;
+import io.broadhead.arrow.TypeName;
 import io.broadhead.nativelib.bh_partial;
 import io.broadhead.nativelib.global.broadhead;
 import java.lang.ref.Reference;
@@ -60,14 +61,18 @@ public final class ResultMerger {
               .orElseThrow(
                   () ->
                       mismatch(
-                          StepColumns.OUTPUT, "list<tensor[num_heads, head_size]>", outputField));
+                          StepColumns.OUTPUT,
+                          "list<tensor[num_heads, head_size]>",
+                          TypeName.of(outputField)));
       TensorField lse =
           TensorField.of(lseField)
               .filter(tensor -> tensor.dtype() == DType.FLOAT32)
               .orElseThrow(
                   () ->
                       mismatch(
-                          StepColumns.LSE, "list<fixed_size_list<float32>[num_heads]>", lseField));
+                          StepColumns.LSE,
+                          "list<fixed_size_list<float32>[num_heads]>",
+                          TypeName.of(lseField)));
       if (!MERGEABLE.contains(output.dtype())) {
         throw mismatch(
             StepColumns.OUTPUT,
@@ -241,8 +246,9 @@ public final class ResultMerger {
         || !comparable(gotField.getType())) {
       throw part.mismatch(
           name,
-          (expectedField == null ? "no such column" : type(expectedField)) + ", as part 1 has",
-          gotField == null ? "no such column" : type(gotField));
+          (expectedField == null ? "no such column" : expectedType(expectedField))
+              + ", as part 1 has",
+          gotField == null ? "no such column" : TypeName.of(gotField));
     }
     ArrowColumn expected = first.batch.column(name);
     ArrowColumn got = part.batch.column(name);
@@ -273,8 +279,8 @@ public final class ResultMerger {
     return type instanceof ArrowType.Utf8 || type.equals(new ArrowType.Int(64, true));
   }
 
-  private static String type(Field field) {
-    return comparable(field.getType()) ? field.getType().toString() : "int64 or utf8";
+  private static String expectedType(Field field) {
+    return comparable(field.getType()) ? TypeName.of(field) : "int64 or utf8";
   }
 
   private static ArrowBuf textOf(ArrowBatch batch, int column) {

@@ -223,7 +223,7 @@ class StepPartTest {
       rest.pointAtRows(batch, 2, 3, draft);
       assertThatThrownBy(() -> session.binding.run(List.of(first, rest)))
           .isInstanceOfSatisfying(KernelException.class, e -> assertThat(e.row()).isEqualTo(4))
-          .hasMessageContaining("column block_table, row 2");
+          .hasMessageContaining("column block_table: entry 0 is block 4711");
       assertThat(session.binding.firstBadRow(rest, 0))
           .hasValueSatisfying(error -> assertThat(error.row()).isEqualTo(2));
       assertThat(session.binding.firstBadRow(first, 0)).isEmpty();

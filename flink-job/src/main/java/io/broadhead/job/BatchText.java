@@ -6,6 +6,7 @@ import io.broadhead.arrow.ArrowColumn;
 import io.broadhead.arrow.BatchSchema;
 import io.broadhead.arrow.DType;
 import io.broadhead.arrow.TensorField;
+import io.broadhead.arrow.TypeName;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
@@ -35,34 +36,7 @@ final class BatchText {
   }
 
   private static String type(Field field) {
-    String type =
-        TensorField.of(field).map(TensorField::toString).orElseGet(() -> plainType(field));
-    return field.isNullable() ? type : type + " not null";
-  }
-
-  private static String plainType(Field field) {
-    ArrowType type = field.getType();
-    if (type instanceof ArrowType.Int integer) {
-      return (integer.getIsSigned() ? "int" : "uint") + integer.getBitWidth();
-    }
-    if (type instanceof ArrowType.List) {
-      return "list<" + plainType(field.getChildren().get(0)) + ">";
-    }
-    if (type instanceof ArrowType.FixedSizeList list) {
-      return "fixed_size_list<"
-          + plainType(field.getChildren().get(0))
-          + ">["
-          + list.getListSize()
-          + "]";
-    }
-    if (type instanceof ArrowType.FloatingPoint number) {
-      return switch (number.getPrecision()) {
-        case HALF -> "float16";
-        case SINGLE -> "float32";
-        case DOUBLE -> "float64";
-      };
-    }
-    return type.toString().toLowerCase(Locale.ROOT);
+    return field.isNullable() ? TypeName.of(field) : TypeName.of(field) + " not null";
   }
 
   /** One line for each column of the first row; nothing for a batch without rows. */

@@ -5,6 +5,7 @@ import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.DType;
 import io.broadhead.arrow.StepColumns;
 import io.broadhead.arrow.TensorField;
+import io.broadhead.arrow.TypeName;
 import io.broadhead.attention.cache.CacheHeader;
 import io.broadhead.attention.cache.CacheStores;
 import io.broadhead.attention.cache.KvCacheManager;
@@ -300,7 +301,7 @@ public final class PagedAttention implements AutoCloseable {
               + ", "
               + layer.headSize()
               + "]> of float16, bfloat16 or float32, got "
-              + (query < 0 ? "no such column" : batch.schema().field(query)),
+              + (query < 0 ? "no such column" : TypeName.of(batch.schema().field(query))),
           null);
     }
     try {

@@ -7,6 +7,7 @@ import io.broadhead.arrow.BatchSchema;
 import io.broadhead.arrow.DType;
 import io.broadhead.arrow.StepColumns;
 import io.broadhead.arrow.TensorField;
+import io.broadhead.arrow.TypeName;
 import io.broadhead.kernel.ErrorCode;
 import java.util.List;
 import java.util.function.Predicate;
@@ -24,6 +25,8 @@ final class StepBatchSchema {
   /** Stands for rows whose layer is null. */
   private static final String NO_LAYER = "";
 
+  private static final String ID_TYPES = "int64 or utf8";
+
   static final String NULL_SEQUENCE = "column sequence_id: expected an id in every row, got null";
 
   private final BatchSchema schema;
@@ -39,14 +42,22 @@ final class StepBatchSchema {
     }
     int ids = schema.index(StepColumns.SEQUENCE_ID);
     if (ids < 0) {
-      throw mismatch(StepColumns.SEQUENCE_ID, "int64 or utf8", null);
+      throw mismatch(StepColumns.SEQUENCE_ID, ID_TYPES, null);
     }
-    ArrowType idType = schema.field(ids).getType();
-    this.idsAreText = idType instanceof ArrowType.Utf8;
-    if (!idsAreText && !idType.equals(new ArrowType.Int(64, true))) {
-      throw mismatch(StepColumns.SEQUENCE_ID, "int64 or utf8", schema.field(ids));
+    requireIds(ids);
+    if (schema.contains(StepColumns.SEQUENCE_GROUP)) {
+      requireIds(schema.index(StepColumns.SEQUENCE_GROUP));
     }
+    this.idsAreText = schema.field(ids).getType() instanceof ArrowType.Utf8;
     this.dtype = elementType();
+  }
+
+  private void requireIds(int column) {
+    Field field = schema.field(column);
+    boolean isText = field.getType() instanceof ArrowType.Utf8;
+    if (!isText && !field.getType().equals(new ArrowType.Int(64, true))) {
+      throw mismatch(field.getName(), ID_TYPES, field);
+    }
   }
 
   private DType elementType() {
@@ -79,7 +90,7 @@ final class StepBatchSchema {
             + ": expected "
             + expected
             + ", got "
-            + (got == null ? "no such column" : got.toString()),
+            + (got == null ? "no such column" : TypeName.of(got)),
         null);
   }
 

@@ -4,6 +4,7 @@ package io.broadhead.flink;
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.ArrowColumn;
 import io.broadhead.arrow.StepColumns;
+import io.broadhead.arrow.TypeName;
 import io.broadhead.attention.InvalidBatchException;
 import io.broadhead.kernel.ErrorCode;
 import java.util.HashMap;
@@ -111,7 +112,7 @@ public final class ShardKey implements KeySelector<ArrowBatch, Integer> {
           "column "
               + name
               + ": expected int64 or utf8, got "
-              + (field == null ? "no such column" : field),
+              + (field == null ? "no such column" : TypeName.of(field)),
           null);
     }
     ArrowColumn ids = batch.column(index);

@@ -462,13 +462,37 @@ class ManagedTablesTest {
   }
 
   @Test
+  void messagesOfTheBackendNameARowOnce() {
+    LayerSpec a = layer("a").build();
+    Job job = job(8, a);
+    Scenario scenario = new Scenario(job, DTYPE, 5);
+    StepRow good = scenario.next("s", a, 2);
+    StepRow bad = scenario.next("bad", a, 2);
+    try (PagedAttention attention = open(job, 1, OutOfBlocks.SWAP)) {
+      for (List<Object> slotAndMessage :
+          List.<List<Object>>of(
+              List.of(500L, "entry 1 is slot 500, expected below 128 (8 blocks of 16)"),
+              List.of(StepBatches.NULL, "expected no nulls inside lists, got some"))) {
+        long slot = (Long) slotAndMessage.get(0);
+        try (ArrowBatch batch = external(a, List.of(good, bad.withSlots(3, slot)))) {
+          assertThatThrownBy(() -> attention.step(batch))
+              .isInstanceOf(InvalidBatchException.class)
+              .hasMessage(
+                  "layer 'a', sequence bad, row 1: column slot_mapping: " + slotAndMessage.get(1));
+        }
+      }
+    }
+  }
+
+  @Test
   void columnsOfTheWrongTypeAreNamed() {
     LayerSpec a = layer("a").build();
     Job job = job(8, a);
     StepRow row = new Scenario(job, DTYPE, 5).next("s", a, 1);
     try (PagedAttention attention = open(job, 1, OutOfBlocks.SWAP)) {
       for (String column :
-          List.of("seq_len", "end_of_sequence", "parent_sequence_id", "token_ids")) {
+          List.of(
+              "seq_len", "end_of_sequence", "parent_sequence_id", "token_ids", "sequence_group")) {
         try (ArrowBatch right = managed(a, List.of(row), false);
             ArrowBatch queries = right.select(right.schema().index("query"));
             ArrowBatch wrong =
@@ -482,7 +506,8 @@ class ManagedTablesTest {
                     queries)) {
           assertThatThrownBy(() -> attention.step(wrong))
               .isInstanceOf(InvalidBatchException.class)
-              .hasMessageContainingAll("column " + column + ": expected ", ", got ");
+              .hasMessageContaining("column " + column + ": expected ")
+              .hasMessageEndingWith(", got list<tensor[4, 64]<float16>>");
         }
       }
     }
