@@ -48,7 +48,7 @@ final class Admission implements AutoCloseable {
     try {
       BoundLayer bound = schemas.of(batch.schema(), layer);
       tables.requireOneMode(bound);
-      pending = new PendingBatch(batch, bound, shardOfRow, handler);
+      pending = new PendingBatch(batch, bound, shardOfRow, tables.losses(), handler);
     } catch (KernelException e) {
       throw StepRunner.named(e, layer);
     }

@@ -53,6 +53,11 @@ final class BlockTables implements AutoCloseable {
     return Optional.ofNullable(manager);
   }
 
+  /** Sequences with managed ones that were lost so far. */
+  long losses() {
+    return manager == null ? 0 : manager.losses();
+  }
+
   /** Blocks that a producer hands out and those that are handed out here would be the same. */
   void requireOneMode(BoundLayer bound) {
     if (!bound.spec().attnType().cached()) {
@@ -95,7 +100,8 @@ final class BlockTables implements AutoCloseable {
   /** Whether a row of {@code pending} means something else before all other rows are computed. */
   boolean dependsOnAllLayers(PendingBatch pending) {
     StepRows rows = pending.rows();
-    if (!pending.layer().isManaged() || !rows.mayFork() && !rows.mayEnd()) {
+    if (!pending.layer().isManaged()
+        || !rows.mayFork() && !rows.mayEnd() && !manager.mayBeginAnew()) {
       return false;
     }
     for (int row = pending.nextOpen(0); row >= 0; row = pending.nextOpen(row + 1)) {
@@ -129,8 +135,7 @@ final class BlockTables implements AutoCloseable {
   }
 
   private static RowRequest request(PendingBatch pending, int row) throws RowRefusedException {
-    int tokens = pending.rows().tokens(row);
-    return pending.rows().request(row, 0, tokens, pending.layer().role());
+    return pending.request(row, 0, pending.rows().tokens(row));
   }
 
   /** What {@link #save} saves a cache of; empty before the first batch of a layer with a cache. */

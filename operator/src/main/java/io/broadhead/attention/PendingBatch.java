@@ -2,6 +2,9 @@
 package io.broadhead.attention;
 
 import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.attention.cache.KvCacheManager;
+import io.broadhead.attention.cache.RowRefusedException;
+import io.broadhead.attention.cache.RowRequest;
 import io.broadhead.kernel.ErrorCode;
 import io.broadhead.kernel.ResultDraft;
 import io.broadhead.kernel.StepPart;
@@ -21,6 +24,7 @@ final class PendingBatch implements AutoCloseable {
   private final ArrowBatch batch;
   private final BoundLayer layer;
   private final IntUnaryOperator shardOfRow;
+  private final long knownLosses;
   private final StepHandler handler;
   private final StepRows rows;
   private final ResultDraft draft;
@@ -32,10 +36,18 @@ final class PendingBatch implements AutoCloseable {
   private Set<ShardSequence> sequences;
   private long tokensLeft;
 
+  /**
+   * @param knownLosses {@link KvCacheManager#losses} now
+   */
   PendingBatch(
-      ArrowBatch batch, BoundLayer layer, IntUnaryOperator shardOfRow, StepHandler handler) {
+      ArrowBatch batch,
+      BoundLayer layer,
+      IntUnaryOperator shardOfRow,
+      long knownLosses,
+      StepHandler handler) {
     this.layer = layer;
     this.shardOfRow = shardOfRow;
+    this.knownLosses = knownLosses;
     this.handler = handler;
     this.rows = new StepRows(batch, layer.batchSchema());
     this.draft = layer.results().draft(batch);
@@ -60,6 +72,11 @@ final class PendingBatch implements AutoCloseable {
 
   StepRows rows() {
     return rows;
+  }
+
+  /** What a row, or its new tokens {@code from} to {@code to} - 1, asks of the cache. */
+  RowRequest request(int row, int from, int to) throws RowRefusedException {
+    return rows.request(row, from, to, layer.role(), knownLosses);
   }
 
   ResultDraft draft() {
@@ -193,10 +210,19 @@ final class PendingBatch implements AutoCloseable {
 
   /** As above, for a row that says it is of another layer. */
   void refuse(int row, String layerName, ErrorCode code, String message) {
-    handler.refused(
-        new RefusedRow(code, layerName, layer.batchSchema().sequenceId(batch, row), row, message));
+    handler.refused(refused(row, layerName, code, message));
     close(row, row + 1);
     draft.refuse(row);
+  }
+
+  /** What is said of a row that is refused. */
+  RefusedRow refused(int row, ErrorCode code, String message) {
+    return refused(row, layer.spec().name(), code, message);
+  }
+
+  private RefusedRow refused(int row, String layerName, ErrorCode code, String message) {
+    return new RefusedRow(
+        code, layerName, layer.batchSchema().sequenceId(batch, row), row, message);
   }
 
   /** Hands the result over. */

@@ -4,6 +4,7 @@ package io.broadhead.attention;
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.ArrowColumn;
 import io.broadhead.arrow.StepColumns;
+import io.broadhead.attention.cache.KvCacheManager;
 import io.broadhead.attention.cache.LayerRole;
 import io.broadhead.attention.cache.RowRefusedException;
 import io.broadhead.attention.cache.RowRequest;
@@ -122,8 +123,13 @@ final class StepRows {
     return parents != null && parents.nullCount() < parents.length();
   }
 
-  /** What a row, or its new tokens {@code from} to {@code to} - 1, asks of the cache. */
-  RowRequest request(int row, int from, int to, LayerRole layer) throws RowRefusedException {
+  /**
+   * What a row, or its new tokens {@code from} to {@code to} - 1, asks of the cache.
+   *
+   * @param knownLosses {@link KvCacheManager#losses} when the row came
+   */
+  RowRequest request(int row, int from, int to, LayerRole layer, long knownLosses)
+      throws RowRefusedException {
     int tokens = tokens(row);
     boolean whole = to - from == tokens;
     int queries = whole ? size(query, row) : to - from;
@@ -137,7 +143,8 @@ final class StepRows {
         tokens - to,
         seqLens == null ? RowRequest.UNKNOWN : requiredSeqLen(row) - (tokens - to),
         idsOfTokens(row, from),
-        to == tokens && ends(row));
+        knownLosses,
+        ends(row));
   }
 
   private int requiredSeqLen(int row) throws RowRefusedException {

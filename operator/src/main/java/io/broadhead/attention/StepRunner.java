@@ -242,7 +242,7 @@ final class StepRunner {
     PendingBatch batch = run.batch();
     int to = run.isWhole() ? batch.rows().tokens(row) : run.to();
     try {
-      RowRequest request = batch.rows().request(row, run.from(), to, batch.layer().role());
+      RowRequest request = batch.request(row, run.from(), to);
       try {
         manager.plan(batch.shard(row), request, part.planned());
         return Place.PLACED;
@@ -280,12 +280,29 @@ final class StepRunner {
       use.run(binding, parts);
       return true;
     } catch (KernelException e) {
-      if (e.code() != ErrorCode.INVALID_ROW) {
+      if (e.row() < 0) {
         throw named(e, step.get(0).run.batch().layer().spec());
       }
-      refuse(e);
+      RowRun bad = rowOfStep(e.row());
+      PendingBatch batch = bad.batch();
+      if (e.code() != ErrorCode.INVALID_ROW) {
+        throw new InvalidBatchException(batch.refused(bad.row(), e.code(), e.getMessage()), e);
+      }
+      batch.refuse(bad.row(), e.code(), e.getMessage());
       return false;
     }
+  }
+
+  /** The row that is number {@code row} of all parts. */
+  private RowRun rowOfStep(long row) {
+    long left = row;
+    for (Placed placed : step) {
+      if (left < placed.run.count()) {
+        return placed.run.rows(placed.run.row() + (int) left, 1);
+      }
+      left -= placed.run.count();
+    }
+    throw new IndexOutOfBoundsException("row " + row + " of a step of " + rows(step));
   }
 
   /** Rows of all parts of a step. */
@@ -320,18 +337,5 @@ final class StepRunner {
         run.to(),
         rows.seqLen(run.row()) - after,
         batch.draft());
-  }
-
-  /** Refuses the row that {@code e} names, counted over all parts. */
-  private void refuse(KernelException e) {
-    long row = e.row();
-    for (Placed placed : step) {
-      if (row < placed.run.count()) {
-        placed.run.batch().refuse(placed.run.row() + (int) row, e.code(), e.getMessage());
-        return;
-      }
-      row -= placed.run.count();
-    }
-    throw e;
   }
 }

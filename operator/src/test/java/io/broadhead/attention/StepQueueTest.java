@@ -132,6 +132,38 @@ class StepQueueTest {
   }
 
   @Test
+  void anIdThatBeginsAgainDoesNotOvertakeItsEndInASharingLayer() {
+    LayerSpec owner = layer("owner");
+    LayerSpec sharing = sharing("sharing", "owner");
+    Job job = job(owner, sharing);
+    Scenario first = new Scenario(job, DTYPE, 7);
+    Scenario second = new Scenario(job, DTYPE, 8);
+    addManaged(owner, ManagedRow.of(first.next("s", owner, 20)).last());
+    addManaged(owner, ManagedRow.of(first.next("other", owner, 100)));
+    addManaged(sharing, ManagedRow.of(first.next("s", sharing, 20)).last());
+    for (LayerSpec layer : job.layers()) {
+      addManaged(layer, ManagedRow.of(second.next("s", layer, 10)));
+    }
+    assertQueueComputes(job, 32, 1000);
+  }
+
+  @Test
+  void anEndWithoutTokensMayNameTheParentInEveryLayer() {
+    LayerSpec a = layer("a");
+    LayerSpec b = layer("b");
+    Job job = job(a, b);
+    Scenario scenario = new Scenario(job, DTYPE, 9);
+    for (LayerSpec layer : job.layers()) {
+      addManaged(layer, ManagedRow.of(scenario.next("parent", layer, 3)).last());
+    }
+    for (LayerSpec layer : job.layers()) {
+      ManagedRow end = ManagedRow.of(scenario.next("child", layer, 0).withSeqLen(3)).last();
+      addManaged(layer, end.forkedFrom("parent"));
+    }
+    assertQueueComputes(job, 0, 0);
+  }
+
+  @Test
   void anEndWithoutTokensFollowsWhatOtherLayersHad() {
     LayerSpec a = layer("a");
     LayerSpec b = layer("b");
@@ -250,8 +282,8 @@ class StepQueueTest {
       assertThat(collected.refused)
           .extracting(RefusedRow::message)
           .containsExactly(
-              "column position, row 0: entry 39 is 50, expected 0 .. 49 (rope.max_position 50)",
-              "column value, row 0: 39 entries, expected 40 (as many as key)");
+              "column position: entry 39 is 50, expected 0 .. 49 (rope.max_position 50)",
+              "column value: 39 entries, expected 40 (as many as key)");
       assertThat(collected.results)
           .extracting(ArrowBatch::numRows)
           .containsExactlyInAnyOrder(1, 1, 1);

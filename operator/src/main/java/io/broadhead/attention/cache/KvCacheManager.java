@@ -35,6 +35,8 @@ public final class KvCacheManager {
   private final UndoLog undo = new UndoLog();
   private final List<PlannedRow> step = new ArrayList<>();
   private long stepNumber;
+  private boolean mayBeginAnew;
+  private long losses;
 
   /** What a commit has to do for a row. */
   private record PlannedRow(Sequence sequence, RowRequest row) {}
@@ -73,19 +75,32 @@ public final class KvCacheManager {
     return shards.values().stream().mapToLong(shard -> shard.sequences.size()).sum();
   }
 
+  /** Sequences that were lost so far. */
+  public long losses() {
+    return losses;
+  }
+
+  /** Whether there may be sequences that are lost, or have ended in some layer. */
+  public boolean mayBeginAnew() {
+    return mayBeginAnew;
+  }
+
   /**
    * Whether what {@code row} means depends on rows of all layers that came before it: it forks a
-   * sequence, ends one in all layers, or begins another one of an id that has ended in its layer.
+   * sequence, ends one in all layers, or is of one that is lost or has ended in its layer, and may
+   * begin it anew.
    */
   public boolean dependsOnAllLayers(int shard, RowRequest row) {
     Sequence known = shard(shard).sequences.get(row.sequence());
-    return row.endsAtOnce()
-        || (known == null ? row.parent() != null : known.ended.get(row.layer().index()));
+    if (known == null) {
+      return row.endsAtOnce() || row.parent() != null;
+    }
+    return row.endsAtOnce() || known.lost != null || known.ended.get(row.layer().index());
   }
 
   /**
    * Begins the sequence of {@code row} with what its parent has now, if the row forks it; no row is
-   * planned.
+   * planned. The child of a parent that is not in the cache is lost.
    *
    * @throws RowRefusedException if there is no such parent
    */
@@ -93,13 +108,18 @@ public final class KvCacheManager {
     Shard place = shard(shard);
     Sequence known = place.sequences.get(row.sequence());
     boolean isOver = known != null && known.lost == null && known.ended.get(row.layer().index());
-    if (row.parent() == null || known != null && !isOver) {
+    if (row.parent() == null || row.endsAtOnce() || known != null && !isOver) {
       return;
     }
     if (isOver) {
       residency.end(known);
     }
-    fork(place, row).wasRecorded = isOver && known.wasRecorded;
+    try {
+      fork(place, row).wasRecorded = isOver && known.wasRecorded;
+    } catch (RowRefusedException e) {
+      lose(place, row, "its parent " + row.parent() + " was not in the cache");
+      throw e;
+    }
     undo.clear();
   }
 
@@ -161,18 +181,17 @@ public final class KvCacheManager {
   /** A row without new tokens of a sequence that nobody knows: it sees nothing. */
   private static boolean isPadding(RowRequest row) {
     boolean adds = row.layer().newTokens(row.queries(), row.keys()) > 0;
-    return !adds && row.parent() == null && (row.seqLen() == 0 || row.queries() == 0);
+    boolean seesNothing = row.parent() == null && (row.seqLen() == 0 || row.queries() == 0);
+    return row.endsAtOnce() || !adds && seesNothing;
   }
 
   /** Null if {@code row} begins the lost sequence anew. */
   private Sequence restarted(Sequence sequence, RowRequest row) throws RowRefusedException {
     if (!sequence.isRestartedBy(row)) {
-      if (row.ends()) {
-        sequence.ended.set(row.layer().index());
-        sequence.lastStep = stepNumber;
-      }
-      if (row.endsAtOnce() || sequence.ended.cardinality() == shape.layers().size()) {
+      if (hasEnded(sequence, row)) {
         residency.end(sequence);
+      } else if (row.ends()) {
+        sequence.lastStep = stepNumber;
       }
       throw sequence.lostRow();
     }
@@ -322,8 +341,9 @@ public final class KvCacheManager {
       Sequence sequence = planned.sequence();
       int layer = planned.row().layer().index();
       sequence.done[layer] = sequence.planned[layer];
-      if (planned.row().ends()) {
+      if (planned.row().endsNow()) {
         sequence.endsAt(planned.row().layer());
+        mayBeginAnew = true;
       }
     }
     for (PlannedRow planned : step) {
@@ -345,8 +365,10 @@ public final class KvCacheManager {
 
   /** What a row is refused with that can get no blocks, though no other row is planned. */
   public RowRefusedException shortage(int shard, RowRequest row, StepFullException reason) {
-    Sequence sequence = shard(shard).sequences.get(row.sequence());
-    int tokens = sequence == null ? 0 : sequence.planned[row.layer().index()];
+    Sequence known = shard(shard).sequences.get(row.sequence());
+    int layer = row.layer().index();
+    boolean begins = known == null || known.lost != null || known.ended.get(layer);
+    int tokens = begins ? 0 : known.planned[layer];
     return new RowRefusedException(
         ErrorCode.OUT_OF_BLOCKS,
         "sequence "
@@ -365,17 +387,34 @@ public final class KvCacheManager {
    * first token.
    */
   public void giveUp(int shard, RowRequest row) {
-    Map<Object, Sequence> sequences = shard(shard).sequences;
-    Sequence sequence = sequences.get(row.sequence());
-    if (sequence == null) {
-      sequence = new Sequence(shard(shard), row.sequence(), row.parent(), shape.layers().size());
+    lose(shard(shard), row, "it was given up for want of blocks in layer " + row.layer().name());
+  }
+
+  private void lose(Shard shard, RowRequest row, String why) {
+    Sequence sequence = shard.sequences.get(row.sequence());
+    if (sequence != null) {
+      residency.end(sequence);
     }
-    residency.end(sequence);
-    sequence.ended.clear();
-    sequence.lost = "it was given up for want of blocks in layer " + row.layer().name();
+    if (sequence == null || sequence.ended.get(row.layer().index())) {
+      sequence = new Sequence(shard, row.sequence(), row.parent(), shape.layers().size());
+    }
+    if (hasEnded(sequence, row)) {
+      return;
+    }
+    sequence.lost = why;
     sequence.lostAt = row.layer().index();
+    sequence.loss = ++losses;
     sequence.lastStep = stepNumber;
-    sequences.put(sequence.id, sequence);
+    shard.sequences.put(sequence.id, sequence);
+    mayBeginAnew = true;
+  }
+
+  /** Whether a sequence that is lost has had its last row in every layer, now with {@code row}. */
+  private boolean hasEnded(Sequence sequence, RowRequest row) {
+    if (row.ends()) {
+      sequence.ended.set(row.layer().index());
+    }
+    return row.endsAtOnce() || sequence.ended.cardinality() == shape.layers().size();
   }
 
   // ---- saving --------------------------------------------------------------------------------
@@ -399,5 +438,6 @@ public final class KvCacheManager {
     blocks.forEach(block -> restorer.addBlock(block.getKey(), block.getValue()));
     sequences.forEach(sequence -> restorer.addSequence(sequence.getKey(), sequence.getValue()));
     restorer.finish();
+    mayBeginAnew = true; // records may be of such
   }
 }

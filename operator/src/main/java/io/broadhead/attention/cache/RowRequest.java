@@ -13,6 +13,7 @@ import java.util.function.IntToLongFunction;
  * @param later new tokens of the row that are asked for by themselves, after these
  * @param seqLen what the producer says the sequence has after these tokens, or {@link #UNKNOWN}
  * @param tokenIds id of each new key's token, or null
+ * @param knownLosses {@link KvCacheManager#losses} when the row came
  * @param ends whether the sequence ends with this row
  */
 public record RowRequest(
@@ -24,8 +25,14 @@ public record RowRequest(
     int later,
     int seqLen,
     IntToLongFunction tokenIds,
+    long knownLosses,
     boolean ends) {
   public static final int UNKNOWN = -1;
+
+  /** Whether the sequence ends with these tokens. */
+  boolean endsNow() {
+    return ends && later == 0;
+  }
 
   /** A row without tokens ends a sequence wherever it is. */
   boolean endsAtOnce() {

@@ -56,6 +56,9 @@ final class Sequence {
   /** A row that begins it anew may come in layers up to this one. */
   int lostAt;
 
+  /** How many sequences were lost with this one: a row that came before does not begin it anew. */
+  long loss;
+
   Sequence(Shard shard, Object id, Object parent, int layers) {
     this.shard = shard;
     this.id = id;
@@ -114,7 +117,10 @@ final class Sequence {
   /** Whether {@code row} sends it again from its first token. */
   boolean isRestartedBy(RowRequest row) {
     int tokens = row.layer().newTokens(row.queries(), row.keys());
-    return tokens > 0 && row.seqLen() == tokens && row.layer().index() <= lostAt;
+    return tokens > 0
+        && row.seqLen() == tokens
+        && row.layer().index() <= lostAt
+        && row.knownLosses() >= loss;
   }
 
   RowRefusedException lostRow() {

@@ -229,6 +229,7 @@ class KvCacheManagerPropertyTest {
               0,
               oneIn(2) ? seqLen : RowRequest.UNKNOWN,
               ids,
+              manager.losses(),
               ends);
       if (manager.dependsOnAllLayers(SHARD, request)) {
         compute(); // a fork takes what has been computed
@@ -339,7 +340,7 @@ class KvCacheManagerPropertyTest {
 
     /** A row without tokens ends a sequence wherever it is. */
     static RowRequest lastRow(Model sequence) {
-      return new RowRequest(sequence.id, null, FIRST, 0, 0, 0, RowRequest.UNKNOWN, null, true);
+      return new RowRequest(sequence.id, null, FIRST, 0, 0, 0, RowRequest.UNKNOWN, null, 0, true);
     }
 
     void end(Model sequence) {
@@ -357,7 +358,7 @@ class KvCacheManagerPropertyTest {
           new Row(
               new Turn(all, null, tokens, 0, false),
               new RowRequest(
-                  all.id, null, FIRST, tokens, tokens, 0, RowRequest.UNKNOWN, null, false)));
+                  all.id, null, FIRST, tokens, tokens, 0, RowRequest.UNKNOWN, null, 0, false)));
       end(all);
       compute();
       assertThat(manager.free()).isEqualTo(manager.capacity());

@@ -62,17 +62,17 @@ class KvCacheSavingTest {
   }
 
   private static RowRequest row(Object sequence, LayerRole layer, int tokens, int seqLen) {
-    return new RowRequest(sequence, null, layer, tokens, tokens, 0, seqLen, null, false);
+    return new RowRequest(sequence, null, layer, tokens, tokens, 0, seqLen, null, 0, false);
   }
 
   private static RowRequest last(Object sequence) {
-    return new RowRequest(sequence, null, A, 0, 0, 0, RowRequest.UNKNOWN, null, true);
+    return new RowRequest(sequence, null, A, 0, 0, 0, RowRequest.UNKNOWN, null, 0, true);
   }
 
   private static RowRequest known(Object sequence, LayerRole layer, long... ids) {
     IntToLongFunction tokenIds = i -> ids[i];
     return new RowRequest(
-        sequence, null, layer, ids.length, ids.length, 0, RowRequest.UNKNOWN, tokenIds, false);
+        sequence, null, layer, ids.length, ids.length, 0, RowRequest.UNKNOWN, tokenIds, 0, false);
   }
 
   @Test

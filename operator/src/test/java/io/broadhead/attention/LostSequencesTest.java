@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+package io.broadhead.attention;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.arrow.DType;
+import io.broadhead.attention.cache.KvCacheManager;
+import io.broadhead.attention.testing.Collected;
+import io.broadhead.attention.testing.ManagedRow;
+import io.broadhead.attention.testing.NoLeaks;
+import io.broadhead.attention.testing.Scenario;
+import io.broadhead.attention.testing.StepBatches;
+import java.util.List;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.extension.RegisterExtension;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
+
+/** Sequences that are given up for want of blocks, in a pool of four. */
+class LostSequencesTest {
+  private static final DType DTYPE = DType.FLOAT16;
+  private static final LayerSpec A = LayerSpec.builder("a", 4, 64).numKvHeads(2).build();
+  private static final LayerSpec B = LayerSpec.builder("b", 4, 64).numKvHeads(2).build();
+  private static final Job POOL = new Job(new KvCacheSpec(16, 4, null), List.of(A, B));
+
+  @RegisterExtension private final NoLeaks noLeaks = new NoLeaks();
+  private final Collected collected = new Collected();
+
+  private static ManagedRow tokens(String sequence, LayerSpec layer, int count) {
+    Job enough = new Job(new KvCacheSpec(16, 64, null), POOL.layers());
+    return ManagedRow.of(new Scenario(enough, DTYPE, 3).next(sequence, layer, count));
+  }
+
+  private PagedAttention open() {
+    return PagedAttention.open(
+        POOL, new AttentionConfig("cpu", 1, 0, OutOfBlocks.REJECT), noLeaks.allocator());
+  }
+
+  private void add(StepQueue queue, LayerSpec layer, ManagedRow row) {
+    try (ArrowBatch batch =
+        StepBatches.managed(noLeaks.allocator(), layer, DTYPE, true, List.of(row))) {
+      queue.add(batch, collected);
+    }
+  }
+
+  private void drain(StepQueue queue) {
+    queue.drain();
+    collected.results.forEach(ArrowBatch::close);
+    collected.results.clear();
+  }
+
+  @Test
+  void whatBeginsAnewIsNotOvertakenInAnotherLayer() {
+    try (PagedAttention attention = open();
+        StepQueue queue = attention.queue(16)) {
+      for (LayerSpec layer : POOL.layers()) {
+        add(queue, layer, tokens("s", layer, 80));
+      }
+      drain(queue);
+      assertThat(collected.refused).extracting(RefusedRow::layer).containsExactly("a", "b");
+      collected.refused.clear();
+
+      add(queue, A, tokens("one", A, 8)); // fill a step, so that b's turn comes before s in a
+      add(queue, A, tokens("two", A, 8));
+      for (LayerSpec layer : POOL.layers()) {
+        add(queue, layer, tokens("s", layer, 5));
+      }
+      drain(queue);
+      assertThat(collected.refused).isEmpty();
+    }
+  }
+
+  @Test
+  void whatWasThereBeforeTheLossDoesNotBeginAnew() {
+    try (PagedAttention attention = open();
+        StepQueue queue = attention.queue(16)) {
+      add(queue, A, tokens("one", A, 8)); // fill a step, so that b's turn comes before s in a
+      add(queue, A, tokens("two", A, 8));
+      for (LayerSpec layer : POOL.layers()) {
+        add(queue, layer, tokens("s", layer, 40)); // there is room for 32
+      }
+      drain(queue);
+      assertThat(collected.refused)
+          .extracting(RefusedRow::layer)
+          .containsExactlyInAnyOrder("a", "b");
+    }
+  }
+
+  @Test
+  void theChildOfALostParentIsLostUntilItComesAgain() {
+    try (PagedAttention attention = open();
+        StepQueue queue = attention.queue(0)) {
+      add(queue, A, tokens("parent", A, 80));
+      add(queue, A, ManagedRow.of(tokens("child", A, 1).row().withSeqLen(81)).forkedFrom("parent"));
+      add(queue, A, tokens("parent", A, 5));
+      ManagedRow next = ManagedRow.of(tokens("child", A, 1).row().withSeqLen(6));
+      add(queue, A, next.forkedFrom("parent"));
+      drain(queue);
+      assertThat(collected.refused)
+          .extracting(RefusedRow::sequenceId)
+          .containsExactly("parent", "child", "child");
+      assertThat(collected.refused.get(2).message())
+          .startsWith("sequence child: its parent parent was not in the cache; expected it again");
+      collected.refused.clear();
+
+      add(queue, A, tokens("child", A, 7));
+      drain(queue);
+      assertThat(collected.refused).isEmpty();
+    }
+  }
+
+  @ParameterizedTest
+  @ValueSource(ints = {0, 16})
+  void whatHasEndedInAllLayersIsForgotten(int maxTokens) {
+    try (PagedAttention attention = open();
+        StepQueue queue = attention.queue(maxTokens)) {
+      for (LayerSpec layer : POOL.layers()) {
+        add(queue, layer, tokens("s", layer, 80).last());
+      }
+      drain(queue);
+      assertThat(collected.refused).extracting(RefusedRow::layer).containsExactly("a", "b");
+      assertThat(attention.blockTables().map(KvCacheManager::sequences)).hasValue(0L);
+    }
+  }
+
+  @Test
+  void messagesDoNotCountWhatIsLost() {
+    try (PagedAttention attention = open();
+        StepQueue queue = attention.queue(0)) {
+      for (int count : new int[] {16, 60, 70}) {
+        ManagedRow row = tokens("s", A, count);
+        add(queue, A, count == 60 ? ManagedRow.of(row.row().withSeqLen(76)) : row);
+        drain(queue);
+      }
+      assertThat(collected.refused)
+          .extracting(row -> row.message().replaceAll(",.*", ""))
+          .containsExactly(
+              "sequence s has 16 tokens in the cache and 60 new ones",
+              "sequence s has 0 tokens in the cache and 70 new ones");
+    }
+  }
+}
