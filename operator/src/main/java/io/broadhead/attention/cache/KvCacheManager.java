@@ -366,9 +366,7 @@ public final class KvCacheManager {
   /** What a row is refused with that can get no blocks, though no other row is planned. */
   public RowRefusedException shortage(int shard, RowRequest row, StepFullException reason) {
     Sequence known = shard(shard).sequences.get(row.sequence());
-    int layer = row.layer().index();
-    boolean begins = known == null || known.lost != null || known.ended.get(layer);
-    int tokens = begins ? 0 : known.planned[layer];
+    int tokens = begins(known, row) ? 0 : known.planned[row.layer().index()];
     return new RowRefusedException(
         ErrorCode.OUT_OF_BLOCKS,
         "sequence "
@@ -395,7 +393,7 @@ public final class KvCacheManager {
     if (sequence != null) {
       residency.end(sequence);
     }
-    if (sequence == null || sequence.ended.get(row.layer().index())) {
+    if (begins(sequence, row)) {
       sequence = new Sequence(shard, row.sequence(), row.parent(), shape.layers().size());
     }
     if (hasEnded(sequence, row)) {
@@ -407,6 +405,11 @@ public final class KvCacheManager {
     sequence.lastStep = stepNumber;
     shard.sequences.put(sequence.id, sequence);
     mayBeginAnew = true;
+  }
+
+  /** Whether a row that fits is the first of its sequence, of whose id {@code known} is or was. */
+  private static boolean begins(Sequence known, RowRequest row) {
+    return known == null || known.lost != null || known.ended.get(row.layer().index());
   }
 
   /** Whether a sequence that is lost has had its last row in every layer, now with {@code row}. */
