@@ -18,7 +18,9 @@ import org.apache.arrow.memory.OutOfMemoryException;
  */
 public final class ArrowStreamBatches implements AutoCloseable {
   private static final int READ = 1 << 30;
-  private static final int MAX_METADATA = 256 * 1024 * 1024;
+
+  /** More than schemas have; what files of other formats begin with, gzip's too, is more. */
+  private static final int MAX_METADATA = 16 * 1024 * 1024;
 
   private final String name;
   private final ReadableByteChannel in;

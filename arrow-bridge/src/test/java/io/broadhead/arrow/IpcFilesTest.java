@@ -198,7 +198,8 @@ class IpcFilesTest {
                   new ArrowStreamBatches("other", new ByteArrayInputStream(bytes), allocator)
                       .close())
           .isInstanceOf(MalformedArrowException.class)
-          .hasMessageStartingWith("other: neither an Arrow IPC file nor a stream");
+          .hasMessageStartingWith("other: neither an Arrow IPC file nor a stream")
+          .hasMessageContaining("expected the length of a message");
     }
   }
 
