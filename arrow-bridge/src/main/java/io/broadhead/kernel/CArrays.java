@@ -113,10 +113,9 @@ final class CArrays implements AutoCloseable {
     return new Layout(next, free);
   }
 
-  /** Starts pointing the structures: rows of the struct array, and its release. */
+  /** Starts pointing the structures: rows of the struct array. */
   void begin(long rows) {
     MemoryUtil.putLong(root + LENGTH, rows);
-    MemoryUtil.putLong(root + RELEASE, release);
   }
 
   /** Points node {@code i} at node {@code node} of {@code batch}, elements before its length. */
@@ -149,14 +148,10 @@ final class CArrays implements AutoCloseable {
     MemoryUtil.putLong(pointers[i] + 8L * b, address);
   }
 
-  /** Address of the struct array. */
-  long address() {
+  /** Address of the struct array, for a call that may release it; again for the next one. */
+  long lend() {
+    MemoryUtil.putLong(root + RELEASE, release);
     return root;
-  }
-
-  /** Whether the consumer released the struct array, as the C Data Interface asks. */
-  boolean isReleased() {
-    return MemoryUtil.getLong(root + RELEASE) == 0;
   }
 
   @Override

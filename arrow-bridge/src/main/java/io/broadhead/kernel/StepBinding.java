@@ -179,8 +179,8 @@ public final class StepBinding extends NativeHandle {
       parts = new bh_step_part(new Address(structs));
     }
     for (int i = 0; i < steps.size(); i++) {
-      MemoryUtil.putLong(structs + (long) PART_BYTES * i, steps.get(i).columnsAddress());
-      MemoryUtil.putLong(structs + (long) PART_BYTES * i + 8, steps.get(i).resultAddress());
+      MemoryUtil.putLong(structs + (long) PART_BYTES * i, steps.get(i).lendColumns());
+      MemoryUtil.putLong(structs + (long) PART_BYTES * i + 8, steps.get(i).lendResult());
     }
   }
 
@@ -207,7 +207,7 @@ public final class StepBinding extends NativeHandle {
   public Optional<RowError> firstBadRow(StepPart part, long from) {
     enterAll();
     try {
-      int status = broadhead.bh_check_rows(handle, part.columnsAddress(), from, error);
+      int status = broadhead.bh_check_rows(handle, part.lendColumns(), from, error);
       if (status == broadhead.BH_OK) {
         return Optional.empty();
       }

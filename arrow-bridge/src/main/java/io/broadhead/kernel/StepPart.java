@@ -196,14 +196,14 @@ public final class StepPart implements AutoCloseable {
     return batch;
   }
 
-  /** Address of the struct array of the step's columns. */
-  long columnsAddress() {
-    return columnArrays.address();
+  /** Address of the struct array of the step's columns, for one call. */
+  long lendColumns() {
+    return columnArrays.lend();
   }
 
-  /** Address of the struct array of the result. */
-  long resultAddress() {
-    return resultArrays.address();
+  /** Address of the struct array of the result, for one call. */
+  long lendResult() {
+    return resultArrays.lend();
   }
 
   @Override
