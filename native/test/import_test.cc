@@ -343,6 +343,9 @@ TEST_F(Import, RefusesMalformedSchemas) {
   for (const auto& change : std::initializer_list<std::function<void(S&)>>{
            [](S& s) { s.format = nullptr; },
            [](S& s) { s.children = nullptr; },
+           [](S& s) {
+             s = {"+l", s.name, nullptr, 0, 1, nullptr, nullptr, s.release, s.private_data};
+           },
            [&](S& s) { s.children[query] = nullptr; },
            [&](S& s) { s.children[query]->format = nullptr; },
            [&](S& s) { s.children[query]->children = nullptr; },

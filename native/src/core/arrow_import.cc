@@ -83,7 +83,8 @@ std::string type_name(const ArrowSchema& field) {
   for (const auto& [letter, name] : kNames) {
     if (format == letter) return name;
   }
-  const std::string element = field.n_children == 1 ? type_name(*field.children[0]) : "?";
+  const ArrowSchema* child = field.n_children == 1 && field.children ? field.children[0] : nullptr;
+  const std::string element = child && child->format ? type_name(*child) : "?";
   if (format == "+l") return "list<" + element + ">";
   if (format == "+L") return "large_list<" + element + ">";
   if (format.starts_with("+w:")) {
