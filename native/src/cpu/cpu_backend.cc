@@ -69,6 +69,10 @@ class Floats {
   int64_t capacity_ = 0;
 };
 
+/// Bytes of new keys and values of a step from which on they are written past the caches: a cache
+/// would read every line first, and keeps few until they are attended to.
+constexpr int64_t kStreamedBytes = int64_t{2} << 20;
+
 class CpuLayer final : public Layer {
  public:
   CpuLayer(const LayerSpec& spec, const BlockPool* pool, const Kernels& kernels, int threads,
@@ -112,6 +116,7 @@ class CpuLayer final : public Layer {
  private:
   int64_t update() {
     plan_.plan_update(*step_, threads_);
+    streams_ = plan_.new_tokens() * cache_->token_bytes() >= kStreamedBytes;
     reserve_scratch(cpu::update_scratch(view_.head_size));
     const int threads = step_->slots_repeat ? 1 : threads_;
     run_kernel(threads, plan_.updates().size(), [](void* self, int64_t i, int thread) {
@@ -129,7 +134,8 @@ class CpuLayer final : public Layer {
   void update_item(size_t i, int thread) {
     if (cancellation_.requested()) return;
     const UpdateItem& item = plan_.updates()[i];
-    kernels_.update(view_, *step_, *cache_, item.row, item.first, item.end, scratch(thread));
+    kernels_.update(view_, *step_, *cache_, item.row, item.first, item.end, streams_,
+                    scratch(thread));
   }
 
   void attend() {
@@ -230,6 +236,7 @@ class CpuLayer final : public Layer {
   const Cancellation& cancellation_;
   LayerView view_{};
   Plan plan_;
+  bool streams_ = false;  ///< new keys and values
   Floats scratch_;
   int64_t scratch_stride_ = 0;
   Floats partial_sums_;

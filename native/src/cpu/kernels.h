@@ -52,6 +52,7 @@ struct CacheView {
   [[gnu::always_inline]] int64_t tile_bytes() const {
     return int64_t{2} * kTile * head_size * element_bytes;
   }
+  [[gnu::always_inline]] int64_t token_bytes() const { return tile_bytes() / kTile * num_kv_heads; }
   [[gnu::always_inline]] int64_t head_bytes() const { return tile_bytes() * (block_size / kTile); }
   [[gnu::always_inline]] int64_t block_bytes() const { return head_bytes() * num_kv_heads; }
   [[gnu::always_inline]] char* block(int64_t id) const { return memory + id * block_bytes(); }
@@ -118,9 +119,10 @@ struct MergeContext {
 constexpr int64_t update_scratch(int head_size) { return int64_t{kTile} * head_size; }
 
 struct Kernels {
-  /// Writes new tokens first .. end - 1 of a row to the cache.
+  /// Writes new tokens first .. end - 1 of a row to the cache; whole tiles past the caches if it
+  /// streams.
   void (*update)(const LayerView& layer, const Step& step, const CacheView& cache, int64_t row,
-                 int first, int end, float* scratch);
+                 int first, int end, bool streams, float* scratch);
   void (*attend)(const AttendContext& context, const AttendItem& item, float* scratch);
   /// Joins a token's partial results and writes its output.
   void (*merge)(const AttendContext& context, int64_t token, float* scratch);

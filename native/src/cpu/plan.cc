@@ -63,9 +63,9 @@ void for_each_run(const LayerSpec& spec, int num_tokens, Visit&& visit) {
 
 void Plan::plan_update(const Step& step, int threads) {
   updates_.clear();
-  int64_t total = 0;
-  for (int64_t r = 0; r < step.num_rows; ++r) total += step.rows[r].num_keys;
-  const int64_t share = (total + threads * kItemsPerThread - 1) / (threads * kItemsPerThread);
+  new_tokens_ = 0;
+  for (int64_t r = 0; r < step.num_rows; ++r) new_tokens_ += step.rows[r].num_keys;
+  const int64_t share = (new_tokens_ + threads * kItemsPerThread - 1) / (threads * kItemsPerThread);
   const int run = static_cast<int>(
       std::max<int64_t>(kLeastUpdate, (share + kLeastUpdate - 1) / kLeastUpdate * kLeastUpdate));
   for (int64_t r = 0; r < step.num_rows; ++r) {
@@ -183,31 +183,39 @@ void Plan::divide(const LayerSpec& spec, int threads) {
     if (token.num_partials > 1) num_partials_ += token.num_partials;
   }
   items_.clear();
-  for (const Unit& unit : units_) {
-    const int keys = unit.end_key - unit.first_key;
-    const int pieces = pieces_of(unit);
-    const int keys_per_piece = round_down((keys + pieces - 1) / pieces + kTile - 1);
-    const int first_piece = unit.shared ? 0 : token_of(unit, 0).num_partials - pieces;
-    AttendItem item{};
-    item.first_token = unit.first_token;
-    item.num_tokens = unit.num_tokens;
-    item.row = unit.row;
-    item.num_heads = unit.heads_per_item;
-    for (int piece = 0; piece < pieces; ++piece) {
-      item.piece = first_piece + piece;
-      // Pieces are whole tiles, so that nothing may be left for the last ones.
-      item.first_key = std::min(unit.first_key + piece * keys_per_piece, unit.end_key);
-      item.end_key = std::min(item.first_key + keys_per_piece, unit.end_key);
-      for (item.first_head = 0; item.first_head < spec.num_kv_heads;
-           item.first_head += unit.heads_per_item) {
-        items_.push_back(item);
-        int32_t last_row = -1;
-        for (int t = 0; t < unit.num_tokens; ++t) {
-          const int32_t row = token_of(unit, t).row;
-          if (row != last_row) ++items_of_row_[static_cast<size_t>(row)];
-          last_row = row;
-        }
-      }
+  // A head's keys and values stay in the caches while all units of a row attend to them.
+  for (auto begin = units_.begin(), end = begin; begin != units_.end(); begin = end) {
+    end = std::find_if(begin, units_.end(), [&](const Unit& unit) {
+      return unit.row != begin->row || unit.heads_per_item != begin->heads_per_item;
+    });
+    for (int head = 0; head < spec.num_kv_heads; head += begin->heads_per_item) {
+      for (auto unit = begin; unit != end; ++unit) add_items(*unit, head, pieces_of(*unit));
+    }
+  }
+}
+
+/// Adds an item for each piece of the unit's keys.
+void Plan::add_items(const Unit& unit, int first_head, int pieces) {
+  const int keys = unit.end_key - unit.first_key;
+  const int keys_per_piece = round_down((keys + pieces - 1) / pieces + kTile - 1);
+  const int first_piece = unit.shared ? 0 : token_of(unit, 0).num_partials - pieces;
+  AttendItem item{};
+  item.first_token = unit.first_token;
+  item.num_tokens = unit.num_tokens;
+  item.row = unit.row;
+  item.first_head = first_head;
+  item.num_heads = unit.heads_per_item;
+  for (int piece = 0; piece < pieces; ++piece) {
+    item.piece = first_piece + piece;
+    // Pieces are whole tiles, so that nothing may be left for the last ones.
+    item.first_key = std::min(unit.first_key + piece * keys_per_piece, unit.end_key);
+    item.end_key = std::min(item.first_key + keys_per_piece, unit.end_key);
+    items_.push_back(item);
+    int32_t last_row = -1;
+    for (int t = 0; t < unit.num_tokens; ++t) {
+      const int32_t row = token_of(unit, t).row;
+      if (row != last_row) ++items_of_row_[static_cast<size_t>(row)];
+      last_row = row;
     }
   }
 }

@@ -29,6 +29,7 @@ class Plan {
   void plan_attention(const LayerSpec& spec, const Step& step, int block_size, int threads);
 
   const std::vector<UpdateItem>& updates() const { return updates_; }
+  int64_t new_tokens() const { return new_tokens_; }
   const std::vector<QueryToken>& tokens() const { return tokens_; }
   /// What AttendItem::first_token counts: indices into tokens().
   const std::vector<int32_t>& order() const { return order_; }
@@ -58,6 +59,7 @@ class Plan {
   void share_prefixes(const LayerSpec& spec, const Step& step, int block_size);
   void add_rows(const LayerSpec& spec, const Step& step);
   void divide(const LayerSpec& spec, int threads);
+  void add_items(const Unit& unit, int first_head, int pieces);
   QueryToken& token_of(const Unit& unit, int i);
 
   std::vector<UpdateItem> updates_;
@@ -69,6 +71,7 @@ class Plan {
   std::vector<AttendItem> items_;
   std::vector<int32_t> items_of_row_;
   std::vector<int64_t> first_token_of_row_;
+  int64_t new_tokens_ = 0;
   int64_t num_partials_ = 0;
   int64_t keys_seen_ = 0;
   int64_t keys_read_ = 0;

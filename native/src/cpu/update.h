@@ -9,8 +9,36 @@ namespace broadhead::cpu::BH_TIER {
 /// x / scale, the one rounding being the store's.
 BH_INLINE Vec unscale(Vec v, float scale) { return scale == 1 ? v : v / broadcast(scale); }
 
+/// Stores a vector, past the caches if it streams and the tier can.
+template <bool kStreams, class E>
+BH_INLINE void put(E* to, Vec v) {
+  if constexpr (kStreams) {
+    alignas(Vec) E rounded[kWidth];
+    store(rounded, v);
+#if defined(__AVX512F__)
+    if constexpr (sizeof rounded == sizeof(__m512i)) {
+      return _mm512_stream_si512(reinterpret_cast<__m512i*>(to),
+                                 *reinterpret_cast<const __m512i*>(rounded));
+    }
+#endif
+#if defined(__AVX2__)
+    if constexpr (sizeof rounded == sizeof(__m256i)) {
+      return _mm256_stream_si256(reinterpret_cast<__m256i*>(to),
+                                 *reinterpret_cast<const __m256i*>(rounded));
+    }
+#endif
+#if defined(__x86_64__)
+    if constexpr (sizeof rounded == sizeof(__m128i)) {
+      return _mm_stream_si128(reinterpret_cast<__m128i*>(to),
+                              *reinterpret_cast<const __m128i*>(rounded));
+    }
+#endif
+  }
+  store(to, v);
+}
+
 /// Stores the heads of kTile tokens, token_stride elements apart, as the keys of a whole tile.
-template <class S, class E>
+template <bool kStreams = false, class S, class E>
 BH_INLINE void store_keys(const S* heads, int64_t token_stride, int head_size, float scale,
                           E* tile) {
   for (int d = 0; d < head_size; d += kWidth) {
@@ -26,7 +54,9 @@ BH_INLINE void store_keys(const S* heads, int64_t token_stride, int head_size, f
 #pragma GCC unroll 16
     for (int i = 0; i < kWidth; ++i) {
 #pragma GCC unroll 4
-      for (int v = 0; v < kVecsPerRun; ++v) store(tile + (d + i) * kTile + v * kWidth, rows[v][i]);
+      for (int v = 0; v < kVecsPerRun; ++v) {
+        put<kStreams>(tile + (d + i) * kTile + v * kWidth, rows[v][i]);
+      }
     }
   }
 }
@@ -42,12 +72,12 @@ BH_INLINE void store_key(const S* head, int head_size, float scale, E* tile, int
 }
 
 /// Stores one head as the value of one token of a tile.
-template <class S, class E>
+template <bool kStreams = false, class S, class E>
 BH_INLINE void store_value(const S* head, int head_size, float scale, E* tile, int token) {
   E* to = tile + kTile * head_size + token * kTile;
   for (int d = 0; d < head_size; d += kTile) {
     for (int v = 0; v < kTile; v += kWidth) {
-      store(to + d * kTile + v, unscale(load(head + d + v), scale));
+      put<kStreams>(to + d * kTile + v, unscale(load(head + d + v), scale));
     }
   }
 }
@@ -61,7 +91,7 @@ BH_INLINE int run_in_tile(const int64_t* slots, int first, int end) {
 
 template <class T, class E>
 static void update_tokens(const LayerView& layer, const Step& step, const CacheView& cache,
-                          const StepRow& row, int first, int end, float* rotated) {
+                          const StepRow& row, int first, int end, bool streams, float* rotated) {
   const int size = layer.head_size;
   const int64_t stride = int64_t{layer.num_kv_heads} * size;
   const StepPart& part = step.part(row);
@@ -71,10 +101,13 @@ static void update_tokens(const LayerView& layer, const Step& step, const CacheV
     if (slots[t] < 0) continue;
     const int64_t block = slots[t] / cache.block_size;
     const int offset = static_cast<int>(slots[t] % cache.block_size);
+    const bool streams_tile = streams && run == kTile;
     for (int h = 0; h < layer.num_kv_heads; ++h) {
       E* tile = reinterpret_cast<E*>(cache.tile(block, h, offset / kTile));
       auto write_keys = [&](const auto* heads, int64_t token_stride) {
-        if (run == kTile) {
+        if (streams_tile) {
+          store_keys<true>(heads, token_stride, size, layer.k_scale, tile);
+        } else if (run == kTile) {
           store_keys(heads, token_stride, size, layer.k_scale, tile);
         } else {
           for (int i = 0; i < run; ++i) {
@@ -96,20 +129,27 @@ static void update_tokens(const LayerView& layer, const Step& step, const CacheV
       }
       for (int i = 0; i < run; ++i) {
         fetch(values + i * stride + size, size);
-        store_value(values + i * stride, size, layer.v_scale, tile, offset % kTile + i);
+        if (streams_tile) {
+          store_value<true>(values + i * stride, size, layer.v_scale, tile, i);
+        } else {
+          store_value(values + i * stride, size, layer.v_scale, tile, offset % kTile + i);
+        }
       }
     }
   }
 }
 
 static void update(const LayerView& layer, const Step& step, const CacheView& cache, int64_t row,
-                   int first, int end, float* scratch) {
+                   int first, int end, bool streams, float* scratch) {
   with_tensor_dtype(layer.dtype, [&](auto t) {
     with_dtype(cache.dtype, [&](auto e) {
       update_tokens<decltype(t), decltype(e)>(layer, step, cache, step.rows[row], first, end,
-                                              scratch);
+                                              streams, scratch);
     });
   });
+#if defined(__x86_64__)
+  if (streams) _mm_sfence();  // else who is told that this is done might not see all of it
+#endif
 }
 
 }  // namespace broadhead::cpu::BH_TIER
