@@ -12,6 +12,7 @@ import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.ParameterException;
 import picocli.CommandLine.Spec;
+import picocli.CommandLine.UnmatchedArgumentException;
 
 /** What all commands share: how a failure is told. */
 abstract class ReportingCommand implements Callable<Integer> {
@@ -71,7 +72,15 @@ abstract class ReportingCommand implements Callable<Integer> {
   /** Prints a usage error in one line, with the way to more. */
   static int onUsageError(ParameterException e, String[] args) {
     CommandLine line = e.getCommandLine();
-    line.getErr().println(line.getCommandSpec().qualifiedName() + ": " + e.getMessage());
+    String suggestion =
+        e instanceof UnmatchedArgumentException unmatched
+            ? unmatched.getSuggestions().stream()
+                .findFirst()
+                .map(meant -> "; did you mean '" + meant + "'?")
+                .orElse("")
+            : "";
+    line.getErr()
+        .println(line.getCommandSpec().qualifiedName() + ": " + e.getMessage() + suggestion);
     line.getErr().println("Try '" + line.getCommandSpec().qualifiedName() + " --help'.");
     return CommandLine.ExitCode.USAGE;
   }

@@ -161,10 +161,11 @@ final class RunCommand extends EngineCommand {
   int executeOnEngine() throws Exception {
     requireOption(
         parallelism == null || parallelism >= 1, "--parallelism", "1 or more", parallelism);
+    int operators = parallelism == null ? 1 : parallelism;
     requireOption(
-        shards == null || shards >= (parallelism == null ? 1 : parallelism),
+        shards == null || shards >= operators,
         "--shards",
-        "at least one for each of " + parallelism + " parallel operators",
+        operators + " or more, one for each parallel operator",
         shards);
     requireOption(
         watchInterval > 0, "--watch-interval", "a number of seconds above 0", watchInterval);

@@ -73,15 +73,18 @@ class CommandLineTest {
         "attend --job j --input i --output o --on-bad-row x | --on-bad-row",
         "attend --job j --input i --output o --compression x | --compression",
         "run --job j --input i --output o --parallelism 0  | --parallelism: expected 1 or more",
-        "run --job j --input i --output o --parallelism 4 --shards 2 | --shards: expected at least",
+        "run --job j --input i --output o --parallelism 4 --shards 2 | --shards: expected 4 or more",
+        "run --job j --input i --output o --shards 0       | --shards: expected 1 or more",
         "run --job j --input i --output o --checkpoint-interval 0 | --checkpoint-interval",
         "run --job j --input i --output o -D broadhead.backend=cpu | -D: expected a Flink option",
         "run --job j --input i --output o --what           | Unknown option: '--what'",
+        "run --job j --input i --output o --theads 2       | did you mean '--threads'?",
         "inspect                                           | Missing required parameter: 'PATH'",
         "inspect p --values -1                             | --values: expected 0 or more",
         "doctor --backend rocm9                            | --backend: expected one of auto, cuda, hip, cpu",
         "merge a --output o                                | PART",
         "observe                                           | Unmatched argument",
+        "inspct                                            | did you mean 'inspect'?",
       })
   void usageErrorsAreExitCodeTwo(String args, String message) {
     Cli cli = Cli.run((Object[]) args.trim().split("\\s+"));
