@@ -398,6 +398,29 @@ TEST_P(StoredValues, Fp8DoesNotRoundTwice) {
   EXPECT_EQ(values[31], 0xd5);
 }
 
+/// From 2 MiB on, CPUs write whole tiles past their caches.
+TEST_P(StoredValues, OfLargePromptsAreComplete) {
+  LayerConfig layer;
+  layer.dtype = BH_FLOAT16;
+  layer.num_heads = layer.num_kv_heads = 8;
+  layer.head_size = 128;
+  for (const int cache_dtype : kEveryCache) {
+    if (cache_dtype == kAuto) continue;
+    SCOPED_TRACE(dtype_label(cache_dtype));
+    const auto token_bytes = static_cast<int>(2 * layer.key_width() * element_bytes(cache_dtype));
+    const int length = (2 << 20) / token_bytes + 30;
+    Prompt prompt(layer, length, 16, cache_dtype);
+    Session session(GetParam(), 2, layer, pool_of(prompt.num_blocks(), 16, cache_dtype));
+    BH_SKIP_IF_UNUSABLE(session, GetParam());
+    session.step({{prompt.row(0, 5)}});
+    StepBatch most = {{prompt.row(5, length - 1)}};
+    most.has_query = false;
+    most.rows[0].query.clear();
+    session.step(most);
+    session.step({{prompt.row(length - 1, length)}});
+  }
+}
+
 BH_ON_EVERY_TARGET(StoredValues);
 
 // ---- results that fill a bus ----
