@@ -462,8 +462,7 @@ class PagedAttentionTest {
     BatchSchema idsAsTensors =
         BatchSchema.of(TensorField.list("sequence_id", DType.FLOAT32, 4, 64));
     assertThatThrownBy(() -> new StepBatchSchema(idsAsTensors))
-        .hasMessage(
-            "column sequence_id: expected int64 or utf8, got list<tensor[4, 64]<float32>>");
+        .hasMessage("column sequence_id: expected int64 or utf8, got list<tensor[4, 64]<float32>>");
   }
 
   @Test
