@@ -28,7 +28,8 @@ final class ExternalConflicts {
     }
     StepRows rows = batch.rows();
     for (int row = batch.nextOpen(0); row >= 0; row = batch.nextOpen(row + 1)) {
-      for (int i = 0; i < rows.blocks(row, batch.blockSize()); i++) {
+      int blocks = rows.blocks(row, batch.blockSize());
+      for (int i = 0; i < blocks; i++) {
         int block = rows.block(row, i);
         if (0 <= block && block < batch.numBlocks()) { // else the step refuses the row
           read.set(block);
@@ -41,7 +42,8 @@ final class ExternalConflicts {
   private boolean writesToRead(PendingBatch batch) {
     StepRows rows = batch.rows();
     for (int row = batch.nextOpen(0); row >= 0; row = batch.nextOpen(row + 1)) {
-      for (int i = 0; i < writes(batch, row); i++) {
+      int writes = writes(batch, row);
+      for (int i = 0; i < writes; i++) {
         long block = blockOf(rows.slot(row, i), batch);
         if (0 <= block && block < batch.numBlocks() && read.get((int) block)) {
           return true;
@@ -66,7 +68,8 @@ final class ExternalConflicts {
     StepRows rows = batch.rows();
     Map<Long, Integer> writers = new HashMap<>();
     for (int row = batch.nextOpen(0); row >= 0; row = batch.nextOpen(row + 1)) {
-      for (int i = 0; i < writes(batch, row); i++) {
+      int writes = writes(batch, row);
+      for (int i = 0; i < writes; i++) {
         long block = blockOf(rows.slot(row, i), batch);
         if (block >= 0 && writers.merge(block, row, Math::min) != row) {
           return false;
@@ -74,7 +77,8 @@ final class ExternalConflicts {
       }
     }
     for (int row = batch.nextOpen(0); row >= 0; row = batch.nextOpen(row + 1)) {
-      for (int i = 0; i < rows.blocks(row, batch.blockSize()); i++) {
+      int blocks = rows.blocks(row, batch.blockSize());
+      for (int i = 0; i < blocks; i++) {
         if (writers.getOrDefault((long) rows.block(row, i), row) != row) {
           return false;
         }
@@ -95,7 +99,8 @@ final class ExternalConflicts {
         return false;
       }
     }
-    for (int i = 0; i < writes(batch, row); i++) {
+    int writes = writes(batch, row);
+    for (int i = 0; i < writes; i++) {
       int position = first + i;
       long slot = rows.slot(row, i);
       boolean inTable = 0 <= position && position / blockSize < blocks;

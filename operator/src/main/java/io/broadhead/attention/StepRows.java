@@ -27,6 +27,10 @@ final class StepRows {
   private final ArrowColumn tokenIds;
   private final ArrowColumn ends;
 
+  // Made when they are asked for: a batch may have lists that its layer does not look at.
+  private ArrowColumn slotValues;
+  private ArrowColumn blockIds;
+
   StepRows(ArrowBatch batch, StepBatchSchema schema) {
     this.idsAreText = schema.idsAreText();
     this.ids = batch.column(StepColumns.SEQUENCE_ID);
@@ -81,7 +85,10 @@ final class StepRows {
 
   /** Slot {@code i} of a row. */
   long slot(int row, int i) {
-    return slots.child().getLong(slots.offset(row) + i);
+    if (slotValues == null) {
+      slotValues = slots.child();
+    }
+    return slotValues.getLong(slots.offset(row) + i);
   }
 
   /** Blocks of the producer's that a row reads, or fewer if its table is too short. */
@@ -91,7 +98,10 @@ final class StepRows {
 
   /** Block {@code i} of a row's table. */
   int block(int row, int i) {
-    return tables.child().getInt(tables.offset(row) + i);
+    if (blockIds == null) {
+      blockIds = tables.child();
+    }
+    return blockIds.getInt(tables.offset(row) + i);
   }
 
   /** Whether sequences may end with rows of such batches. */
