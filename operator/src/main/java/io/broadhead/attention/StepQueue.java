@@ -271,7 +271,7 @@ public final class StepQueue implements AutoCloseable {
     List<PendingBatch> done = new ArrayList<>(lane.size());
     List<PendingBatch> left = new ArrayList<>();
     for (PendingBatch batch : lane) {
-      if (batch.isDone() && left.stream().noneMatch(batch::continues)) {
+      if (batch.isDone() && (left.isEmpty() || left.stream().noneMatch(batch::continues))) {
         done.add(batch);
         batches--;
         bytes -= batch.batch().byteSize();
