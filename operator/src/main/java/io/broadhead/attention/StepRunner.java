@@ -252,10 +252,8 @@ final class StepRunner {
         }
         RowRefusedException shortage = manager.shortage(batch.shard(row), request, e);
         if (outOfBlocks == OutOfBlocks.FAIL) {
-          throw new KernelException(
-              shortage.code(),
-              row,
-              "layer '" + batch.layer().spec().name() + "': " + shortage.getMessage());
+          RefusedRow refused = batch.refused(row, shortage.code(), shortage.getMessage());
+          throw new KernelException(shortage.code(), row, refused.toString());
         }
         if (stays) {
           manager.giveUp(batch.shard(row), request);

@@ -354,7 +354,8 @@ class ManagedTablesTest {
       assertThatThrownBy(() -> attention.step(batch))
           .isInstanceOfSatisfying(
               KernelException.class, e -> assertThat(e.code()).isEqualTo(ErrorCode.OUT_OF_BLOCKS))
-          .hasMessageContainingAll("layer 'a'", "sequence large", "65 new", "kv_cache.num_blocks");
+          .hasMessageContainingAll(
+              "layer 'a', sequence large, row 0", "65 new", "kv_cache.num_blocks");
       assertThat(inUse(attention)).isZero();
     }
   }
