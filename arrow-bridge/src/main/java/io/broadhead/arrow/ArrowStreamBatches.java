@@ -19,7 +19,7 @@ import org.apache.arrow.memory.OutOfMemoryException;
 public final class ArrowStreamBatches implements AutoCloseable {
   private static final int READ = 1 << 30;
 
-  /** More than schemas have; what files of other formats begin with, gzip's too, is more. */
+  /** More than a message needs, and less than the first bytes of other formats stand for. */
   private static final int MAX_METADATA = 16 * 1024 * 1024;
 
   private final String name;

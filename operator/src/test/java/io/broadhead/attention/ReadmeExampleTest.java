@@ -25,11 +25,11 @@ class ReadmeExampleTest {
   @RegisterExtension private final NoLeaks noLeaks = new NoLeaks();
 
   /** What stands in the READMEs stands between the two markers. */
-  private static void example(Path jobFile, Path path) throws Exception {
+  private static void example(Path jobFile, Path stepsFile) throws Exception {
     // example begins
     Job job = JobFile.load(jobFile);
     try (BufferAllocator allocator = Allocators.root();
-        StepInput steps = StepInput.open(path, allocator);
+        StepInput steps = StepInput.open(stepsFile, allocator);
         PagedAttention attention = PagedAttention.open(job, AttentionConfig.auto(), allocator)) {
       for (ArrowBatch batch = steps.next(); batch != null; batch = steps.next()) {
         try (ArrowBatch step = batch;

@@ -15,6 +15,7 @@ import io.broadhead.attention.testing.StepRow;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.function.Function;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.extension.RegisterExtension;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -41,6 +42,11 @@ class StepQueueTest {
 
   private void addManaged(LayerSpec layer, ManagedRow... rows) {
     batches.add(StepBatches.managed(noLeaks.allocator(), layer, DTYPE, true, List.of(rows)));
+  }
+
+  /** A batch for each layer of the job. */
+  private void addManaged(Job job, Function<LayerSpec, ManagedRow> rowOf) {
+    job.layers().forEach(layer -> addManaged(layer, rowOf.apply(layer)));
   }
 
   private void addExternal(LayerSpec layer, StepRow... rows) {
@@ -91,10 +97,8 @@ class StepQueueTest {
     LayerSpec sharing = sharing("sharing", "owner");
     Job job = job(owner, sharing);
     Scenario scenario = new Scenario(job, DTYPE, 3);
-    for (int step = 0; step < 4; step++) {
-      for (LayerSpec layer : job.layers()) {
-        addManaged(layer, ManagedRow.of(scenario.next("s", layer, step == 0 ? 11 : 1)));
-      }
+    for (int tokens : new int[] {11, 1, 1, 1}) {
+      addManaged(job, layer -> ManagedRow.of(scenario.next("s", layer, tokens)));
     }
     assertQueueComputes(job, maxTokens, 2);
   }
@@ -122,12 +126,8 @@ class StepQueueTest {
     Job job = job(a, b);
     Scenario first = new Scenario(job, DTYPE, 7);
     Scenario second = new Scenario(job, DTYPE, 8);
-    for (LayerSpec layer : job.layers()) {
-      addManaged(layer, ManagedRow.of(first.next("s", layer, 50)).last());
-    }
-    for (LayerSpec layer : job.layers()) {
-      addManaged(layer, ManagedRow.of(second.next("s", layer, 20)));
-    }
+    addManaged(job, layer -> ManagedRow.of(first.next("s", layer, 50)).last());
+    addManaged(job, layer -> ManagedRow.of(second.next("s", layer, 20)));
     assertQueueComputes(job, 32, 1000);
   }
 
@@ -141,9 +141,7 @@ class StepQueueTest {
     addManaged(owner, ManagedRow.of(first.next("s", owner, 20)).last());
     addManaged(owner, ManagedRow.of(first.next("other", owner, 100)));
     addManaged(sharing, ManagedRow.of(first.next("s", sharing, 20)).last());
-    for (LayerSpec layer : job.layers()) {
-      addManaged(layer, ManagedRow.of(second.next("s", layer, 10)));
-    }
+    addManaged(job, layer -> ManagedRow.of(second.next("s", layer, 10)));
     assertQueueComputes(job, 32, 1000);
   }
 
@@ -153,13 +151,13 @@ class StepQueueTest {
     LayerSpec b = layer("b");
     Job job = job(a, b);
     Scenario scenario = new Scenario(job, DTYPE, 9);
-    for (LayerSpec layer : job.layers()) {
-      addManaged(layer, ManagedRow.of(scenario.next("parent", layer, 3)).last());
-    }
-    for (LayerSpec layer : job.layers()) {
-      ManagedRow end = ManagedRow.of(scenario.next("child", layer, 0).withSeqLen(3)).last();
-      addManaged(layer, end.forkedFrom("parent"));
-    }
+    addManaged(job, layer -> ManagedRow.of(scenario.next("parent", layer, 3)).last());
+    addManaged(
+        job,
+        layer ->
+            ManagedRow.of(scenario.next("child", layer, 0).withSeqLen(3))
+                .last()
+                .forkedFrom("parent"));
     assertQueueComputes(job, 0, 0);
   }
 
@@ -169,9 +167,7 @@ class StepQueueTest {
     LayerSpec b = layer("b");
     Job job = job(a, b);
     Scenario scenario = new Scenario(job, DTYPE, 7);
-    for (LayerSpec layer : job.layers()) {
-      addManaged(layer, ManagedRow.of(scenario.next("s", layer, 50)));
-    }
+    addManaged(job, layer -> ManagedRow.of(scenario.next("s", layer, 50)));
     addManaged(a, ManagedRow.of(scenario.next("s", a, 0)).last());
     assertQueueComputes(job, 64, 1000);
   }
