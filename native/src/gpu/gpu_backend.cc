@@ -11,6 +11,7 @@
 #include "gpu/gpu_layer.h"
 #include "gpu/library.h"
 #include "gpu/pinned_pool.h"
+#include "gpu/step_memory.h"
 
 namespace broadhead {
 namespace {
@@ -72,7 +73,7 @@ class GpuEngine final : public Engine {
                     "%s: max_position must be below 2^31 on a GPU, got %lld", spec.name.c_str(),
                     static_cast<long long>(spec.max_position));
     }
-    const int64_t token_bytes = int64_t{spec.num_heads} * spec.head_size * byte_width(spec.dtype);
+    const int64_t token_bytes = gpu::TensorBytes(spec).query;
     if (spec.rotary_dim > 0 && token_bytes > kRotatedBytes) {
       throw Failure(BH_UNSUPPORTED, kNoRow,
                     "%s: rope takes queries of at most %lld bytes a token on a GPU, %d heads of %d "
