@@ -11,11 +11,12 @@
 #include <vector>
 
 #include "broadhead/broadhead.h"
-#include "core/arrow_import.h"
 #include "core/backend.h"
 #include "core/dtype.h"
 #include "core/failure.h"
 #include "core/layer_spec.h"
+#include "core/step_columns.h"
+#include "core/step_reader.h"
 
 namespace {
 
@@ -27,6 +28,23 @@ struct Counted {
   ~Counted() { live_handles.fetch_sub(1, std::memory_order_relaxed); }
   Counted(const Counted&) = delete;
   Counted& operator=(const Counted&) = delete;
+};
+
+/// A C Data structure taken by move: released when it goes out of scope, on every path.
+template <class T>
+class Moved {
+ public:
+  explicit Moved(T* source) : value_(*source) { source->release = nullptr; }
+  ~Moved() {
+    if (value_.release) value_.release(&value_);
+  }
+  Moved(const Moved&) = delete;
+  Moved& operator=(const Moved&) = delete;
+
+  const T& get() const { return value_; }
+
+ private:
+  T value_;
 };
 
 }  // namespace
@@ -346,7 +364,7 @@ int32_t bh_binding_create(bh_layer* layer, ArrowSchema* schema, bh_binding** bin
                           bh_error* error) {
   return guarded(error, [&] {
     need_live(schema, "schema");
-    broadhead::Moved<ArrowSchema> taken(schema);
+    Moved<ArrowSchema> taken(schema);
     need(layer, "layer");
     need(binding, "binding");
     *binding = new bh_binding(layer, broadhead::find_columns(layer->spec, taken.get()));
@@ -409,7 +427,7 @@ int32_t bh_step_end(bh_pending_step* pending, bh_step_stats* stats, bh_error* er
 int32_t bh_check_rows(bh_binding* binding, ArrowArray* batch, int64_t first_row, bh_error* error) {
   return guarded(error, [&] {
     need_live(batch, "batch");
-    broadhead::Moved<ArrowArray> taken(batch);
+    Moved<ArrowArray> taken(batch);
     need(binding, "binding");
     if (first_row < 0) {
       throw Failure(BH_INVALID_ARGUMENT, kNoRow, "first_row must not be negative, got %lld",

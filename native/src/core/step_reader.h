@@ -8,43 +8,9 @@
 #include "broadhead/broadhead.h"
 #include "core/backend.h"
 #include "core/layer_spec.h"
+#include "core/step_columns.h"
 
 namespace broadhead {
-
-/// A C Data structure taken by move: released when it goes out of scope, on every path.
-template <class T>
-class Moved {
- public:
-  explicit Moved(T* source) : value_(*source) { source->release = nullptr; }
-  ~Moved() {
-    if (value_.release) value_.release(&value_);
-  }
-  Moved(const Moved&) = delete;
-  Moved& operator=(const Moved&) = delete;
-
-  const T& get() const { return value_; }
-
- private:
-  T value_;
-};
-
-/// Where the columns of a step batch are, found once per schema.
-struct StepColumns {
-  static constexpr int kAbsent = -1;
-  int query = kAbsent;
-  int key = kAbsent;
-  int value = kAbsent;
-  int seq_len = kAbsent;
-  int slot_mapping = kAbsent;
-  int block_table = kAbsent;
-  int position = kAbsent;
-  bool wide_positions = false;
-  int64_t num_columns = 0;
-};
-
-/// Finds and checks the columns that the layer needs. Throws Failure(BH_SCHEMA_MISMATCH) that names
-/// the column, what is expected and what was got.
-StepColumns find_columns(const LayerSpec& spec, const ArrowSchema& schema);
 
 /// A list column: its rows as ranges of its child, each checked as it is read.
 struct ListColumn {
