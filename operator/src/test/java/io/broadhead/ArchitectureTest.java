@@ -26,6 +26,15 @@ class ArchitectureTest {
               "io.broadhead.flink..");
 
   @ArchTest
+  static final ArchRule jobsAndBlockTablesKnowNoSteps =
+      noClasses()
+          .that()
+          .resideInAnyPackage("io.broadhead.attention.job", "io.broadhead.attention.cache")
+          .should()
+          .dependOnClassesThat()
+          .resideInAPackage("io.broadhead.attention");
+
+  @ArchTest
   static final ArchRule onlyTheFacadeKnowsTheBinding =
       noClasses()
           .that()

@@ -3,7 +3,7 @@ package io.broadhead.job;
 
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.Compression;
-import io.broadhead.attention.Job;
+import io.broadhead.attention.job.Job;
 import io.broadhead.flink.ArrowBatchTypeInfo;
 import io.broadhead.flink.PagedAttentionOperator;
 import io.broadhead.flink.PagedAttentionStream;

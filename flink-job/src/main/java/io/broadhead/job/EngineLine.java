@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.job;
 
-import io.broadhead.attention.Job;
+import io.broadhead.attention.job.Job;
 import io.broadhead.job.text.Units;
 import io.broadhead.kernel.EngineInfo;
 import java.util.OptionalLong;

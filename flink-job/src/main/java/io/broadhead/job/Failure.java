@@ -3,7 +3,7 @@ package io.broadhead.job;
 
 import io.broadhead.arrow.MalformedArrowException;
 import io.broadhead.attention.InvalidBatchException;
-import io.broadhead.attention.InvalidJobException;
+import io.broadhead.attention.job.InvalidJobException;
 import io.broadhead.kernel.KernelException;
 import java.nio.file.AccessDeniedException;
 import java.nio.file.FileSystemException;

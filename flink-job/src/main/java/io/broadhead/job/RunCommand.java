@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.job;
 
-import io.broadhead.attention.Job;
-import io.broadhead.attention.JobFile;
+import io.broadhead.attention.job.Job;
+import io.broadhead.attention.job.JobFile;
 import io.broadhead.flink.OnBadRow;
 import io.broadhead.flink.StateMode;
 import java.nio.file.Path;

@@ -5,6 +5,7 @@ import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.BatchSchema;
 import io.broadhead.arrow.StepColumns;
 import io.broadhead.arrow.TensorField;
+import io.broadhead.attention.job.LayerSpec;
 import io.broadhead.kernel.ErrorCode;
 import io.broadhead.kernel.KernelException;
 import io.broadhead.kernel.ResultColumns;

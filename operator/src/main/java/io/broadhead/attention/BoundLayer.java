@@ -2,6 +2,7 @@
 package io.broadhead.attention;
 
 import io.broadhead.attention.cache.LayerRole;
+import io.broadhead.attention.job.LayerSpec;
 import io.broadhead.kernel.KernelLayer;
 import io.broadhead.kernel.ResultColumns;
 import io.broadhead.kernel.StepBinding;

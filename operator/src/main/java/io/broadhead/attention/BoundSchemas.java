@@ -3,6 +3,7 @@ package io.broadhead.attention;
 
 import io.broadhead.arrow.BatchSchema;
 import io.broadhead.attention.cache.LayerRole;
+import io.broadhead.attention.job.LayerSpec;
 import io.broadhead.kernel.KernelLayer;
 import java.util.HashMap;
 import java.util.Iterator;

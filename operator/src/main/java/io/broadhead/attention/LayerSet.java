@@ -2,6 +2,11 @@
 package io.broadhead.attention;
 
 import io.broadhead.arrow.DType;
+import io.broadhead.attention.job.AttnType;
+import io.broadhead.attention.job.Job;
+import io.broadhead.attention.job.KvCacheSpec;
+import io.broadhead.attention.job.LayerSpec;
+import io.broadhead.attention.job.RopeSpec;
 import io.broadhead.kernel.AttentionType;
 import io.broadhead.kernel.CacheConfig;
 import io.broadhead.kernel.ErrorCode;

@@ -9,6 +9,8 @@ import io.broadhead.arrow.TypeName;
 import io.broadhead.attention.cache.CacheHeader;
 import io.broadhead.attention.cache.CacheStores;
 import io.broadhead.attention.cache.KvCacheManager;
+import io.broadhead.attention.job.Job;
+import io.broadhead.attention.job.LayerSpec;
 import io.broadhead.kernel.EngineInfo;
 import io.broadhead.kernel.ErrorCode;
 import io.broadhead.kernel.KernelCache;

@@ -5,6 +5,7 @@ import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.attention.cache.KvCacheManager;
 import io.broadhead.attention.cache.RowRefusedException;
 import io.broadhead.attention.cache.RowRequest;
+import io.broadhead.attention.job.AttnType;
 import io.broadhead.kernel.ErrorCode;
 import io.broadhead.kernel.ResultDraft;
 import io.broadhead.kernel.StepPart;

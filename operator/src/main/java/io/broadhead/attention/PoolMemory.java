@@ -2,6 +2,7 @@
 package io.broadhead.attention;
 
 import io.broadhead.attention.cache.BlockMemory;
+import io.broadhead.attention.job.LayerSpec;
 import io.broadhead.kernel.KernelCache;
 import java.nio.ByteBuffer;
 import java.util.List;

@@ -8,6 +8,8 @@ import io.broadhead.arrow.DType;
 import io.broadhead.arrow.StepColumns;
 import io.broadhead.arrow.TensorField;
 import io.broadhead.arrow.TypeName;
+import io.broadhead.attention.job.AttnType;
+import io.broadhead.attention.job.LayerSpec;
 import io.broadhead.kernel.ErrorCode;
 import java.util.List;
 import java.util.function.Predicate;

@@ -2,6 +2,7 @@
 package io.broadhead.attention;
 
 import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.attention.job.Job;
 import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.HashMap;

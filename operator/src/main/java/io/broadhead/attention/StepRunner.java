@@ -6,6 +6,7 @@ import io.broadhead.attention.cache.KvCacheManager;
 import io.broadhead.attention.cache.RowRefusedException;
 import io.broadhead.attention.cache.RowRequest;
 import io.broadhead.attention.cache.StepFullException;
+import io.broadhead.attention.job.LayerSpec;
 import io.broadhead.kernel.ErrorCode;
 import io.broadhead.kernel.KernelException;
 import io.broadhead.kernel.PendingStep;

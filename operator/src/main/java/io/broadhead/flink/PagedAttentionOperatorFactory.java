@@ -2,7 +2,7 @@
 package io.broadhead.flink;
 
 import io.broadhead.arrow.ArrowBatch;
-import io.broadhead.attention.Job;
+import io.broadhead.attention.job.Job;
 import org.apache.flink.configuration.ReadableConfig;
 import org.apache.flink.streaming.api.operators.AbstractStreamOperatorFactory;
 import org.apache.flink.streaming.api.operators.OneInputStreamOperatorFactory;

@@ -2,7 +2,7 @@
 package io.broadhead.flink;
 
 import io.broadhead.arrow.ArrowBatch;
-import io.broadhead.attention.Job;
+import io.broadhead.attention.job.Job;
 import java.util.Set;
 import org.apache.flink.api.common.typeinfo.Types;
 import org.apache.flink.configuration.Configuration;

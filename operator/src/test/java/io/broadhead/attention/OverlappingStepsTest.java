@@ -6,6 +6,9 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.DType;
+import io.broadhead.attention.job.Job;
+import io.broadhead.attention.job.KvCacheSpec;
+import io.broadhead.attention.job.LayerSpec;
 import io.broadhead.attention.testing.Closing;
 import io.broadhead.attention.testing.Collected;
 import io.broadhead.attention.testing.EmulatedDevice;

@@ -6,6 +6,10 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.DType;
+import io.broadhead.attention.job.AttnType;
+import io.broadhead.attention.job.Job;
+import io.broadhead.attention.job.KvCacheSpec;
+import io.broadhead.attention.job.LayerSpec;
 import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.attention.testing.ReferenceAttention;
 import io.broadhead.attention.testing.Scenario;

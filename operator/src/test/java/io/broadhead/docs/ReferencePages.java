@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.docs;
 
-import io.broadhead.attention.JobFileKey;
+import io.broadhead.attention.job.JobFileKey;
 import io.broadhead.flink.PagedAttentionMetrics;
 import io.broadhead.flink.PagedAttentionOptions;
 import java.lang.reflect.Field;

@@ -4,7 +4,7 @@ package io.broadhead.flink;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
-import io.broadhead.attention.Job;
+import io.broadhead.attention.job.Job;
 import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.kernel.KernelException;
 import java.util.ArrayList;

@@ -6,10 +6,10 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.DType;
-import io.broadhead.attention.Job;
-import io.broadhead.attention.JobFile;
-import io.broadhead.attention.LayerSpec;
 import io.broadhead.attention.RefusedRow;
+import io.broadhead.attention.job.Job;
+import io.broadhead.attention.job.JobFile;
+import io.broadhead.attention.job.LayerSpec;
 import io.broadhead.attention.testing.GoldenFiles;
 import io.broadhead.attention.testing.ManagedRow;
 import io.broadhead.attention.testing.NoLeaks;

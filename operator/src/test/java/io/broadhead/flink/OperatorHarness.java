@@ -2,8 +2,8 @@
 package io.broadhead.flink;
 
 import io.broadhead.arrow.ArrowBatch;
-import io.broadhead.attention.Job;
-import io.broadhead.attention.JobFile;
+import io.broadhead.attention.job.Job;
+import io.broadhead.attention.job.JobFile;
 import java.util.List;
 import org.apache.flink.api.common.typeutils.base.IntSerializer;
 import org.apache.flink.configuration.Configuration;

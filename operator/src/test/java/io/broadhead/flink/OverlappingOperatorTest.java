@@ -6,8 +6,8 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.DType;
-import io.broadhead.attention.Job;
-import io.broadhead.attention.LayerSpec;
+import io.broadhead.attention.job.Job;
+import io.broadhead.attention.job.LayerSpec;
 import io.broadhead.attention.testing.EmulatedDevice;
 import io.broadhead.attention.testing.ManagedRow;
 import io.broadhead.attention.testing.NoLeaks;

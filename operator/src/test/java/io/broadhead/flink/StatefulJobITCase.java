@@ -3,9 +3,9 @@ package io.broadhead.flink;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
-import io.broadhead.attention.Job;
-import io.broadhead.attention.JobFile;
-import io.broadhead.attention.LayerSpec;
+import io.broadhead.attention.job.Job;
+import io.broadhead.attention.job.JobFile;
+import io.broadhead.attention.job.LayerSpec;
 import io.broadhead.attention.testing.EmulatedDevice;
 import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.attention.testing.Scenario;

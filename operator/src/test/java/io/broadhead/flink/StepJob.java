@@ -5,8 +5,8 @@ import static org.assertj.core.api.Assertions.assertThat;
 
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.DType;
-import io.broadhead.attention.Job;
-import io.broadhead.attention.LayerSpec;
+import io.broadhead.attention.job.Job;
+import io.broadhead.attention.job.LayerSpec;
 import io.broadhead.attention.testing.ManagedRow;
 import io.broadhead.attention.testing.ReferenceAttention;
 import io.broadhead.attention.testing.StepBatches;

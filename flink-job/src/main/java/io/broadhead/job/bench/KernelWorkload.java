@@ -3,7 +3,7 @@ package io.broadhead.job.bench;
 
 import io.broadhead.arrow.Allocators;
 import io.broadhead.arrow.ArrowBatch;
-import io.broadhead.attention.RopeSpec;
+import io.broadhead.attention.job.RopeSpec;
 import io.broadhead.kernel.CacheConfig;
 import io.broadhead.kernel.EngineConfig;
 import io.broadhead.kernel.ErrorCode;

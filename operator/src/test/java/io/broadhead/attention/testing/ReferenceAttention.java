@@ -2,11 +2,11 @@
 package io.broadhead.attention.testing;
 
 import io.broadhead.arrow.DType;
-import io.broadhead.attention.AttnType;
-import io.broadhead.attention.Job;
-import io.broadhead.attention.LayerSpec;
-import io.broadhead.attention.RopeScaling;
-import io.broadhead.attention.RopeSpec;
+import io.broadhead.attention.job.AttnType;
+import io.broadhead.attention.job.Job;
+import io.broadhead.attention.job.LayerSpec;
+import io.broadhead.attention.job.RopeScaling;
+import io.broadhead.attention.job.RopeSpec;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;

@@ -2,9 +2,9 @@
 package io.broadhead.attention.testing;
 
 import io.broadhead.arrow.DType;
-import io.broadhead.attention.AttnType;
-import io.broadhead.attention.Job;
-import io.broadhead.attention.LayerSpec;
+import io.broadhead.attention.job.AttnType;
+import io.broadhead.attention.job.Job;
+import io.broadhead.attention.job.LayerSpec;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.LinkedHashMap;

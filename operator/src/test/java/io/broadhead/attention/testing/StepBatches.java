@@ -7,7 +7,7 @@ import io.broadhead.arrow.BatchSchema;
 import io.broadhead.arrow.DType;
 import io.broadhead.arrow.StepColumns;
 import io.broadhead.arrow.TensorField;
-import io.broadhead.attention.LayerSpec;
+import io.broadhead.attention.job.LayerSpec;
 import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.Arrays;

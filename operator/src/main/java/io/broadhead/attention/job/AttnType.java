@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-package io.broadhead.attention;
+package io.broadhead.attention.job;
 
 import java.util.Optional;
 

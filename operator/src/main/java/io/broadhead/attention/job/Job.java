@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-package io.broadhead.attention;
+package io.broadhead.attention.job;
 
 import io.broadhead.arrow.DType;
 import java.io.Serializable;
@@ -121,7 +121,7 @@ public record Job(KvCacheSpec kvCache, List<LayerSpec> layers) implements Serial
    * @param freeMemory bytes that a GPU has free; 0: the backend is none
    * @throws InvalidJobException if there is no GPU, or not one block fits
    */
-  Job sizedFor(long freeMemory) {
+  public Job sizedFor(long freeMemory) {
     if (!kvCache.isFraction() || cacheOwners().isEmpty()) {
       return this;
     }

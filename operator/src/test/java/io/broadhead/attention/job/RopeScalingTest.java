@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-package io.broadhead.attention;
+package io.broadhead.attention.job;
 
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-package io.broadhead.attention;
+package io.broadhead.attention.job;
 
 /**
  * A job description that cannot be run. The message names the file, line and column where there is
