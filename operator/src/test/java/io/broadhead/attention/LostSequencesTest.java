@@ -14,6 +14,7 @@ import io.broadhead.attention.testing.ManagedRow;
 import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.attention.testing.Scenario;
 import io.broadhead.attention.testing.StepBatches;
+import io.broadhead.kernel.ErrorCode;
 import java.util.List;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.extension.RegisterExtension;
@@ -41,8 +42,12 @@ class LostSequencesTest {
   }
 
   private void add(StepQueue queue, LayerSpec layer, ManagedRow row) {
+    add(queue, layer, row, true);
+  }
+
+  private void add(StepQueue queue, LayerSpec layer, ManagedRow row, boolean hasSeqLen) {
     try (ArrowBatch batch =
-        StepBatches.managed(noLeaks.allocator(), layer, DTYPE, true, List.of(row))) {
+        StepBatches.managed(noLeaks.allocator(), layer, DTYPE, hasSeqLen, List.of(row))) {
       queue.add(batch, collected);
     }
   }
@@ -124,6 +129,35 @@ class LostSequencesTest {
       drain(queue);
       assertThat(collected.refused).extracting(RefusedRow::layer).containsExactly("a", "b");
       assertThat(attention.blockTables().map(KvCacheManager::sequences)).hasValue(0L);
+    }
+  }
+
+  @ParameterizedTest
+  @ValueSource(ints = {0, 16})
+  void withoutSeqLenALostSequenceBeginsAnewOnceItHasEnded(int maxTokens) {
+    try (PagedAttention attention = open();
+        StepQueue queue = attention.queue(maxTokens)) {
+      for (int count : new int[] {80, 5}) {
+        add(queue, A, tokens("s", A, count), false);
+      }
+      drain(queue);
+      assertThat(collected.refused)
+          .extracting(RefusedRow::code)
+          .containsExactly(ErrorCode.OUT_OF_BLOCKS, ErrorCode.SEQUENCE_LOST);
+      assertThat(collected.refused.get(1).message())
+          .endsWith(
+              "expected it again from its first token, with seq_len as many as its keys, or after a"
+                  + " row without tokens that ends it");
+      collected.refused.clear();
+
+      add(queue, A, tokens("s", A, 0).last(), false);
+      for (LayerSpec layer : POOL.layers()) {
+        for (int count : new int[] {5, 1}) {
+          add(queue, layer, tokens("s", layer, count), false);
+        }
+      }
+      drain(queue);
+      assertThat(collected.refused).isEmpty();
     }
   }
 

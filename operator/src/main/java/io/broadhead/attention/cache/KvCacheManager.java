@@ -153,6 +153,11 @@ public final class KvCacheManager {
     Sequence known = shard.sequences.get(row.sequence());
     Sequence sequence = known;
     if (sequence != null && sequence.lost != null) {
+      if (row.endsAtOnce()) {
+        places.endRow(0);
+        planned(sequence, row);
+        return;
+      }
       sequence = restarted(sequence, row);
     } else if (sequence != null && sequence.ended.get(row.layer().index())) {
       sequence = ended(sequence);
@@ -174,6 +179,10 @@ public final class KvCacheManager {
       residency.use(sequence);
     }
     place(sequence, row, places);
+    planned(sequence, row);
+  }
+
+  private void planned(Sequence sequence, RowRequest row) {
     step.add(new PlannedRow(sequence, row));
     undo.add(() -> step.remove(step.size() - 1));
   }

@@ -130,7 +130,8 @@ final class Sequence {
             + id
             + ": "
             + lost
-            + "; expected it again from its first token, with seq_len as many as its keys");
+            + "; expected it again from its first token, with seq_len as many as its keys, or after a"
+            + " row without tokens that ends it");
   }
 
   @Override
