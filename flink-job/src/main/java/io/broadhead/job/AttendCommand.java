@@ -114,7 +114,7 @@ final class AttendCommand extends EngineCommand {
                 ResultLayout.of(loaded),
                 written.compression,
                 allocator);
-        RefusedFile refusedRows = new RefusedFile(refusedFile())) {
+        RefusedFile refusedRows = new RefusedFile(refusedFile(), written.overwrite)) {
       EngineInfo engine = attention.engine();
       if (!written.quiet) {
         err().println(EngineLine.start(spec.name(), engine, attention.job(), 1));
@@ -197,7 +197,7 @@ final class AttendCommand extends EngineCommand {
 
     @Override
     public void refused(RefusedRow row) {
-      if (onBadRow == OnBadRow.FAIL) {
+      if (!onBadRow.leavesOut(row.code(), pool.outOfBlocks)) {
         throw new InvalidBatchException(row, null);
       }
       refusedRows.add(origin, row);

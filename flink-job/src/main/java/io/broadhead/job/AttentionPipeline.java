@@ -22,7 +22,7 @@ import org.apache.flink.streaming.api.environment.StreamExecutionEnvironment;
  * has one subtask, so that the steps of a sequence keep their order; with one shard all of it is
  * one chain and batches go by reference.
  *
- * @param refused folder for refused rows, or null if there can be none
+ * @param refused folder for refused rows; made if there are any
  * @param countSequences whether the different sequences are counted, as only a bounded job can
  */
 record AttentionPipeline(
@@ -60,13 +60,11 @@ record AttentionPipeline(
         .name(RESULTS)
         .uid(RESULTS)
         .setParallelism(parallelism);
-    if (refused != null) {
-      attended
-          .getSideOutput(PagedAttentionOperator.REFUSED_ROWS)
-          .sinkTo(ResultFileSink.refused(refused))
-          .name(REFUSED)
-          .uid(REFUSED)
-          .setParallelism(parallelism);
-    }
+    attended
+        .getSideOutput(PagedAttentionOperator.REFUSED_ROWS)
+        .sinkTo(ResultFileSink.refused(refused))
+        .name(REFUSED)
+        .uid(REFUSED)
+        .setParallelism(parallelism);
   }
 }

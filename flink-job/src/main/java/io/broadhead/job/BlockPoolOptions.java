@@ -12,6 +12,7 @@ final class BlockPoolOptions {
       defaultValue = "swap",
       description =
           "Where block tables are managed and the pool is full: swap out sequences that were not"
-              + " used for long, reject the row, or fail. Default: ${DEFAULT-VALUE}.")
+              + " used for long, reject the row, which then is written to --refused, or fail."
+              + " Default: ${DEFAULT-VALUE}.")
   OutOfBlocks outOfBlocks;
 }

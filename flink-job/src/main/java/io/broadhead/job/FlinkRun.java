@@ -8,7 +8,6 @@ import io.broadhead.attention.AttentionConfig;
 import io.broadhead.attention.InvalidBatchException;
 import io.broadhead.attention.PagedAttention;
 import io.broadhead.attention.job.Job;
-import io.broadhead.flink.OnBadRow;
 import io.broadhead.flink.PagedAttentionMetrics;
 import io.broadhead.flink.PagedAttentionOptions;
 import io.broadhead.job.sink.ResultFileSink;
@@ -130,10 +129,12 @@ final class FlinkRun {
       throw new WorkFailedException(input + ": expected step files, got an empty folder");
     }
     boolean madeOutput = OutputFolder.prepare(output, options.written.overwrite, List.of(input));
-    parts = new Parts(output, localPath("--refused", refusedFolder()), madeOutput);
+    Path refused = localPath("--refused", refusedFolder());
+    OutputFolder.clearRefused(refused, options.written.overwrite, List.of(input));
+    parts = new Parts(output, refused, madeOutput);
     boolean done = false;
     try {
-      runHere(input, output, System.nanoTime());
+      runHere(input, output, refused, System.nanoTime());
       done = true;
       return 0;
     } catch (JobExecutionException e) {
@@ -149,7 +150,7 @@ final class FlinkRun {
   }
 
   @SuppressWarnings("try") // see EmbeddedCluster
-  private void runHere(Path input, Path output, long begun) throws Exception {
+  private void runHere(Path input, Path output, Path refused, long begun) throws Exception {
     int parallelism = options.parallelism == null ? 1 : options.parallelism;
     int threads = threadsOf(parallelism);
     Configuration configuration = EmbeddedCluster.defaults();
@@ -164,11 +165,7 @@ final class FlinkRun {
     try (RunMetrics metrics = RunMetrics.attachTo(configuration)) {
       StreamExecutionEnvironment env =
           StreamExecutionEnvironment.createLocalEnvironment(parallelism, configuration);
-      pipeline(
-              flinkPath(input),
-              flinkPath(output),
-              flinkPath(localPath("--refused", refusedFolder())),
-              parallelism)
+      pipeline(flinkPath(input), flinkPath(output), flinkPath(refused), parallelism)
           .addTo(env, configuration);
       StreamGraph graph = env.getStreamGraph();
       try (EmbeddedCluster cluster = new EmbeddedCluster(configuration, parallelism)) {
@@ -329,7 +326,7 @@ final class FlinkRun {
             ? StepFileSource.watching(input, RunCommand.seconds(options.watchInterval))
             : StepFileSource.bounded(input),
         output,
-        options.onBadRow == OnBadRow.FAIL ? null : refused,
+        refused,
         options.written.compression,
         parallelism,
         !options.watch);

@@ -73,7 +73,7 @@ public final class Main {
   /** Like {@link #execute(String...)}, printing to {@code out} and {@code err}. */
   static int execute(PrintWriter out, PrintWriter err, String... args) {
     CommandLine line = new CommandLine(new Main()).setOut(out).setErr(err);
-    line.setCaseInsensitiveEnumValuesAllowed(true);
+    EnumOption.readAll(line);
     line.setUsageHelpAutoWidth(true);
     line.setParameterExceptionHandler(ReportingCommand::onUsageError);
     if (args.length == 0) {

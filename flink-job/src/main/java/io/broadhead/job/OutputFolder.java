@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.job;
 
+import io.broadhead.job.sink.ResultFileSink;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -17,7 +18,7 @@ final class OutputFolder {
   /**
    * Makes {@code folder}, and refuses it if it holds results, or removes them.
    *
-   * @param input what must not be removed with them
+   * @param inputs what must not be removed with them
    * @return whether the folder was made here
    */
   static boolean prepare(Path folder, boolean overwrite, List<Path> inputs)
@@ -29,13 +30,39 @@ final class OutputFolder {
       Files.createDirectories(folder);
       return true;
     }
-    List<Path> results = find(folder, name -> name.endsWith(".arrow") && !name.startsWith("."));
+    clear(
+        "--output",
+        folder,
+        name -> name.endsWith(ResultFileSink.RESULT_SUFFIX) && !name.startsWith("."),
+        overwrite,
+        inputs);
+    return false;
+  }
+
+  /** Refuses a folder with rows that an earlier run left out, or removes them. */
+  static void clearRefused(Path folder, boolean overwrite, List<Path> inputs)
+      throws IOException, WorkFailedException {
+    if (Files.isDirectory(folder)) {
+      clear(
+          "--refused",
+          folder,
+          name -> name.startsWith(ResultFileSink.REFUSED + "-"),
+          overwrite,
+          inputs);
+    }
+  }
+
+  private static void clear(
+      String option, Path folder, Predicate<String> isResult, boolean overwrite, List<Path> inputs)
+      throws IOException, WorkFailedException {
+    List<Path> results = find(folder, isResult);
     if (results.isEmpty()) {
-      return false;
+      return;
     }
     if (!overwrite) {
       throw new WorkFailedException(
-          "--output "
+          option
+              + " "
               + folder
               + ": expected a folder without results, got "
               + results.size()
@@ -53,7 +80,6 @@ final class OutputFolder {
     for (Path result : results) {
       Files.delete(result);
     }
-    return false;
   }
 
   /**

@@ -12,8 +12,8 @@ import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 
 /**
- * The rows that {@code attend} left out, as JSON lines. The file appears in {@link #finish}, and
- * only if there is a row. Used by one thread.
+ * The rows that {@code attend} left out, as JSON lines. The file appears in {@link #finish}, in
+ * place of an older one, and only if there is a row. Used by one thread.
  */
 final class RefusedFile implements AutoCloseable {
   private final Path file;
@@ -21,7 +21,8 @@ final class RefusedFile implements AutoCloseable {
   private BufferedWriter writer;
   private long count;
 
-  RefusedFile(Path file) {
+  RefusedFile(Path file, boolean overwrite) throws WorkFailedException {
+    Failure.requireNew(file, "--refused", overwrite);
     this.file = file;
     this.unfinished = file.resolveSibling(file.getFileName() + ".tmp");
   }
@@ -49,6 +50,8 @@ final class RefusedFile implements AutoCloseable {
       writer.close();
       writer = null;
       Files.move(unfinished, file, StandardCopyOption.REPLACE_EXISTING);
+    } else {
+      Files.deleteIfExists(file);
     }
   }
 

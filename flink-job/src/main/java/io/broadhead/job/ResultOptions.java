@@ -8,7 +8,9 @@ import picocli.CommandLine.Option;
 final class ResultOptions {
   @Option(
       names = "--overwrite",
-      description = "Remove the results that are in the output folder first.")
+      description =
+          "Replace the output, and refused rows, of an earlier command. Without it the command"
+              + " fails where there are any.")
   boolean overwrite;
 
   @Option(

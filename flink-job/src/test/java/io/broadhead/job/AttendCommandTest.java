@@ -124,15 +124,44 @@ class AttendCommandTest {
   }
 
   @Test
-  void replacesAnOlderOutput() throws Exception {
+  void replacesAnOlderOutputOnlyIfAsked() throws Exception {
     Steps steps = Steps.small(4);
     steps.writeJob(job);
     Path input = steps.writeFile(temp.resolve("steps.arrow"));
+    Path refused = temp.resolve("out.arrow.refused.jsonl");
+    for (Path older : List.of(output, refused)) {
+      Files.writeString(older, "old");
+      Cli cli = Cli.attend(job, input, output);
+      assertThat(cli.code()).isEqualTo(1);
+      assertThat(cli.err()).contains(older + ": expected a new file", "--overwrite");
+      assertThat(older).hasContent("old");
+      if (older.equals(output)) {
+        Files.delete(older);
+      }
+    }
     Files.writeString(output, "old");
 
-    assertThat(Cli.attend(job, input, output).code()).isZero();
+    assertThat(Cli.attend(job, input, output, "--overwrite").code()).isZero();
 
     Results.assertClose(Results.read(output), Results.expected(steps), 1e-5);
+    assertThat(refused).doesNotExist();
+  }
+
+  @Test
+  void rejectedRowsAreLeftOutWhateverBadOnesDo() throws Exception {
+    Steps steps = Steps.small(9);
+    steps.managed = true;
+    Files.writeString(job, steps.job().replaceAll("num_blocks: \\d+", "num_blocks: 5"));
+    Path input = steps.writeFile(temp.resolve("steps.arrow"));
+
+    Cli cli = Cli.attend(job, input, output, "--out-of-blocks", "reject");
+
+    assertThat(cli).isEqualTo(new Cli(0, "", ""));
+    List<String> refused = Files.readAllLines(temp.resolve("out.arrow.refused.jsonl"));
+    assertThat(refused).anyMatch(line -> line.contains("\"code\": \"OUT_OF_BLOCKS\""));
+    assertThat(refused).anyMatch(line -> line.contains("\"code\": \"SEQUENCE_LOST\""));
+    long rows = steps.steps.stream().mapToLong(step -> step.rows().size()).sum();
+    assertThat(Results.read(output)).hasSize((int) rows - refused.size());
   }
 
   @Test

@@ -134,6 +134,29 @@ class RunCommandITCase {
   }
 
   @Test
+  void noRejectedRowIsDropped() throws Exception {
+    Steps steps = Steps.small(9);
+    steps.managed = true;
+    Files.writeString(job, steps.job().replaceAll("num_blocks: \\d+", "num_blocks: 5"));
+    Path input = steps.writeFile(temp.resolve("steps.arrow"));
+    Path refused = temp.resolve("results-refused");
+    long rows = steps.steps.stream().mapToLong(step -> step.rows().size()).sum();
+
+    for (int run = 0; run < 2; run++) {
+      Cli cli = Cli.run(job, input, output, "--out-of-blocks=reject", "--overwrite");
+      assertThat(cli).isEqualTo(new Cli(0, "", ""));
+      assertThat(Results.files(refused)).hasSize(1);
+      List<String> lines = Files.readAllLines(Results.files(refused).get(0));
+      assertThat(lines).anyMatch(line -> line.contains("\"code\": \"OUT_OF_BLOCKS\""));
+      assertThat(Results.read(output)).hasSize((int) rows - lines.size());
+    }
+
+    Results.files(output).forEach(result -> assertThat(result.toFile().delete()).isTrue());
+    assertThat(Cli.run(job, input, output, "--out-of-blocks=reject").err())
+        .contains("--refused " + refused + ": expected a folder without results, got 1 file");
+  }
+
+  @Test
   void badRowsGoToAFolderOfTheirOwn() throws Exception {
     Steps steps = Steps.small(6);
     Steps.Step last = steps.steps.get(steps.steps.size() - 1);

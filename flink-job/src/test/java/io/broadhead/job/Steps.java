@@ -15,6 +15,7 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.Collections;
 import java.util.List;
 import java.util.Random;
@@ -61,6 +62,9 @@ public final class Steps {
   public final int numBlocks;
   public final List<Layer> layers;
   public final List<Step> steps = new ArrayList<>();
+
+  /** Whether block tables are left to the operator. */
+  public boolean managed;
 
   private Steps(DType dtype, int blockSize, int headSize, int numBlocks, List<Layer> layers) {
     this.dtype = dtype;
@@ -263,16 +267,18 @@ public final class Steps {
   private BatchSchema schema(Layer layer) {
     ArrowType int32 = new ArrowType.Int(32, true);
     ArrowType int64 = new ArrowType.Int(64, true);
-    return BatchSchema.of(
-        Field.notNullable("sequence_id", new ArrowType.Utf8()),
-        Field.notNullable("layer", new ArrowType.Utf8()),
-        Field.notNullable("request", int64),
-        TensorField.list("query", dtype, layer.heads(), headSize),
-        TensorField.list("key", dtype, layer.kvHeads(), headSize),
-        TensorField.list("value", dtype, layer.kvHeads(), headSize),
-        Field.notNullable("seq_len", int32),
-        list("slot_mapping", int64),
-        list("block_table", int32));
+    Field[] fields = {
+      Field.notNullable("sequence_id", new ArrowType.Utf8()),
+      Field.notNullable("layer", new ArrowType.Utf8()),
+      Field.notNullable("request", int64),
+      TensorField.list("query", dtype, layer.heads(), headSize),
+      TensorField.list("key", dtype, layer.kvHeads(), headSize),
+      TensorField.list("value", dtype, layer.kvHeads(), headSize),
+      Field.notNullable("seq_len", int32),
+      list("slot_mapping", int64),
+      list("block_table", int32)
+    };
+    return BatchSchema.of(Arrays.copyOf(fields, managed ? fields.length - 2 : fields.length));
   }
 
   private static Field list(String name, ArrowType element) {
@@ -296,8 +302,10 @@ public final class Steps {
     builder.tensors(
         dtype, step.layer().kvHeads() * headSize, rows.stream().map(r -> r.value).toList());
     builder.int32(rows.stream().mapToInt(row -> row.seqLen).toArray());
-    builder.listOfInt64(rows.stream().map(row -> row.slots).toList());
-    builder.listOfInt32(rows.stream().map(row -> row.table).toList());
+    if (!managed) {
+      builder.listOfInt64(rows.stream().map(row -> row.slots).toList());
+      builder.listOfInt32(rows.stream().map(row -> row.table).toList());
+    }
     return builder.build(schema(step.layer()));
   }
 

@@ -2,7 +2,6 @@
 package io.broadhead.flink;
 
 import io.broadhead.attention.AttentionConfig;
-import io.broadhead.attention.OutOfBlocks;
 import io.broadhead.kernel.ErrorCode;
 import java.io.Serializable;
 import java.time.Duration;
@@ -57,8 +56,6 @@ record OperatorSettings(
 
   /** Whether a row that is refused with {@code code} goes to the side output. */
   boolean isSideOutput(ErrorCode code) {
-    return onBadRow == OnBadRow.SIDE_OUTPUT
-        || code == ErrorCode.SEQUENCE_LOST
-        || code == ErrorCode.OUT_OF_BLOCKS && attention.outOfBlocks() == OutOfBlocks.REJECT;
+    return onBadRow.leavesOut(code, attention.outOfBlocks());
   }
 }
