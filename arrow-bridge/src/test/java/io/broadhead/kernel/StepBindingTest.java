@@ -26,12 +26,35 @@ class StepBindingTest {
   private static final int HEAD_SIZE = 32;
   private static final int BLOCK = 16;
 
-  private static KernelEngine engine() {
-    return KernelEngine.open(new EngineConfig("cpu", 1, 0));
-  }
+  /** A layer with an engine and, unless it is an encoder, a cache of its own. */
+  private record OpenLayer(KernelEngine engine, KernelCache cache, KernelLayer layer)
+      implements AutoCloseable {
+    static OpenLayer of(LayerConfig config) {
+      KernelEngine engine = KernelEngine.open(new EngineConfig("cpu", 1, 0));
+      KernelCache cache =
+          config.attentionType() == AttentionType.ENCODER
+              ? null
+              : new KernelCache(
+                  engine, new CacheConfig(64, BLOCK, KV_HEADS, HEAD_SIZE, config.dtype()));
+      return new OpenLayer(engine, cache, new KernelLayer(engine, config, cache));
+    }
 
-  private static CacheConfig cacheConfig(DType dtype) {
-    return new CacheConfig(64, BLOCK, KV_HEADS, HEAD_SIZE, dtype);
+    static OpenLayer of(DType dtype) {
+      return of(StepBindingTest.layer(dtype).build());
+    }
+
+    StepBinding bind(ArrowBatch batch, BufferAllocator allocator) {
+      return new StepBinding(layer, batch.schema(), allocator);
+    }
+
+    @Override
+    public void close() {
+      layer.close();
+      if (cache != null) {
+        cache.close();
+      }
+      engine.close();
+    }
   }
 
   private static LayerConfig.Builder layer(DType dtype) {
@@ -47,11 +70,9 @@ class StepBindingTest {
   @ParameterizedTest
   @EnumSource(names = {"FLOAT32", "FLOAT16", "BFLOAT16"})
   void firstTokenAttendsToItself(DType dtype, BufferAllocator allocator) {
-    try (KernelEngine engine = engine();
-        KernelCache cache = new KernelCache(engine, cacheConfig(dtype));
-        KernelLayer layer = new KernelLayer(engine, layer(dtype).returnLse(true).build(), cache);
+    try (OpenLayer open = OpenLayer.of(layer(dtype).returnLse(true).build());
         ArrowBatch batch = step(allocator, 3, 1, dtype).utf8("request", row -> "r" + row).build();
-        StepBinding binding = new StepBinding(layer, batch.schema(), allocator);
+        StepBinding binding = open.bind(batch, allocator);
         ArrowBatch result = binding.step(batch)) {
       assertThat(result.schema()).isSameAs(binding.resultSchema());
       assertThat(result.schema().arrow().getFields())
@@ -90,11 +111,9 @@ class StepBindingTest {
 
   @Test
   void kernelsReadAndWriteArrowsOwnMemory(BufferAllocator allocator) {
-    try (KernelEngine engine = engine();
-        KernelCache cache = new KernelCache(engine, cacheConfig(DType.FLOAT16));
-        KernelLayer layer = new KernelLayer(engine, layer(DType.FLOAT16).build(), cache);
+    try (OpenLayer open = OpenLayer.of(DType.FLOAT16);
         ArrowBatch batch = step(allocator, 5, 2, DType.FLOAT16).build();
-        StepBinding binding = new StepBinding(layer, batch.schema(), allocator);
+        StepBinding binding = open.bind(batch, allocator);
         ArrowBatch result = binding.step(batch)) {
       StepStats stats = binding.lastStats();
       assertThat(stats.queryAddress())
@@ -117,11 +136,9 @@ class StepBindingTest {
   @Test
   void resultOutlivesBatchBindingAndEngine(BufferAllocator allocator) {
     ArrowBatch result;
-    try (KernelEngine engine = engine();
-        KernelCache cache = new KernelCache(engine, cacheConfig(DType.FLOAT32));
-        KernelLayer layer = new KernelLayer(engine, layer(DType.FLOAT32).build(), cache);
+    try (OpenLayer open = OpenLayer.of(DType.FLOAT32);
         ArrowBatch batch = step(allocator, 2, 3, DType.FLOAT32).build();
-        StepBinding binding = new StepBinding(layer, batch.schema(), allocator)) {
+        StepBinding binding = open.bind(batch, allocator)) {
       result = binding.step(batch);
     }
     try (result;
@@ -134,12 +151,9 @@ class StepBindingTest {
 
   @Test
   void outputScaleGivesFloat8(BufferAllocator allocator) {
-    try (KernelEngine engine = engine();
-        KernelCache cache = new KernelCache(engine, cacheConfig(DType.FLOAT16));
-        KernelLayer layer =
-            new KernelLayer(engine, layer(DType.FLOAT16).outputScale(0.5f).build(), cache);
+    try (OpenLayer open = OpenLayer.of(layer(DType.FLOAT16).outputScale(0.5f).build());
         ArrowBatch batch = step(allocator, 2, 1, DType.FLOAT16).build();
-        StepBinding binding = new StepBinding(layer, batch.schema(), allocator);
+        StepBinding binding = open.bind(batch, allocator);
         ArrowBatch result = binding.step(batch)) {
       assertThat(TensorField.of(result.schema().field(result.schema().index("output"))))
           .hasValueSatisfying(tensor -> assertThat(tensor.dtype()).isEqualTo(DType.FLOAT8_E4M3FN));
@@ -166,12 +180,10 @@ class StepBindingTest {
             .logitsSoftCap(30)
             .rope(new RopeConfig(HEAD_SIZE, 32, true, table))
             .build();
-    try (KernelEngine engine = engine();
-        KernelCache cache = new KernelCache(engine, cacheConfig(DType.FLOAT32));
-        KernelLayer layer = new KernelLayer(engine, config, cache);
+    try (OpenLayer open = OpenLayer.of(config);
         ArrowBatch batch =
             step(allocator, 1, 2, DType.FLOAT32).int32List("position", new int[] {0, 1}).build();
-        StepBinding binding = new StepBinding(layer, batch.schema(), allocator);
+        StepBinding binding = open.bind(batch, allocator);
         ArrowBatch result = binding.step(batch)) {
       float value = batch.column("value").child().child().values().getFloat(0);
       float score = 0;
@@ -188,11 +200,9 @@ class StepBindingTest {
 
   @Test
   void manyStepsOverOneBinding(BufferAllocator allocator) {
-    try (KernelEngine engine = engine();
-        KernelCache cache = new KernelCache(engine, cacheConfig(DType.FLOAT32));
-        KernelLayer layer = new KernelLayer(engine, layer(DType.FLOAT32).build(), cache);
+    try (OpenLayer open = OpenLayer.of(DType.FLOAT32);
         ArrowBatch first = step(allocator, 2, 1, DType.FLOAT32).build();
-        StepBinding binding = new StepBinding(layer, first.schema(), allocator)) {
+        StepBinding binding = open.bind(first, allocator)) {
       binding.step(first).close();
       for (int rows = 1; rows < 8; rows++) {
         try (ArrowBatch batch = step(allocator, rows, rows, DType.FLOAT32).build();
@@ -210,12 +220,10 @@ class StepBindingTest {
 
   @Test
   void badRowIsNamedAndNothingIsWritten(BufferAllocator allocator) {
-    try (KernelEngine engine = engine();
-        KernelCache cache = new KernelCache(engine, cacheConfig(DType.FLOAT32));
-        KernelLayer layer = new KernelLayer(engine, layer(DType.FLOAT32).build(), cache);
+    try (OpenLayer open = OpenLayer.of(DType.FLOAT32);
         ArrowBatch good = step(allocator, 3, 1, DType.FLOAT32).build();
         ArrowBatch bad = badBlock(allocator);
-        StepBinding binding = new StepBinding(layer, good.schema(), allocator)) {
+        StepBinding binding = open.bind(good, allocator)) {
       assertThat(binding.firstBadRow(good, 0)).isEmpty();
       assertThat(binding.firstBadRow(bad, 0))
           .hasValueSatisfying(
@@ -234,9 +242,9 @@ class StepBindingTest {
                 assertThat(e).hasMessageContaining("block_table");
                 assertThat(e.toString()).contains("INVALID_ROW, row 1");
               });
-      assertThat(isZero(cache, allocator, 0)).isTrue();
+      assertThat(isZero(open.cache, allocator, 0)).isTrue();
       binding.step(good).close();
-      assertThat(isZero(cache, allocator, 0)).isFalse();
+      assertThat(isZero(open.cache, allocator, 0)).isFalse();
     }
   }
 
@@ -261,20 +269,18 @@ class StepBindingTest {
 
   @Test
   void schemaIsCheckedWhenBound(BufferAllocator allocator) {
-    try (KernelEngine engine = engine();
-        KernelCache cache = new KernelCache(engine, cacheConfig(DType.FLOAT32));
-        KernelLayer layer = new KernelLayer(engine, layer(DType.FLOAT32).build(), cache);
+    try (OpenLayer open = OpenLayer.of(DType.FLOAT32);
         ArrowBatch half = step(allocator, 1, 1, DType.FLOAT16).build();
         ArrowBatch named =
             step(allocator, 1, 1, DType.FLOAT32).utf8("output", row -> "x").build()) {
-      assertThatThrownBy(() -> new StepBinding(layer, half.schema(), allocator))
+      assertThatThrownBy(() -> open.bind(half, allocator))
           .isInstanceOfSatisfying(
               KernelException.class,
               e -> {
                 assertThat(e.code()).isEqualTo(ErrorCode.SCHEMA_MISMATCH);
                 assertThat(e).hasMessageContaining("query").hasMessageContaining("float32");
               });
-      assertThatThrownBy(() -> new StepBinding(layer, named.schema(), allocator))
+      assertThatThrownBy(() -> open.bind(named, allocator))
           .isInstanceOf(KernelException.class)
           .hasMessageContaining("column output");
     }
@@ -282,12 +288,10 @@ class StepBindingTest {
 
   @Test
   void batchOfAnotherSchemaIsRefused(BufferAllocator allocator) {
-    try (KernelEngine engine = engine();
-        KernelCache cache = new KernelCache(engine, cacheConfig(DType.FLOAT32));
-        KernelLayer layer = new KernelLayer(engine, layer(DType.FLOAT32).build(), cache);
+    try (OpenLayer open = OpenLayer.of(DType.FLOAT32);
         ArrowBatch batch = step(allocator, 1, 1, DType.FLOAT32).build();
         ArrowBatch other = step(allocator, 1, 1, DType.FLOAT32).utf8("tag", row -> "x").build();
-        StepBinding binding = new StepBinding(layer, batch.schema(), allocator)) {
+        StepBinding binding = open.bind(batch, allocator)) {
       assertThatThrownBy(() -> binding.step(other))
           .isInstanceOf(KernelException.class)
           .hasMessageContaining("expected schema");
@@ -296,15 +300,13 @@ class StepBindingTest {
 
   @Test
   void slicedOffsetsStartAboveZero(BufferAllocator allocator) {
-    try (KernelEngine engine = engine();
-        KernelCache cache = new KernelCache(engine, cacheConfig(DType.FLOAT32));
-        KernelLayer layer = new KernelLayer(engine, layer(DType.FLOAT32).build(), cache);
+    try (OpenLayer open = OpenLayer.of(DType.FLOAT32);
         ArrowBatch batch = step(allocator, 4, 2, DType.FLOAT32).build();
         VectorSchemaRoot root = batch.toRoot(allocator);
         VectorSchemaRoot tail = root.slice(2, 2);
         ArrowBatch sliced = withoutFirstRows(batch, allocator);
         ArrowBatch copied = ArrowBatch.of(tail);
-        StepBinding binding = new StepBinding(layer, batch.schema(), allocator);
+        StepBinding binding = open.bind(batch, allocator);
         ArrowBatch whole = binding.step(batch);
         ArrowBatch fromOffsets = binding.step(sliced);
         ArrowBatch fromCopy = binding.step(copied)) {
@@ -359,8 +361,7 @@ class StepBindingTest {
         LayerConfig.builder("layer0", HEADS, HEADS, HEAD_SIZE)
             .attentionType(AttentionType.ENCODER)
             .build();
-    try (KernelEngine engine = engine();
-        KernelLayer layer = new KernelLayer(engine, config, null);
+    try (OpenLayer open = OpenLayer.of(config);
         ArrowBatch batch =
             new StepBatchBuilder(allocator, 1)
                 .utf8("sequence_id", i -> "s")
@@ -368,7 +369,7 @@ class StepBindingTest {
                 .tensors("key", DType.FLOAT32, shape, row)
                 .tensors("value", DType.FLOAT32, shape, row)
                 .build();
-        StepBinding binding = new StepBinding(layer, batch.schema(), allocator);
+        StepBinding binding = open.bind(batch, allocator);
         ArrowBatch result = binding.step(batch)) {
       assertThat(result.column("output").child().child().values().getFloat(0))
           .isCloseTo(0.5f, within(1e-6f));
