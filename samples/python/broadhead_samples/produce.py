@@ -448,25 +448,33 @@ def _parser():
     parser.add_argument("--string-ids", action="store_true", help="utf8 sequence ids instead of int64")
     layer = parser.add_argument_group("layer options (see the job file reference)")
     layer.add_argument(
-        "--attn-type", choices=["decoder", "encoder", "encoder_only", "encoder_decoder"], default="decoder"
+        "--attn-type",
+        choices=["decoder", "encoder", "encoder_only", "encoder_decoder"],
+        default="decoder",
+        help="which keys a query sees, and where they are kept",
     )
-    layer.add_argument("--scale", type=float)
-    layer.add_argument("--sliding-window", type=int)
-    layer.add_argument("--logits-soft-cap", type=float)
-    layer.add_argument("--alibi", action="store_true")
-    layer.add_argument("--sinks", action="store_true")
+    layer.add_argument("--scale", type=float, help="factor of scores; default: head size ** -0.5")
+    layer.add_argument(
+        "--sliding-window", type=int, help="tokens that a query sees, with its own; default: all"
+    )
+    layer.add_argument("--logits-soft-cap", type=float, help="c of c * tanh(score / c); default: none")
+    layer.add_argument("--alibi", action="store_true", help="a slope for each head, the usual powers of two")
+    layer.add_argument("--sinks", action="store_true", help="a random sink for each head")
     layer.add_argument(
         "--kv-cache-dtype",
         choices=["auto", "float16", "bfloat16", "float32", "fp8", "fp8_e4m3", "fp8_e5m2"],
         default="auto",
+        help="what the cache stores; auto: the type of the tensors",
     )
-    layer.add_argument("--k-scale", type=float)
-    layer.add_argument("--v-scale", type=float)
-    layer.add_argument("--output-scale", type=float)
-    layer.add_argument("--rope", choices=["neox", "gptj"])
-    layer.add_argument("--rotary-dim", type=int, help="default: the head size")
+    layer.add_argument("--k-scale", type=float, help="fp8 caches: what keys are divided by; default: 1")
+    layer.add_argument("--v-scale", type=float, help="fp8 caches: what values are divided by; default: 1")
+    layer.add_argument("--output-scale", type=float, help="results in fp8, divided by this; default: none")
+    layer.add_argument(
+        "--rope", choices=["neox", "gptj"], help="rotary embedding, by its pairs; default: none"
+    )
+    layer.add_argument("--rotary-dim", type=int, help="elements that rope rotates; default: the head size")
     layer.add_argument("--share-kv", action="store_true", help="later layers read the first one's cache")
-    layer.add_argument("--return-lse", action="store_true")
+    layer.add_argument("--return-lse", action="store_true", help="results have an lse column")
     return parser
 
 

@@ -229,6 +229,8 @@ class CheckTest(unittest.TestCase):
         self.assertIn("blocks of a layer's pool (default: 256)", out.getvalue())
         self.assertIn("\n  broadhead-produce --dtype bfloat16", out.getvalue())
         self.assertNotIn("None", out.getvalue())
+        for action in produce._parser()._actions:
+            self.assertTrue(action.help, action.option_strings)
 
     def test_mistakes_are_told_in_one_line(self):
         told = io.StringIO()
