@@ -4,9 +4,9 @@ package io.broadhead.attention.cache;
 import io.broadhead.kernel.ErrorCode;
 import io.broadhead.kernel.PlannedRows;
 import java.util.ArrayList;
-import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.concurrent.ConcurrentHashMap;
 
 /**
  * Managed block tables. Each sequence has one table, shared by all layers of the job: block 7 of a
@@ -22,7 +22,8 @@ import java.util.Map;
  * by {@link BlockHash} and shared by every sequence of the shard that begins alike; they are kept
  * when nobody uses them, until their place is needed.
  *
- * <p>Used by one thread.
+ * <p>Used by one thread; {@link #sequences}, {@link #capacity} and {@link #free} may be asked for
+ * by others.
  */
 public final class KvCacheManager {
   private final CacheShape shape;
@@ -31,7 +32,10 @@ public final class KvCacheManager {
   private final Residency residency;
   private final TokenWriter writer;
   private final CacheCounters counters = new CacheCounters();
-  private final Map<Integer, Shard> shards = new HashMap<>();
+
+  /** Metrics count what is in there meanwhile. */
+  private final Map<Integer, Shard> shards = new ConcurrentHashMap<>();
+
   private final UndoLog undo = new UndoLog();
   private final List<PlannedRow> step = new ArrayList<>();
   private long stepNumber;

@@ -10,6 +10,10 @@ import io.broadhead.kernel.ErrorCode;
 import io.broadhead.kernel.PlannedRows;
 import java.util.List;
 import java.util.Map;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.CountDownLatch;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.atomic.AtomicBoolean;
 import java.util.function.IntToLongFunction;
 import org.apache.arrow.memory.BufferAllocator;
 import org.junit.jupiter.api.AfterEach;
@@ -174,6 +178,29 @@ class KvCacheSavingTest {
     step(other, row("s", A, 7, 7));
     step(other, row("s", B, 7, 7));
     step(other, row("s", A, 1, 8));
+  }
+
+  /** As metrics do, which have threads of their own. */
+  @Test
+  void sequencesAreCountedWhileShardsAreAdded() throws Exception {
+    KvCacheManager manager = open(1);
+    CountDownLatch counting = new CountDownLatch(1);
+    AtomicBoolean added = new AtomicBoolean();
+    CompletableFuture<Void> counts =
+        CompletableFuture.runAsync(
+            () -> {
+              while (!added.get()) {
+                assertThat(manager.sequences()).isZero();
+                counting.countDown();
+              }
+            });
+    assertThat(counting.await(10, TimeUnit.SECONDS)).isTrue();
+    for (int shard = 0; shard < 100_000; shard++) {
+      manager.plan(shard, last("nobody"), places);
+      places.clear();
+    }
+    added.set(true);
+    counts.join();
   }
 
   @Test
