@@ -114,7 +114,7 @@ final class AttendCommand extends EngineCommand {
                 ResultLayout.of(loaded),
                 written.compression,
                 allocator);
-        RefusedFile refusedRows = new RefusedFile(refusedFile(), written.overwrite)) {
+        RefusedFile refusedRows = new RefusedFile(refusedFile())) {
       EngineInfo engine = attention.engine();
       if (!written.quiet) {
         err().println(EngineLine.start(spec.name(), engine, attention.job(), 1));

@@ -116,18 +116,6 @@ final class Failure {
     return message == null ? "" : message.strip().replaceAll("\\s*\\R\\s*", "; ");
   }
 
-  /** Refuses a file that is there, unless it may be replaced. */
-  static void requireNew(Path file, String option, boolean overwrite) throws WorkFailedException {
-    if (!overwrite && Files.exists(file)) {
-      throw new WorkFailedException(
-          option
-              + " "
-              + file
-              + ": expected a new file, got one that exists; choose another, or --overwrite to"
-              + " replace it");
-    }
-  }
-
   /** Refuses a path that is not there or cannot be read. */
   static void requireReadable(Path path, String option) throws WorkFailedException {
     if (!Files.exists(path)) {

@@ -21,8 +21,7 @@ final class RefusedFile implements AutoCloseable {
   private BufferedWriter writer;
   private long count;
 
-  RefusedFile(Path file, boolean overwrite) throws WorkFailedException {
-    Failure.requireNew(file, "--refused", overwrite);
+  RefusedFile(Path file) {
     this.file = file;
     this.unfinished = file.resolveSibling(file.getFileName() + ".tmp");
   }

@@ -65,7 +65,6 @@ final class ResultFiles implements AutoCloseable {
       if (!Files.isDirectory(parent)) {
         throw new WorkFailedException("--output " + output + ": there is no folder " + parent);
       }
-      Failure.requireNew(output, "--output", overwrite);
     }
     return new ResultFiles(output, folder, layout, compression, allocator);
   }

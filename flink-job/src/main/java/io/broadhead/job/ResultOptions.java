@@ -9,8 +9,8 @@ final class ResultOptions {
   @Option(
       names = "--overwrite",
       description =
-          "Replace the output, and refused rows, of an earlier command. Without it the command"
-              + " fails where there are any.")
+          "Remove the results, and refused rows, that are in the output's folders first. Without it"
+              + " the command fails where there are any; a single file is always replaced.")
   boolean overwrite;
 
   @Option(

@@ -124,24 +124,15 @@ class AttendCommandTest {
   }
 
   @Test
-  void replacesAnOlderOutputOnlyIfAsked() throws Exception {
+  void replacesAnOlderOutput() throws Exception {
     Steps steps = Steps.small(4);
     steps.writeJob(job);
     Path input = steps.writeFile(temp.resolve("steps.arrow"));
     Path refused = temp.resolve("out.arrow.refused.jsonl");
-    for (Path older : List.of(output, refused)) {
-      Files.writeString(older, "old");
-      Cli cli = Cli.attend(job, input, output);
-      assertThat(cli.code()).isEqualTo(1);
-      assertThat(cli.err()).contains(older + ": expected a new file", "--overwrite");
-      assertThat(older).hasContent("old");
-      if (older.equals(output)) {
-        Files.delete(older);
-      }
-    }
     Files.writeString(output, "old");
+    Files.writeString(refused, "old");
 
-    assertThat(Cli.attend(job, input, output, "--overwrite").code()).isZero();
+    assertThat(Cli.attend(job, input, output).code()).isZero();
 
     Results.assertClose(Results.read(output), Results.expected(steps), 1e-5);
     assertThat(refused).doesNotExist();
