@@ -12,11 +12,11 @@
 namespace broadhead::cpu::BH_TIER {
 
 /// Tiles of the longest span.
-constexpr int kMaxSpan = 16;
+constexpr int kMaxSpan = 32;
 constexpr int kScoreStride = kMaxSpan * kTile;
 
 /// Bytes of a span that several chunks of query rows read: it stays in the second-level cache.
-constexpr int64_t kSpanBytes = int64_t{128} << 10;
+constexpr int64_t kSpanBytes = int64_t{256} << 10;
 
 /// An item's scratch, carved from one run of floats.
 struct AttendScratch {

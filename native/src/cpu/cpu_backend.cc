@@ -71,7 +71,7 @@ class Floats {
 
 /// Bytes of new keys and values of a step from which on they are written past the caches: a cache
 /// would read every line first, and keeps few until they are attended to.
-constexpr int64_t kStreamedBytes = int64_t{2} << 20;
+constexpr int64_t kStreamedBytes = int64_t{1} << 20;
 
 class CpuLayer final : public Layer {
  public:

@@ -94,11 +94,12 @@ BH_INLINE Vec load(const Float8E5M2* from) {
 /// Bytes of a line of the caches.
 constexpr int kLine = 64;
 
-/// Asks for the lines of some elements before they are needed.
-template <class T>
+/// Asks for the lines of some elements before they are needed: 3 is into the first-level cache, 2
+/// into the second.
+template <int kLocality = 3, class T>
 BH_INLINE void fetch(const T* from, int count) {
   constexpr int kElements = kLine / static_cast<int>(sizeof(T));
-  for (int i = 0; i < count; i += kElements) __builtin_prefetch(from + i);
+  for (int i = 0; i < count; i += kElements) __builtin_prefetch(from + i, 0, kLocality);
 }
 
 /// A run of kTile elements, the unit of tiles.

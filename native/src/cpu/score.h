@@ -38,17 +38,9 @@ struct SoftmaxState {
 /// kTile) where there is anything to do, and returns the highest.
 BH_INLINE float mask_scores(const ScoreTransform& transform, const QueryToken& token, int base,
                             int count, float* scores) {
-  const bool masked = token.first > base || token.end < base + count;
   Vec best[2] = {broadcast(-kInfinity), broadcast(-kInfinity)};
-  if (!masked && transform.is_none()) {
-    for (int t = 0; t < count; t += kTile) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kTile / kWidth; ++v) {
-        best[v % 2] = max(load(scores + t + v * kWidth), best[v % 2]);
-      }
-    }
-  } else {
-    for (int t = 0; t < count; t += kWidth) {
+  auto mask = [&](int begin, int end) {
+    for (int t = begin; t < end; t += kWidth) {
       Vec score = load(scores + t);
       const IntVec key = iota_int() + (base + t);
       if (!transform.is_none()) score = transform_score(transform, score, key - token.position);
@@ -57,7 +49,22 @@ BH_INLINE float mask_scores(const ScoreTransform& transform, const QueryToken& t
       store(scores + t, score);
       best[0] = max(score, best[0]);
     }
+  };
+  // Tiles that stay as they are: all of their keys are seen.
+  int begin = count;
+  int end = count;
+  if (transform.is_none()) {
+    begin = min_int(max_int(token.first - base + kTile - 1, 0) / kTile * kTile, count);
+    end = max_int(min_int(token.end - base, count) / kTile * kTile, begin);
   }
+  mask(0, begin);
+  for (int t = begin; t < end; t += kTile) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kTile / kWidth; ++v) {
+      best[v % 2] = max(load(scores + t + v * kWidth), best[v % 2]);
+    }
+  }
+  mask(end, count);
   return reduce_max(max(best[0], best[1]));
 }
 

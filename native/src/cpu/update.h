@@ -82,6 +82,10 @@ BH_INLINE void store_value(const S* head, int head_size, float scale, E* tile, i
   }
 }
 
+/// Bytes of a tile's keys that are fetched as they lie: twice as many stay in the second-level
+/// cache beside what is written.
+constexpr int64_t kFetchedBytes = int64_t{64} << 10;
+
 /// New tokens from `first` on whose slots follow one another within a tile.
 BH_INLINE int run_in_tile(const int64_t* slots, int first, int end) {
   int last = first + 1;
@@ -95,6 +99,9 @@ static void update_tokens(const LayerView& layer, const Step& step, const CacheV
   const int size = layer.head_size;
   const int64_t stride = int64_t{layer.num_kv_heads} * size;
   const StepPart& part = step.part(row);
+  const T* all_keys = static_cast<const T*>(part.key) + row.key * stride;
+  const T* all_values = static_cast<const T*>(part.value) + row.value * stride;
+  const bool fetches = kTile * stride * static_cast<int64_t>(sizeof(T)) <= kFetchedBytes;
   const int64_t* slots = step.slots(row);
   for (int t = first, run; t < end; t += run) {
     run = run_in_tile(slots, t, end);
@@ -115,9 +122,16 @@ static void update_tokens(const LayerView& layer, const Step& step, const CacheV
           }
         }
       };
-      const T* keys = static_cast<const T*>(part.key) + (row.key + t) * stride + h * size;
-      const T* values = static_cast<const T*>(part.value) + (row.value + t) * stride + h * size;
-      // Heads of a token lie side by side, but those of a tile are read token after token.
+      const T* keys = all_keys + t * stride + h * size;
+      const T* values = all_values + t * stride + h * size;
+      // Heads of a token lie side by side, but those of a tile are read token after token. So the
+      // next tokens come from memory in its order, as many at a time as a head of them, and nearer
+      // head by head.
+      if (fetches && t + run < end) {
+        const int64_t next = (t + run) * stride + int64_t{h} * run * size;
+        fetch<2>(all_keys + next, run * size);
+        fetch<2>(all_values + next, run * size);
+      }
       for (int i = 0; i < run; ++i) fetch(keys + i * stride + size, size);
       if (layer.rotary_dim == 0) {
         write_keys(keys, stride);
