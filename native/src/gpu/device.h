@@ -90,7 +90,9 @@ class StepOrder {
   }
   /// The last work so far is what is on the stream by now.
   void mark(Stream stream) {
-    if (!last_) check(api_, api_.create_event(&last_, true), "event");
+    // None that threads sleep at: with each of those the device interrupts a processor, also one
+    // that is waiting awake.
+    if (!last_) check(api_, api_.create_event(&last_, false), "event");
     check(api_, api_.record(last_, stream), "order of steps");
     last_stream_ = stream;
   }

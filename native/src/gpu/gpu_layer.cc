@@ -203,7 +203,8 @@ int32_t GpuLayer::update_blocks() const {
 void GpuLayer::send(const GpuStep& flight) {
   const Workspace& work = flight.work();
   check(device_->api(),
-        device_->api().copy(work.stream, work.plan.data(), work.plan_host.data(), plan_bytes()),
+        device_->api().pull(work.stream, work.plan.data(), work.plan_host.device_address(),
+                            plan_bytes()),
         "plan");
 }
 

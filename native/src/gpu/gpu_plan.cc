@@ -25,6 +25,20 @@ constexpr int kLargestShare = 2;
 /// Keys likewise, in prefill.
 constexpr int kLeastKeys = 512;
 
+constexpr AttendItem kNoWork = [] {
+  AttendItem item{};
+  item.next = -1;
+  return item;
+}();
+
+bool is_decode(const PlanLimits& limits, int num_tokens) {
+  return limits.prefill_rows == 0 || num_tokens * limits.group_size <= limits.decode_rows;
+}
+/// Of tokens that are side by side.
+int tokens_of_unit(const PlanLimits& limits, int num_tokens) {
+  const int rows = is_decode(limits, num_tokens) ? limits.decode_rows : limits.prefill_rows;
+  return std::max(1, rows / limits.group_size);
+}
 int round_down(int key) { return key / kTile * kTile; }
 int32_t position_of(const LayerSpec& spec, const Step& step, const StepRow& row, int32_t i) {
   if (spec.rotary_dim == 0) return 0;
@@ -52,10 +66,12 @@ void GpuPlan::plan(const LayerSpec& spec, const Step& step, int block_size,
   if (!spec.read_only_cache) add_updates(spec, step, block_size, parts);
   if (spec.uses_cache()) share_prefixes(step, block_size, limits);
   add_units(limits);
-  divide_decode(limits, block_size);
+  divide_decode(limits);
   divide_prefill(limits);
   place_partials();
-  order_decode();
+  add_items(decode_units_, block_size, decode_items_);
+  add_items(prefill_units_, block_size, prefill_items_);
+  chain_decode();
 }
 
 void GpuPlan::add_rows(const LayerSpec& spec, const Step& step, int block_size,
@@ -153,12 +169,11 @@ void GpuPlan::share_prefixes(const Step& step, int block_size, const PlanLimits&
       }
     }
     const auto end = static_cast<int32_t>(tokens_.size());
-    const bool small = (end - first) * limits.group_size <= limits.decode_rows;
-    const int rows = small || limits.prefill_rows == 0 ? limits.decode_rows : limits.prefill_rows;
-    const int run = std::max(1, rows / limits.group_size);
+    const int run = tokens_of_unit(limits, end - first);
     for (int32_t t = first; t < end; t += run) {
-      add_unit(limits,
-               {t, std::min(run, end - t), static_cast<int32_t>(group[0].row), 0, keys, 0, 0, 0});
+      Unit& unit = add_unit(limits, t, std::min(run, end - t));
+      unit.row = static_cast<int32_t>(group[0].row);
+      unit.end_key = keys;
     }
   });
 }
@@ -167,34 +182,29 @@ void GpuPlan::add_units(const PlanLimits& limits) {
   for (size_t r = 0; r < rows_.size(); ++r) {
     const Row& row = rows_[r];
     const Token* tokens = tokens_.data() + row.first_token;
-    const bool small = row.num_queries * limits.group_size <= limits.decode_rows;
-    const int query_rows =
-        small || limits.prefill_rows == 0 ? limits.decode_rows : limits.prefill_rows;
-    const int run = std::max(1, query_rows / limits.group_size);
+    const int run = tokens_of_unit(limits, row.num_queries);
     // Later tokens see more keys: the last items are small ones.
     for (int32_t end = row.num_queries; end > 0; end -= run) {
       const int32_t begin = std::max(0, end - run);
-      Unit unit{};
-      unit.first_token = row.first_token + begin;
-      unit.num_tokens = end - begin;
+      Unit& unit = add_unit(limits, row.first_token + begin, end - begin);
       unit.row = static_cast<int32_t>(r);
       unit.first_seen = std::max(tokens[begin].first, shared_keys_[r]);
       unit.first_key = round_down(unit.first_seen);
       unit.end_key = std::max(tokens[end - 1].end, unit.first_key);
       if (unit.end_key <= unit.first_seen) unit.end_key = unit.first_key;
-      add_unit(limits, unit);
     }
   }
 }
 
-void GpuPlan::add_unit(const PlanLimits& limits, const Unit& unit) {
-  const bool small = unit.num_tokens * limits.group_size <= limits.decode_rows;
-  (small || limits.prefill_rows == 0 ? decode_units_ : prefill_units_).push_back(unit);
-  keys_read_ += unit.end_key - unit.first_key;
+GpuPlan::Unit& GpuPlan::add_unit(const PlanLimits& limits, int32_t first_token, int num_tokens) {
+  Unit& unit = (is_decode(limits, num_tokens) ? decode_units_ : prefill_units_).emplace_back();
+  unit.first_token = first_token;
+  unit.num_tokens = num_tokens;
+  return unit;
 }
 
-void GpuPlan::divide_decode(const PlanLimits& limits, int block_size) {
-  decode_items_.clear();
+/// The longest pieces come first.
+void GpuPlan::divide_decode(const PlanLimits& limits) {
   int64_t total = 0;
   decode_rows_ = 0;
   for (const Unit& unit : decode_units_) {
@@ -203,71 +213,20 @@ void GpuPlan::divide_decode(const PlanLimits& limits, int block_size) {
   }
   decode_slots_ = limits.slots[decode_rows_ > limits.columns];
   const int64_t share = (total + decode_slots_ - 1) / decode_slots_;
-  const int64_t largest = kLargestShare * std::max<int64_t>(kLeastTiles, share);
+  const auto largest = static_cast<int32_t>(kLargestShare * std::max<int64_t>(kLeastTiles, share));
   for (Unit& unit : decode_units_) {
     const int32_t tiles = tiles_of(unit.first_key, unit.end_key);
-    const size_t first = decode_items_.size();
-    cut(unit, static_cast<int32_t>((tiles + largest - 1) / largest), decode_items_);
-    const int32_t* table = tables_[static_cast<size_t>(unit.row)].data();
-    for (size_t i = first; i < decode_items_.size(); ++i) {
-      find_first_blocks(table, block_size, decode_items_[i]);
-    }
+    divide(unit, (tiles + largest - 1) / largest);
   }
-}
-
-/// Puts the first item of each slot to the slot's index and chains the others to it: the largest
-/// first, then back and forth over the slots, so that who got the largest of one round gets the
-/// smallest of the next. Where there are several rounds no more slots are used than make them
-/// equal: half of what is resident keeps the device busy, but not the few that would be left over.
-/// In a single round slots without work get an item without tokens, up to a power of two: so the
-/// steps of growing sequences are alike for a while.
-void GpuPlan::order_decode() {
-  const auto count = static_cast<int32_t>(decode_items_.size());
-  const int32_t rounds = (count + decode_slots_ - 1) / decode_slots_;
-  decode_blocks_ =
-      rounds > 1 ? (count + rounds - 1) / rounds
-      : count == 0
-          ? 0
-          : std::min(decode_slots_, static_cast<int>(std::bit_ceil(static_cast<unsigned>(count))));
-  std::stable_sort(decode_items_.begin(), decode_items_.end(),
-                   [](const AttendItem& a, const AttendItem& b) {
-                     return tiles_of(a.first_key, a.end_key) > tiles_of(b.first_key, b.end_key);
-                   });
-  decode_items_.resize(static_cast<size_t>(std::max(count, decode_blocks_)));
-  for (AttendItem& item : decode_items_) item.next = -1;
-  for (int32_t slot = 0; slot < decode_blocks_; ++slot) {
-    int32_t last = slot;
-    for (int32_t round = 1; round < rounds; ++round) {
-      const int32_t i =
-          round * decode_blocks_ + (round % 2 == 0 ? slot : decode_blocks_ - 1 - slot);
-      if (i >= count) continue;
-      decode_items_[static_cast<size_t>(last)].next = i;
-      last = i;
-    }
-  }
-}
-
-void GpuPlan::find_first_blocks(const int32_t* table, int block_size, AttendItem& item) {
-  const int tiles_per_block = block_size / kTile;
-  const int tile = item.first_key / kTile;
-  const int32_t* block = table + tile / tiles_per_block;
-  int tiles_left = tiles_per_block - tile % tiles_per_block;
-  const int tiles =
-      std::min<int>(tiles_of(item.first_key, item.end_key), std::size(item.first_blocks));
-  for (int t = 0; t < tiles; ++t) {
-    item.first_blocks[t] = *block;
-    if (--tiles_left == 0) {
-      ++block;
-      tiles_left = tiles_per_block;
-    }
-  }
+  std::stable_sort(decode_units_.begin(), decode_units_.end(), [](const Unit& a, const Unit& b) {
+    return a.tiles_of_piece > b.tiles_of_piece;
+  });
 }
 
 /// Keys are divided only where the device would be idle otherwise. Rows with the longest units come
 /// first; a row's units stay together, so that its keys are read while they are in the second-level
 /// cache.
 void GpuPlan::divide_prefill(const PlanLimits& limits) {
-  prefill_items_.clear();
   if (prefill_units_.empty()) return;
   const auto blocks = static_cast<int64_t>(prefill_units_.size()) * limits.num_groups;
   const auto wanted =
@@ -276,40 +235,21 @@ void GpuPlan::divide_prefill(const PlanLimits& limits) {
   auto longest_of_row = [&](const Unit& unit) -> int32_t& {
     return longest[static_cast<size_t>(tokens_[static_cast<size_t>(unit.first_token)].row)];
   };
-  for (const Unit& unit : prefill_units_) {
+  for (Unit& unit : prefill_units_) {
     longest_of_row(unit) = std::max(longest_of_row(unit), unit.end_key - unit.first_key);
+    divide(unit, std::min(wanted, (unit.end_key - unit.first_key) / kLeastKeys));
   }
   std::stable_sort(prefill_units_.begin(), prefill_units_.end(), [&](const Unit& a, const Unit& b) {
     return longest_of_row(a) > longest_of_row(b);
   });
-  for (Unit& unit : prefill_units_) {
-    cut(unit, std::min(wanted, (unit.end_key - unit.first_key) / kLeastKeys), prefill_items_);
-  }
 }
 
-/// Appends an item for each of about `pieces` pieces of the unit's keys.
-void GpuPlan::cut(Unit& unit, int32_t pieces, std::vector<AttendItem>& items) const {
-  pieces = std::max(1, pieces);
-  const int32_t tiles = (tiles_of(unit.first_key, unit.end_key) + pieces - 1) / pieces;
-  int32_t key = unit.first_key;
-  do {
-    const int32_t end = std::min(key + tiles * kTile, unit.end_key);
-    add_item(unit, key, end, items);
-    key = end;
-  } while (key < unit.end_key);
-}
-
-void GpuPlan::add_item(Unit& unit, int32_t first_key, int32_t end_key,
-                       std::vector<AttendItem>& items) const {
-  static constexpr AttendItem kEmpty{};  // copied faster than zeros are written
-  AttendItem& item = items.emplace_back(kEmpty);
-  item.first_token = unit.first_token;
-  item.num_tokens = unit.num_tokens;
-  item.blocks = first_block_of_row_[static_cast<size_t>(unit.row)];
-  item.first_key = first_key;
-  item.end_key = end_key;
-  item.first_seen = unit.first_seen;
-  item.piece = unit.pieces++;
+/// Divides the unit's keys into about `pieces` pieces, the last of which may be shorter.
+void GpuPlan::divide(Unit& unit, int32_t pieces) {
+  keys_read_ += unit.end_key - unit.first_key;
+  const int32_t tiles = tiles_of(unit.first_key, unit.end_key);
+  unit.tiles_of_piece = pieces > 1 ? (tiles + pieces - 1) / pieces : tiles;
+  unit.pieces = pieces > 1 ? (tiles + unit.tiles_of_piece - 1) / unit.tiles_of_piece : 1;
 }
 
 /// A token's partial results lie side by side, those of a shared prefix first.
@@ -340,29 +280,73 @@ void GpuPlan::place_partials() {
   for (auto t = static_cast<size_t>(own_tokens); t < tokens_.size(); ++t) {
     tokens_[t] = own(static_cast<int32_t>(t));
   }
-  for (auto [units, items] :
-       {std::pair(&decode_units_, &decode_items_), std::pair(&prefill_units_, &prefill_items_)}) {
-    size_t next = 0;
-    for (const Unit& unit : *units) {
-      for (int32_t p = 0; p < unit.pieces; ++p) (*items)[next++].piece += unit.first_piece;
-    }
-  }
-  complete(decode_items_);
-  complete(prefill_items_);
 }
 
-/// Fills in what follows from where partial results lie, and counts the items of rows that have
-/// some.
-void GpuPlan::complete(std::vector<AttendItem>& items) {
-  for (AttendItem& item : items) {
-    item.token = tokens_[static_cast<size_t>(item.first_token)];
+/// An item for each piece of the units, in their order; counts the items of rows that have partial
+/// results.
+void GpuPlan::add_items(const std::vector<Unit>& units, int block_size,
+                        std::vector<AttendItem>& items) {
+  items.clear();
+  for (const Unit& unit : units) {
     int32_t last_row = -1;
-    for (int32_t t = 0; t < item.num_tokens; ++t) {
-      const Token& token = tokens_[static_cast<size_t>(item.first_token + t)];
+    for (int32_t t = 0; t < unit.num_tokens; ++t) {
+      const Token& token = tokens_[static_cast<size_t>(unit.first_token + t)];
       if (token.row == last_row || token.num_partials == 1) continue;
       last_row = token.row;
-      item.is_partial = 1;
-      ++rows_[static_cast<size_t>(token.row)].items;
+      rows_[static_cast<size_t>(token.row)].items += unit.pieces;
+    }
+    const int32_t* table = tables_[static_cast<size_t>(unit.row)].data();
+    for (int32_t p = 0; p < unit.pieces; ++p) {
+      AttendItem& item = items.emplace_back(kNoWork);
+      item.token = tokens_[static_cast<size_t>(unit.first_token)];
+      item.first_token = unit.first_token;
+      item.num_tokens = unit.num_tokens;
+      item.first_key = unit.first_key + p * unit.tiles_of_piece * kTile;
+      item.end_key = std::min(item.first_key + unit.tiles_of_piece * kTile, unit.end_key);
+      item.first_seen = unit.first_seen;
+      item.piece = unit.first_piece + p;
+      item.blocks = first_block_of_row_[static_cast<size_t>(unit.row)];
+      item.is_partial = last_row >= 0;
+      find_first_blocks(table, block_size, item);
+    }
+  }
+}
+
+/// Blocks of threads begin with the items of their index, the longest ones; the others are chained
+/// to those back and forth, so that who got the longest of one round gets the shortest of the next.
+/// Where there are several rounds no more slots are used than make them equal: half of what is
+/// resident keeps the device busy, but not the few that would be left over. In a single round slots
+/// without work get an item without tokens, up to a power of two: so the steps of growing sequences
+/// are alike for a while.
+void GpuPlan::chain_decode() {
+  const auto count = static_cast<int32_t>(decode_items_.size());
+  const int32_t rounds = (count + decode_slots_ - 1) / decode_slots_;
+  decode_blocks_ =
+      rounds > 1 ? (count + rounds - 1) / rounds
+      : count == 0
+          ? 0
+          : std::min(decode_slots_, static_cast<int>(std::bit_ceil(static_cast<unsigned>(count))));
+  for (int32_t round = 1; round < rounds; ++round) {
+    const int32_t first = round * decode_blocks_;
+    for (int32_t i = first; i < std::min(first + decode_blocks_, count); ++i) {
+      decode_items_[static_cast<size_t>(2 * first - 1 - i)].next = i;
+    }
+  }
+  decode_items_.resize(static_cast<size_t>(std::max(count, decode_blocks_)), kNoWork);
+}
+
+void GpuPlan::find_first_blocks(const int32_t* table, int block_size, AttendItem& item) {
+  const int tiles_per_block = block_size / kTile;
+  const int tile = item.first_key / kTile;
+  const int32_t* block = table + tile / tiles_per_block;
+  int tiles_left = tiles_per_block - tile % tiles_per_block;
+  const int tiles =
+      std::min<int>(tiles_of(item.first_key, item.end_key), std::size(item.first_blocks));
+  for (int t = 0; t < tiles; ++t) {
+    item.first_blocks[t] = *block;
+    if (--tiles_left == 0) {
+      ++block;
+      tiles_left = tiles_per_block;
     }
   }
 }

@@ -59,7 +59,7 @@ class GpuPlan {
   int64_t keys_read() const { return keys_read_; }
 
  private:
-  /// A run of tokens against a range of the keys of a row, not yet divided.
+  /// A run of tokens against a range of the keys of a row, which is divided into pieces.
   struct Unit {
     int32_t first_token;
     int32_t num_tokens;
@@ -67,6 +67,7 @@ class GpuPlan {
     int32_t first_key;
     int32_t end_key;
     int32_t first_seen;
+    int32_t tiles_of_piece;
     int32_t pieces;
     int32_t first_piece;
   };
@@ -77,15 +78,13 @@ class GpuPlan {
                    const std::vector<PartTensors>& parts);
   void share_prefixes(const Step& step, int block_size, const PlanLimits& limits);
   void add_units(const PlanLimits& limits);
-  void add_unit(const PlanLimits& limits, const Unit& unit);
-  void divide_decode(const PlanLimits& limits, int block_size);
+  Unit& add_unit(const PlanLimits& limits, int32_t first_token, int num_tokens);
+  void divide_decode(const PlanLimits& limits);
   void divide_prefill(const PlanLimits& limits);
-  void add_item(Unit& unit, int32_t first_key, int32_t end_key,
-                std::vector<AttendItem>& items) const;
-  void cut(Unit& unit, int32_t pieces, std::vector<AttendItem>& items) const;
+  void divide(Unit& unit, int32_t pieces);
   void place_partials();
-  void complete(std::vector<AttendItem>& items);
-  void order_decode();
+  void add_items(const std::vector<Unit>& units, int block_size, std::vector<AttendItem>& items);
+  void chain_decode();
   static void find_first_blocks(const int32_t* table, int block_size, AttendItem& item);
 
   std::vector<Row> rows_;

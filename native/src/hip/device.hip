@@ -150,6 +150,9 @@ int32_t copy(Stream stream, void* to, const void* from, int64_t bytes) {
                                static_cast<hipStream_t>(stream)),
                 "copying");
 }
+int32_t pull(Stream stream, void* to, const void* from, int64_t bytes) {
+  return report(launch_pull(static_cast<hipStream_t>(stream), to, from, bytes), "copying");
+}
 int32_t clear(Stream stream, void* memory, int64_t bytes) {
   return report(
       hipMemsetAsync(memory, 0, static_cast<size_t>(bytes), static_cast<hipStream_t>(stream)),
@@ -410,6 +413,7 @@ broadhead_device_api() {
                                  release_host,
                                  locate,
                                  copy,
+                                 pull,
                                  clear,
                                  create_stream,
                                  destroy_stream,

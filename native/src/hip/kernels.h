@@ -39,6 +39,9 @@ KernelLaunch plain_kernel(const LayerArgs& layer);
 
 KernelLaunch update_kernel(const LayerArgs& layer, int cache_dtype);
 
+/// Copies memory that kernels reach, whole chunks.
+hipError_t launch_pull(hipStream_t stream, void* to, const void* from, int64_t bytes);
+
 /// Moves a block between the cache and [block_size, num_kv_heads, head_size].
 hipError_t launch_move_block(hipStream_t stream, bool write, const CacheView& cache, int64_t block,
                              void* key, void* value);
