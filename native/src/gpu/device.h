@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "gpu/library.h"
+#include "gpu/pinned_pool.h"
 
 namespace broadhead::gpu {
 
@@ -115,6 +116,8 @@ class Device {
   const DeviceApi& api() const { return api_; }
   int index() const { return index_; }
   const DeviceInfo& info() const { return info_; }
+  /// Host memory for the tensors of steps.
+  PinnedPool& pinned() { return pinned_; }
 
   /// Makes the device current on the calling thread.
   void use() const { check(api_, api_.use(index_), "device"); }
@@ -127,6 +130,7 @@ class Device {
   const DeviceApi& api_;
   int index_;
   DeviceInfo info_{};
+  PinnedPool pinned_;
   std::mutex mutex_;
   std::vector<std::unique_ptr<Workspace>> free_;
 };

@@ -10,7 +10,6 @@
 #include "gpu/gpu_cache.h"
 #include "gpu/gpu_layer.h"
 #include "gpu/library.h"
-#include "gpu/pinned_pool.h"
 #include "gpu/step_memory.h"
 
 namespace broadhead {
@@ -46,10 +45,7 @@ std::string summary(const DeviceInfo& info) {
 class GpuEngine final : public Engine {
  public:
   GpuEngine(const char* name, std::shared_ptr<Device> device, std::string reason)
-      : name_(name),
-        device_(std::move(device)),
-        reason_(std::move(reason)),
-        pinned_(device_->api()) {}
+      : name_(name), device_(std::move(device)), reason_(std::move(reason)) {}
 
   bh_engine_info info() const override {
     bh_engine_info info{};
@@ -126,9 +122,9 @@ class GpuEngine final : public Engine {
 
   void* allocate_host(int64_t bytes) override {
     device_->use();
-    return pinned_.allocate(bytes);
+    return device_->pinned().allocate(bytes);
   }
-  void free_host(void* memory) override { pinned_.free(memory); }
+  void free_host(void* memory) override { device_->pinned().free(memory); }
 
   int64_t probe_read(const Cache& cache, std::span<const int32_t> blocks) override {
     const DeviceApi& api = device_->api();
@@ -169,7 +165,6 @@ class GpuEngine final : public Engine {
   const char* name_;
   std::shared_ptr<Device> device_;
   std::string reason_;
-  gpu::PinnedPool pinned_;
 };
 
 class GpuBackend final : public Backend {

@@ -140,7 +140,7 @@ std::unique_ptr<GpuStep> GpuLayer::prepare(const Step& step) {
   Workspace& work = flight->work();
   const StepMemory& memory = flight->memory();
   bh_step_stats& stats = flight->stats();
-  flight->memory().bring(device_->api(), spec_, step, work, stats);
+  flight->memory().bring(*device_, spec_, step, work, stats);
   StepArgs args{};
   args.cache = view_;
   if (spec_.rotary_dim > 0 || !memory.queries_on_device()) {

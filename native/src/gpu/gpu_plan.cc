@@ -218,9 +218,10 @@ void GpuPlan::divide_decode(const PlanLimits& limits) {
     const int32_t tiles = tiles_of(unit.first_key, unit.end_key);
     divide(unit, (tiles + largest - 1) / largest);
   }
-  std::stable_sort(decode_units_.begin(), decode_units_.end(), [](const Unit& a, const Unit& b) {
-    return a.tiles_of_piece > b.tiles_of_piece;
-  });
+  auto is_longer = [](const Unit& a, const Unit& b) { return a.tiles_of_piece > b.tiles_of_piece; };
+  if (!std::is_sorted(decode_units_.begin(), decode_units_.end(), is_longer)) {
+    std::stable_sort(decode_units_.begin(), decode_units_.end(), is_longer);
+  }
 }
 
 /// Keys are divided only where the device would be idle otherwise. Rows with the longest units come
@@ -387,10 +388,13 @@ void GpuPlan::write(StepArgs args, char* host, char* device) const {
   put(update_tokens_, args.update_tokens);
   put(query_tokens_, args.query_tokens);
   put(prefill_items_, args.prefill_items);
-  char* table_at = host + at;
-  for (const auto& table : tables_) {
-    if (!table.empty()) std::memcpy(table_at, table.data(), table.size_bytes());
-    table_at += table.size_bytes();
+  auto* blocks = reinterpret_cast<int32_t*>(host + at);
+  for (auto table = tables_.begin(); table != tables_.end();) {
+    // Tables that follow one another are one copy.
+    const int32_t* const first = table->data();
+    const int32_t* end = first;
+    for (; table != tables_.end() && table->data() == end; ++table) end += table->size();
+    blocks = std::copy(first, end, blocks);
   }
   point(args.blocks, num_blocks_ * int64_t{sizeof(int32_t)});
   args.num_update_tokens = static_cast<int32_t>(update_tokens_.size());

@@ -2,8 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <mutex>
-#include <unordered_map>
 #include <vector>
 
 #include "gpu/library.h"
@@ -23,13 +23,26 @@ class PinnedPool {
   void* allocate(int64_t bytes);
   void free(void* memory);
 
+  /// Where kernels reach memory that was given out, at its start or behind it; NULL for other
+  /// memory. The driver takes several times as long to say so.
+  void* device_address(const void* memory) const;
+
  private:
   static constexpr int kSmallest = 12;  ///< a page
 
+  struct Memory {
+    char* host;
+    char* device;
+  };
+  struct Used {
+    Memory memory;
+    int power;
+  };
+
   const DeviceApi& api_;
-  std::mutex mutex_;
-  std::vector<void*> free_[64];  ///< by power of two
-  std::unordered_map<void*, int> power_of_used_;
+  mutable std::mutex mutex_;
+  std::vector<Memory> free_[64];      ///< by power of two
+  std::map<const char*, Used> used_;  ///< by host address
 };
 
 }  // namespace broadhead::gpu

@@ -34,13 +34,13 @@ void StepMemory::Column::use(int64_t begin, int64_t count) {
   end = std::max(end, begin + count);
 }
 
-void StepMemory::bring(const DeviceApi& api, const LayerSpec& spec, const Step& step,
-                       Workspace& work, bh_step_stats& stats) {
+void StepMemory::bring(Device& device, const LayerSpec& spec, const Step& step, Workspace& work,
+                       bh_step_stats& stats) {
   find(spec, step);
   queries_on_device_ = true;
   for (Part& part : columns_) {
     for (Column& column : part.columns) {
-      if (column.bytes() > 0) locate(api, column, stats);
+      if (column.bytes() > 0) locate(device, column, stats);
     }
     queries_on_device_ &= part.columns[kQuery].kind == kOnDevice;
   }
@@ -89,9 +89,13 @@ void StepMemory::find(const LayerSpec& spec, const Step& step) {
   }
 }
 
-void StepMemory::locate(const DeviceApi& api, Column& column, bh_step_stats& stats) {
-  void* address = nullptr;
-  check(api, api.locate(column.used(), &column.kind, &address), "tensor");
+void StepMemory::locate(Device& device, Column& column, bh_step_stats& stats) {
+  void* address = device.pinned().device_address(column.used());
+  column.kind = kPinned;
+  if (!address) {
+    const DeviceApi& api = device.api();
+    check(api, api.locate(column.used(), &column.kind, &address), "tensor");
+  }
   if (reinterpret_cast<uintptr_t>(address) % kAlignment != 0) column.kind = kPageable;
   if (column.kind == kPageable) {
     stats.bytes_staged += column.bytes();

@@ -35,7 +35,7 @@ struct TensorBytes {
 class StepMemory {
  public:
   /// Copies what must be copied and counts in `stats`.
-  void bring(const DeviceApi& api, const LayerSpec& spec, const Step& step, Workspace& work,
+  void bring(Device& device, const LayerSpec& spec, const Step& step, Workspace& work,
              bh_step_stats& stats);
 
   const std::vector<PartTensors>& parts() const { return parts_; }
@@ -69,7 +69,7 @@ class StepMemory {
   };
 
   void find(const LayerSpec& spec, const Step& step);
-  static void locate(const DeviceApi& api, Column& column, bh_step_stats& stats);
+  static void locate(Device& device, Column& column, bh_step_stats& stats);
   void stage(Buffer& buffer, Name first, Name end);
   void keep_on_device(Buffer& buffer, bh_step_stats& stats);
 

@@ -15,6 +15,7 @@ public final class ArrowColumn {
   private final ArrowBatch batch;
   private final int node;
   private final NodeLayout layout;
+  private final int offsetWidth;
   private final ArrowBuf validity;
   private final ArrowBuf second;
   private final ArrowBuf third;
@@ -23,6 +24,7 @@ public final class ArrowColumn {
     this.batch = batch;
     this.node = node;
     this.layout = batch.schema().node(node);
+    this.offsetWidth = layout.kind().offsetWidth();
     int first = layout.firstBuffer();
     int count = layout.kind().buffers;
     this.validity = count > 0 && batch.nullCount(node) > 0 ? batch.buffer(first) : null;
@@ -87,7 +89,7 @@ public final class ArrowColumn {
    * those of the row before end. Offsets need not start at zero.
    */
   public long offset(long row) {
-    return switch (layout.kind().offsetWidth()) {
+    return switch (offsetWidth) {
       case 4 -> second.getInt(row * 4);
       case 8 -> second.getLong(row * 8);
       default -> throw wrongKind("a list");

@@ -29,6 +29,7 @@ final class PendingBatch implements AutoCloseable {
   private final StepHandler handler;
   private final StepRows rows;
   private final ResultDraft draft;
+  private final int[] tokens;
   private final BitSet open = new BitSet();
   private final Map<Integer, Boolean> divisible = new HashMap<>();
   private int[] tokensDone;
@@ -54,8 +55,10 @@ final class PendingBatch implements AutoCloseable {
     this.draft = layer.results().draft(batch);
     this.batch = batch.retain();
     open.set(0, batch.numRows());
-    for (int row = 0; row < batch.numRows(); row++) {
-      tokensLeft += rows.tokens(row);
+    tokens = new int[batch.numRows()];
+    for (int row = 0; row < tokens.length; row++) {
+      tokens[row] = Math.max(draft.tokens(row), rows.keys(row));
+      tokensLeft += tokens[row];
     }
   }
 
@@ -200,7 +203,7 @@ final class PendingBatch implements AutoCloseable {
   private void close(int from, int to) {
     open.clear(from, to);
     for (int row = from; row < to; row++) {
-      tokensLeft -= rows.tokens(row) - tokensDone(row);
+      tokensLeft -= tokens[row] - tokensDone(row);
     }
   }
 
