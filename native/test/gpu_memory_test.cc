@@ -59,5 +59,29 @@ TEST(GpuMemory, IsGivenBackWhereACacheCannotBeMade) {
   }
 }
 
+char pinned[3 * 8192];
+
+TEST(GpuMemory, ThatIsPinnedIsKnownWhileItIsGivenOut) {
+  DeviceApi api = device_api();
+  api.allocate_host = [](int64_t, void** memory) -> int32_t {
+    *memory = pinned + 8192;
+    return kOk;
+  };
+  api.release_host = [](void*) {};
+  api.locate = [](const void* memory, int32_t* kind, void** device_address) -> int32_t {
+    *kind = kPinned;
+    *device_address = static_cast<char*>(const_cast<void*>(memory)) + 64;
+    return kOk;
+  };
+  PinnedPool pool(api);
+  auto* memory = static_cast<char*>(pool.allocate(5000));
+  EXPECT_EQ(pool.device_address(memory), memory + 64);
+  EXPECT_EQ(pool.device_address(memory + 8191), memory + 8191 + 64);
+  EXPECT_EQ(pool.device_address(memory - 1), nullptr);
+  EXPECT_EQ(pool.device_address(memory + 8192), nullptr);
+  pool.free(memory);
+  EXPECT_EQ(pool.device_address(memory), nullptr);
+}
+
 }  // namespace
 }  // namespace broadhead::gpu
