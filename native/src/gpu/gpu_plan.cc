@@ -34,11 +34,13 @@ constexpr AttendItem kNoWork = [] {
 bool is_decode(const PlanLimits& limits, int num_tokens) {
   return limits.prefill_rows == 0 || num_tokens * limits.group_size <= limits.decode_rows;
 }
-/// Of tokens that are side by side.
+
+/// How many of `num_tokens` tokens that are side by side a unit takes.
 int tokens_of_unit(const PlanLimits& limits, int num_tokens) {
   const int rows = is_decode(limits, num_tokens) ? limits.decode_rows : limits.prefill_rows;
   return std::max(1, rows / limits.group_size);
 }
+
 int round_down(int key) { return key / kTile * kTile; }
 int32_t position_of(const LayerSpec& spec, const Step& step, const StepRow& row, int32_t i) {
   if (spec.rotary_dim == 0) return 0;
