@@ -159,6 +159,25 @@ BH_INLINE bool is_finite(const E* const* tiles, int head_size, Range range) {
   return reduce_add(sum) == 0;
 }
 
+/// Keys, or values, of a tile that hardware prefetchers fetch well by themselves; of shorter ones
+/// they miss too much of the begin.
+constexpr int64_t kLongStream = int64_t{4} << 10;
+
+/// Calls product(pace), which fetches what `ahead` says. One row reads long streams side by side,
+/// which hardware prefetchers like better left alone, unless widening fp8 slows it down; but where
+/// it turns to the next ones they need a start, and memory is idle.
+template <int kRows, int kBytes, class Product>
+BH_INLINE void fetch_during(Ahead<kBytes> ahead, int head_size, Product&& product) {
+  if constexpr (kRows == 1 && kBytes > 1) {
+    if (int64_t{kTile} * head_size * kBytes >= kLongStream) {
+      product(Ahead<0>());
+      ahead.start();
+      return;
+    }
+  }
+  product(ahead);
+}
+
 /// A chunk of rows against the tiles of a span: scores, weights, sums of weighted values.
 template <class E, int kRows, int kBytes>
 [[gnu::noinline]] static void attend_rows(const AttendContext& context, const AttendItem& item,
@@ -172,13 +191,10 @@ template <class E, int kRows, int kBytes>
   const int num_tiles = (chunk.seen.end + kTile - 1) / kTile - first_tile;
   const int count = num_tiles * kTile;
   float* scores = scratch.scores + first_tile * kTile;
-  // One row reads tiles side by side, which hardware prefetchers like better left alone; but where
-  // it turns to the next ones they need a start, and memory is idle.
-  constexpr bool kStartsOnly = kRows == 1;
-  using Pace = Ahead<kStartsOnly ? 0 : kBytes>;
-  score_rows<E, kRows>(scratch.query + first_row * size, size, tiles + first_tile, num_tiles,
-                       layer.score_scale, scores, kScoreStride, Pace(during_scores));
-  if (kStartsOnly) during_scores.start();
+  fetch_during<kRows>(during_scores, size, [&](auto pace) {
+    score_rows<E, kRows>(scratch.query + first_row * size, size, tiles + first_tile, num_tiles,
+                         layer.score_scale, scores, kScoreStride, pace);
+  });
 
   // Of each row in a lane: one exponential rescales them all, and no branch waits for a maximum.
   constexpr int kLanes = (kRows + kWidth - 1) / kWidth * kWidth;
@@ -213,9 +229,10 @@ template <class E, int kRows, int kBytes>
   const Range before = {chunk.seen.first, min_int(chunk.common.first, chunk.seen.end)};
   const Range after = {max_int(chunk.common.end, chunk.seen.first), chunk.seen.end};
   if (kRows == 1 || (is_finite(tiles, size, before) && is_finite(tiles, size, after))) {
-    accumulate_rows<E, kRows>(scratch.scores, kScoreStride, tiles, chunk.seen.first, chunk.seen.end,
-                              size, factors, sums, Pace(during_sums));
-    if (kStartsOnly) during_sums.start();
+    fetch_during<kRows>(during_sums, size, [&](auto pace) {
+      accumulate_rows<E, kRows>(scratch.scores, kScoreStride, tiles, chunk.seen.first,
+                                chunk.seen.end, size, factors, sums, pace);
+    });
     return;
   }
   for (int r = 0; r < kRows; ++r) {

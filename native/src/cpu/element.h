@@ -144,69 +144,97 @@ struct Widened<Float8E5M2> {
   static constexpr float kUnit = 1;
 };
 
-typedef int16_t Halves __attribute__((vector_size(kTile * 2)));
-typedef uint8_t HalfLine __attribute__((vector_size(kLine / 2)));
-
-/// kTile signed bytes as signed halves.
-BH_INLINE Halves load_bytes(const void* from) {
-#if defined(__AVX2__)
-  return (Halves)_mm256_cvtepi8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(from)));
+/// Elements that are widened at a time.
+#if defined(__AVX512F__)
+constexpr int kHalves = 2 * kTile;
 #else
-  int8_t __attribute__((vector_size(kTile))) bytes;
-  __builtin_memcpy(&bytes, from, sizeof bytes);
-  return __builtin_convertvector(bytes, Halves);
+constexpr int kHalves = kTile;
 #endif
-}
 
-BH_INLINE void store_halves(void* to, Halves halves) {
-  __builtin_memcpy(to, &halves, sizeof halves);
-}
+template <int kCount>
+struct HalvesOf {
+  typedef int16_t Type __attribute__((vector_size(kCount * 2)));
+};
+template <int kCount>
+using Halves = typename HalvesOf<kCount>::Type;
 
-BH_INLINE bool any(HalfLine bits) {
+/// Signed bytes as signed halves.
+template <int kCount>
+BH_INLINE Halves<kCount> load_bytes(const void* from) {
+#if defined(__AVX512F__)
+  if constexpr (kCount == kHalves) {
+    return (Halves<kCount>)_mm512_maskz_cvtepi8_epi16(
+        ~__mmask32{}, _mm256_loadu_si256(static_cast<const __m256i*>(from)));
+  } else
+#endif
+  {
 #if defined(__AVX2__)
-  return !_mm256_testz_si256((__m256i)bits, (__m256i)bits);
+    return (Halves<kCount>)_mm256_cvtepi8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(from)));
 #else
-  const uint8x16_t both = vorrq_u8(((uint8x16_t*)&bits)[0], ((uint8x16_t*)&bits)[1]);
-  return vmaxvq_u8(both) != 0;
+    int8_t __attribute__((vector_size(kCount))) bytes;
+    __builtin_memcpy(&bytes, from, sizeof bytes);
+    return __builtin_convertvector(bytes, Halves<kCount>);
 #endif
+  }
 }
 
 /// The exponent's bias stays, which is what kUnit makes good. NaN comes out as a number.
-BH_INLINE Halves halves_of(const Float8E4M3* from) {
-  return (load_bytes(from) << 7) & static_cast<int16_t>(0xbfff);
-}
-
-BH_INLINE void widen_run(const Float8E4M3* from, Float16* to) {
-  const Halves half = halves_of(from);
-  store_halves(to, half | ((half & int16_t{0x7fff}) == 0x3f80));
+template <int kCount>
+BH_INLINE Halves<kCount> halves_of(const Float8E4M3* from) {
+  return (load_bytes<kCount>(from) << 7) & static_cast<int16_t>(0xbfff);
 }
 
 /// The upper half of a float16.
+template <int kCount>
+BH_INLINE Halves<kCount> halves_of(const Float8E5M2* from) {
+  return load_bytes<kCount>(from) << 8;
+}
+
+template <class H>
+BH_INLINE void store_halves(Float16* to, H halves) {
+  __builtin_memcpy(to, &halves, sizeof halves);
+}
+
+BH_INLINE void widen_run(const Float8E4M3* from, Float16* to) {
+  const Halves<kTile> half = halves_of<kTile>(from);
+  store_halves(to, half | ((half & int16_t{0x7fff}) == 0x3f80));
+}
+
 BH_INLINE void widen_run(const Float8E5M2* from, Float16* to) {
-  store_halves(to, load_bytes(from) << 8);
+  store_halves(to, halves_of<kTile>(from));
 }
 
-template <class E>
-BH_INLINE void widen_line(const E* from, Float16* to) {
-#pragma GCC unroll 4
-  for (int i = 0; i < kLine; i += kTile) widen_run(from + i, to + i);
-}
-
-/// Looks for NaN at once, since it takes as long as all the rest run by run.
-template <>
-inline __attribute__((always_inline)) void widen_line(const Float8E4M3* from, Float16* to) {
+/// Is any element of a line NaN?
+BH_INLINE bool any_nan(const Float8E4M3* line) {
+#if defined(__AVX512F__)
+  const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
+  const __m512i bytes = _mm512_or_si512(_mm512_loadu_si512(line), sign);
+  return _mm512_cmpeq_epi8_mask(bytes, _mm512_set1_epi8(-1)) != 0;
+#else
+  typedef uint8_t HalfLine __attribute__((vector_size(kLine / 2)));
   HalfLine nan = {};
 #pragma GCC unroll 2
   for (int i = 0; i < kLine; i += static_cast<int>(sizeof nan)) {
     HalfLine bytes;
-    __builtin_memcpy(&bytes, from + i, sizeof bytes);
+    __builtin_memcpy(&bytes, line + i, sizeof bytes);
     nan |= (HalfLine)((bytes | uint8_t{0x80}) == uint8_t{0xff});
-#pragma GCC unroll 2
-    for (int run = i; run < i + kLine / 2; run += kTile) {
-      store_halves(to + run, halves_of(from + run));
-    }
   }
-  if (!any(nan)) return;
+#if defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)nan, (__m256i)nan);
+#else
+  const uint8x16_t both = vorrq_u8(((uint8x16_t*)&nan)[0], ((uint8x16_t*)&nan)[1]);
+  return vmaxvq_u8(both) != 0;
+#endif
+#endif
+}
+BH_INLINE bool any_nan(const Float8E5M2*) { return false; }
+
+/// NaN is looked for at once, since it takes as long as all the rest run by run.
+template <class E>
+BH_INLINE void widen_line(const E* from, Float16* to) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kLine; i += kHalves) store_halves(to + i, halves_of<kHalves>(from + i));
+  if (!any_nan(from)) return;
   for (int i = 0; i < kLine; i += kTile) widen_run(from + i, to + i);
 }
 #else

@@ -31,9 +31,6 @@ class Ahead {
   static constexpr int kRuns = kBytes == 0 ? 1 : kLine / (kTile * kBytes);
 
   Ahead() = default;
-  /// Nothing, whatever `other` would fetch.
-  template <int kOther>
-  explicit Ahead(const Ahead<kOther>&) requires(kBytes == 0) {}
   /// `tiles` are a power of two; fetches from their element `offset` on.
   template <class E>
   [[gnu::always_inline]] Ahead(const E* const* tiles, int offset, int num_tiles)
