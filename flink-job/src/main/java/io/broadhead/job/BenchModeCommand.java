@@ -2,6 +2,7 @@
 package io.broadhead.job;
 
 import io.broadhead.job.bench.Bench;
+import io.broadhead.job.bench.BenchDtype;
 import io.broadhead.job.bench.Cell;
 import io.broadhead.job.bench.Heads;
 import io.broadhead.job.bench.Mode;

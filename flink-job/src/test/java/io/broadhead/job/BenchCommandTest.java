@@ -54,12 +54,11 @@ class BenchCommandTest {
 
   @Test
   void variantsAreTimedBesideACell() throws IOException {
-    Cli cli =
-        bench("decode", "--batch 2 --context 40 --beside threads=1,dtype=float32,rows=1x1@64");
+    Cli cli = bench("decode", "--batch 2 --context 40 --beside threads=1,dtype=fp8,rows=1x1@64");
 
     assertThat(cli.code()).isZero();
     assertThat(cli.out())
-        .contains("threads=1", "times as fast as dtype=float32: ", "times as fast as rows=1x1@64");
+        .contains("threads=1", "times as fast as dtype=fp8: ", "times as fast as rows=1x1@64");
     assertThat(Files.readAllLines(csv()).stream().filter(line -> line.contains(",variant,")))
         .hasSize(3);
   }
@@ -108,6 +107,7 @@ class BenchCommandTest {
         "bench decode --threads 0            | --threads: expected 1 or more, each, got 0",
         "bench decode --block-size 24        | --block-size: expected a positive multiple of 16",
         "bench decode --beside heads=4       | expected threads=N, dtype=TYPE or rows=",
+        "bench decode --beside dtype=int8    | dtype: expected one of float16, bfloat16, float32, fp8, got",
         "bench step --beside threads=1       | --beside: expected nothing in this mode",
         "bench decode --time 0               | --time: expected more than 0, got 0.0",
         "bench prefill --tokens 512-1        | --tokens: expected NEW or NEW+OLD, as in 512+3584",

@@ -35,6 +35,11 @@ public record StepShape(
     return new StepShape(heads, dtype, cacheDtype, blockSize, others, attends, rope);
   }
 
+  /** The same of other element types. */
+  StepShape withDtype(BenchDtype other) {
+    return new StepShape(heads, other.tensors, other.cache, blockSize, rows, attends, rope);
+  }
+
   /** The same as an update of the cache alone. */
   StepShape withoutQueries() {
     return new StepShape(heads, dtype, cacheDtype, blockSize, rows, false, rope);

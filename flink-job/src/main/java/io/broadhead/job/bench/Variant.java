@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.job.bench;
 
-import io.broadhead.arrow.DType;
 import java.util.List;
 import java.util.function.UnaryOperator;
 
@@ -13,8 +12,7 @@ import java.util.function.UnaryOperator;
  */
 public record Variant(String name, UnaryOperator<Cell> change) {
   /**
-   * Reads {@code threads=1}, {@code dtype=float16} (of all tensors and the cache) or {@code
-   * rows=8x1@4096}.
+   * Reads {@code threads=1}, {@code dtype=fp8} or {@code rows=8x1@4096}.
    *
    * @throws IllegalArgumentException naming what is accepted
    */
@@ -24,7 +22,7 @@ public record Variant(String name, UnaryOperator<Cell> change) {
         text,
         switch (text.substring(0, text.length() - value.length())) {
           case "threads=" -> threads(Integer.parseInt(value));
-          case "dtype=" -> dtype(DType.parse(value));
+          case "dtype=" -> dtype(BenchDtype.parse(value));
           case "rows=" -> rows(Rows.parse(value));
           default ->
               throw new IllegalArgumentException(
@@ -39,21 +37,8 @@ public record Variant(String name, UnaryOperator<Cell> change) {
     return cell -> new Cell(cell.mode(), cell.shape(), threads);
   }
 
-  private static UnaryOperator<Cell> dtype(DType dtype) {
-    return cell -> {
-      StepShape shape = cell.shape();
-      return new Cell(
-          cell.mode(),
-          new StepShape(
-              shape.heads(),
-              dtype,
-              dtype,
-              shape.blockSize(),
-              shape.rows(),
-              shape.attends(),
-              shape.rope()),
-          cell.threads());
-    };
+  private static UnaryOperator<Cell> dtype(BenchDtype dtype) {
+    return cell -> new Cell(cell.mode(), cell.shape().withDtype(dtype), cell.threads());
   }
 
   private static UnaryOperator<Cell> rows(List<Rows> rows) {
