@@ -9,6 +9,7 @@ import java.util.concurrent.atomic.AtomicInteger;
 import java.util.concurrent.atomic.AtomicLong;
 import org.apache.arrow.memory.ArrowBuf;
 import org.apache.arrow.memory.BufferAllocator;
+import org.apache.arrow.memory.ReferenceManager;
 import org.apache.arrow.vector.VectorLoader;
 import org.apache.arrow.vector.VectorSchemaRoot;
 import org.apache.arrow.vector.VectorUnloader;
@@ -37,6 +38,7 @@ public final class ArrowBatch implements AutoCloseable {
   private final long[] lengths;
   private final long[] nullCounts;
   private final ArrowBuf[] buffers;
+  private final long byteSize;
   private final long bytesCopied;
   private final boolean received;
   private final References references;
@@ -57,6 +59,11 @@ public final class ArrowBatch implements AutoCloseable {
     this.buffers = buffers;
     this.bytesCopied = bytesCopied;
     this.received = received;
+    long size = 0;
+    for (ArrowBuf buffer : buffers) {
+      size += buffer.readableBytes();
+    }
+    this.byteSize = size;
     this.references = new References(buffers);
     this.cleanable = CLEANER.register(this, references);
   }
@@ -220,11 +227,7 @@ public final class ArrowBatch implements AutoCloseable {
 
   /** Bytes of all buffers. */
   public long byteSize() {
-    long size = 0;
-    for (ArrowBuf buffer : buffers) {
-      size += buffer.readableBytes();
-    }
-    return size;
+    return byteSize;
   }
 
   /** Elements of node {@code node} (see {@link BatchSchema#firstNode}). */
@@ -318,19 +321,31 @@ public final class ArrowBatch implements AutoCloseable {
     return LEAKED.get();
   }
 
-  private ArrowBuf[] liveBuffers() {
+  /** The buffers; lent, not retained. */
+  ArrowBuf[] liveBuffers() {
     if (references.count.get() <= 0) {
       throw new IllegalStateException("this batch was closed");
     }
     return buffers;
   }
 
+  /** Gives one reference of each buffer back; neighbours in one memory together, under one lock. */
   static void release(ArrowBuf[] buffers) {
+    ReferenceManager memory = ReferenceManager.NO_OP;
+    int references = 1;
     for (ArrowBuf buffer : buffers) {
-      if (buffer != null) {
-        buffer.getReferenceManager().release();
+      if (buffer == null) {
+        continue;
+      }
+      if (buffer.getReferenceManager() == memory) {
+        references++;
+      } else {
+        memory.release(references);
+        memory = buffer.getReferenceManager();
+        references = 1;
       }
     }
+    memory.release(references);
   }
 
   @Override

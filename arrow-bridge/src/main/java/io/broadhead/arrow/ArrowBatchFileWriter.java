@@ -17,7 +17,6 @@ import java.util.List;
 import java.util.UUID;
 import org.apache.arrow.memory.ArrowBuf;
 import org.apache.arrow.memory.BufferAllocator;
-import org.apache.arrow.vector.compression.CompressionCodec;
 import org.apache.arrow.vector.ipc.message.ArrowBlock;
 import org.apache.arrow.vector.ipc.message.ArrowFooter;
 
@@ -33,7 +32,7 @@ public final class ArrowBatchFileWriter implements AutoCloseable {
   /** What the names of unfinished files contain. */
   public static final String UNFINISHED = ".tmp-";
 
-  private static final int ALIGNMENT = (int) Allocators.ALIGNMENT;
+  private static final byte[] PADDING = new byte[(int) Allocators.ALIGNMENT];
   private static final int WRITE = 1 << 30;
 
   /** Bytes that are gathered before they are written: a small batch is many pieces. */
@@ -43,7 +42,8 @@ public final class ArrowBatchFileWriter implements AutoCloseable {
   private static final int SMALL = 16 * 1024;
 
   private final WritableByteChannel out;
-  private final ByteBuffer gathered = ByteBuffer.allocate(GATHERED);
+  private final ByteBuffer gathered = ByteBuffer.allocate(GATHERED).order(ByteOrder.LITTLE_ENDIAN);
+  private final FlatBufferBuilder builder = new FlatBufferBuilder(1024);
   private final Path target;
   private final Path unfinished;
   private final Compression compression;
@@ -125,9 +125,7 @@ public final class ArrowBatchFileWriter implements AutoCloseable {
       throw new IllegalStateException("the schema of this file is already written");
     }
     schema = fileSchema;
-    ByteBuffer head = ByteBuffer.allocate(8);
-    head.put(ArrowFile.MAGIC).rewind();
-    write(head);
+    room(8).put(ArrowFile.MAGIC).putShort((short) 0);
     // The message bytes come framed: continuation, length, metadata.
     byte[] message = fileSchema.sharedBytes();
     ByteBuffer framed = ByteBuffer.wrap(message).order(ByteOrder.LITTLE_ENDIAN);
@@ -151,28 +149,24 @@ public final class ArrowBatchFileWriter implements AutoCloseable {
       throw new IllegalArgumentException(
           "batch " + blocks.size() + ": expected the schema " + schema + ", got " + batch.schema());
     }
-    int count = schema.bufferCount();
-    ArrowBuf[] buffers = new ArrowBuf[count];
+    if (compression == Compression.NONE) {
+      writeRecord(batch, batch.liveBuffers());
+      return;
+    }
+    ArrowBuf[] compressed = new ArrowBuf[schema.bufferCount()];
     try {
-      for (int i = 0; i < count; i++) {
-        buffers[i] = encoded(batch, i);
+      for (int i = 0; i < compressed.length; i++) {
+        compressed[i] = compressed(batch.retained(i));
       }
-      writeRecord(batch, buffers);
+      writeRecord(batch, compressed);
     } finally {
-      ArrowBatch.release(buffers);
+      ArrowBatch.release(compressed);
     }
   }
 
-  /** The bytes of buffer {@code i} in the file, retained. */
-  private ArrowBuf encoded(ArrowBatch batch, int i) {
-    ArrowBuf buffer = batch.buffer(i);
-    buffer.getReferenceManager().retain();
-    if (compression == Compression.NONE || buffer.readableBytes() == 0) {
-      return buffer;
-    }
-    CompressionCodec codec = compression.codec();
-    // The codec releases what it is given.
-    return codec.compress(allocator, buffer);
+  /** Takes {@code buffer} over. */
+  private ArrowBuf compressed(ArrowBuf buffer) {
+    return buffer.readableBytes() == 0 ? buffer : compression.codec().compress(allocator, buffer);
   }
 
   private void writeRecord(ArrowBatch batch, ArrowBuf[] buffers) throws IOException {
@@ -185,12 +179,10 @@ public final class ArrowBatchFileWriter implements AutoCloseable {
       bodyLength += Allocators.roundUp(sizes[i]);
     }
     long start = position;
-    writeMetadata(IpcMessages.metadata(batch, offsets, sizes, bodyLength, compression));
+    writeMetadata(IpcMessages.metadata(builder, batch, offsets, sizes, bodyLength, compression));
     int metadataLength = (int) (position - start);
-    for (int i = 0; i < buffers.length; i++) {
-      for (long at = 0; at < sizes[i]; at += WRITE) {
-        write(buffers[i].nioBuffer(at, (int) Math.min(WRITE, sizes[i] - at)));
-      }
+    for (ArrowBuf buffer : buffers) {
+      write(buffer);
       pad();
     }
     blocks.add(new ArrowBlock(start, metadataLength, bodyLength));
@@ -199,32 +191,53 @@ public final class ArrowBatchFileWriter implements AutoCloseable {
   /** Writes a message's frame and metadata, filled up so that what follows is aligned. */
   private void writeMetadata(ByteBuffer metadata) throws IOException {
     long end = Allocators.roundUp(position + 8 + metadata.remaining());
-    ByteBuffer prefix = ByteBuffer.allocate(8).order(ByteOrder.LITTLE_ENDIAN);
-    prefix.putInt(IpcMessages.CONTINUATION).putInt((int) (end - position - 8)).flip();
-    write(prefix);
+    int length = (int) (end - position - 8);
+    room(8).putInt(IpcMessages.CONTINUATION).putInt(length);
     write(metadata);
     pad();
   }
 
   private void pad() throws IOException {
     int missing = (int) (Allocators.roundUp(position) - position);
-    if (missing > 0) {
-      write(ByteBuffer.allocate(ALIGNMENT).limit(missing));
+    room(missing).put(PADDING, 0, missing);
+  }
+
+  private void write(ArrowBuf buffer) throws IOException {
+    long size = buffer.readableBytes();
+    if (size <= SMALL) {
+      ByteBuffer room = room((int) size);
+      buffer.getBytes(0, room.array(), room.position(), (int) size);
+      room.position(room.position() + (int) size);
+      return;
+    }
+    for (long at = 0; at < size; at += WRITE) {
+      write(buffer.nioBuffer(at, (int) Math.min(WRITE, size - at)));
     }
   }
 
   private void write(ByteBuffer bytes) throws IOException {
     int length = bytes.remaining();
+    if (length <= SMALL) {
+      room(length).put(bytes);
+      return;
+    }
+    drainGathered();
     position += length;
-    if (length > SMALL || length > gathered.remaining()) {
-      drain(gathered.flip());
-      gathered.clear();
+    drain(bytes);
+  }
+
+  /** Where the next {@code length} bytes go, which are at most {@link #SMALL}. */
+  private ByteBuffer room(int length) throws IOException {
+    if (length > gathered.remaining()) {
+      drainGathered();
     }
-    if (length > SMALL) {
-      drain(bytes);
-    } else {
-      gathered.put(bytes);
-    }
+    position += length;
+    return gathered;
+  }
+
+  private void drainGathered() throws IOException {
+    drain(gathered.flip());
+    gathered.clear();
   }
 
   private void drain(ByteBuffer bytes) throws IOException {
@@ -251,17 +264,14 @@ public final class ArrowBatchFileWriter implements AutoCloseable {
     if (finished || schema == null) {
       return;
     }
-    FlatBufferBuilder builder = new FlatBufferBuilder(1024);
+    room(8).putInt(IpcMessages.CONTINUATION).putInt(0);
+    builder.clear();
     builder.finish(new ArrowFooter(schema.arrow(), List.of(), blocks).writeTo(builder));
     ByteBuffer footer = builder.dataBuffer();
     int footerLength = footer.remaining();
-    ByteBuffer end = ByteBuffer.allocate(8).order(ByteOrder.LITTLE_ENDIAN);
-    write(end.putInt(IpcMessages.CONTINUATION).putInt(0).flip());
     write(footer);
-    ByteBuffer tail =
-        ByteBuffer.allocate(4 + ArrowFile.MAGIC.length).order(ByteOrder.LITTLE_ENDIAN);
-    write(tail.putInt(footerLength).put(ArrowFile.MAGIC).flip());
-    drain(gathered.flip());
+    room(4 + ArrowFile.MAGIC.length).putInt(footerLength).put(ArrowFile.MAGIC);
+    drainGathered();
     finished = true;
     if (target != null) {
       out.close();

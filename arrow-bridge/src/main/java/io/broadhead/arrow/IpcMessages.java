@@ -135,27 +135,14 @@ final class IpcMessages {
       throw damaged(e);
     }
     ArrowBuf[] buffers = new ArrowBuf[offsets.length];
-    boolean done = false;
-    try {
-      for (int i = 0; i < buffers.length; i++) {
-        buffers[i] = slice(schema, i, body, offsets[i], sizes[i]);
-        if (compression != NOT_COMPRESSED) {
-          ArrowBuf plain = decompress(schema, i, buffers[i], compression, allocator);
-          buffers[i] = plain;
-        }
-      }
-      done = true;
-    } finally {
-      if (!done) {
-        ArrowBatch.release(buffers);
-      }
+    for (int i = 0; i < buffers.length; i++) {
+      buffers[i] = slice(schema, i, body, offsets[i], sizes[i]);
+    }
+    if (buffers.length > 0) {
+      body.getReferenceManager().retain(buffers.length);
     }
     if (compression != NOT_COMPRESSED) {
-      for (ArrowBuf buffer : buffers) {
-        if (buffer.getReferenceManager() != body.getReferenceManager()) {
-          copied += buffer.readableBytes();
-        }
-      }
+      copied += decompress(schema, buffers, compression, allocator);
     }
     return ArrowBatch.adoptChecked(schema, rows, lengths, nullCounts, buffers, copied, false);
   }
@@ -187,7 +174,7 @@ final class IpcMessages {
     }
   }
 
-  /** A retained slice. */
+  /** Lent, not retained. */
   private static ArrowBuf slice(
       BatchSchema schema, int index, ArrowBuf body, long offset, long size)
       throws MalformedArrowException {
@@ -209,12 +196,37 @@ final class IpcMessages {
               + ": expected a buffer at a multiple of 8 bytes, got offset "
               + offset);
     }
-    ArrowBuf slice = body.slice(offset, size);
-    slice.getReferenceManager().retain();
-    return slice;
+    return body.slice(offset, size);
   }
 
-  /** Releases {@code compressed}, whatever happens, if it returns another buffer or throws. */
+  /**
+   * Decompresses each of {@code buffers} in its place; releases them all if it throws.
+   *
+   * @return bytes that were decompressed
+   */
+  private static long decompress(
+      BatchSchema schema, ArrowBuf[] buffers, byte codec, BufferAllocator allocator)
+      throws MalformedArrowException {
+    long bytes = 0;
+    boolean done = false;
+    try {
+      for (int i = 0; i < buffers.length; i++) {
+        ArrowBuf stored = buffers[i];
+        buffers[i] = decompress(schema, i, stored, codec, allocator);
+        if (buffers[i].getReferenceManager() != stored.getReferenceManager()) {
+          bytes += buffers[i].readableBytes();
+        }
+      }
+      done = true;
+      return bytes;
+    } finally {
+      if (!done) {
+        ArrowBatch.release(buffers);
+      }
+    }
+  }
+
+  /** Releases {@code compressed} if it returns a buffer of another memory. */
   private static ArrowBuf decompress(
       BatchSchema schema, int index, ArrowBuf compressed, byte codec, BufferAllocator allocator)
       throws MalformedArrowException {
@@ -329,10 +341,18 @@ final class IpcMessages {
     }
   }
 
-  /** The metadata of a record batch message whose buffers lie at {@code offsets} of the body. */
+  /**
+   * The metadata of a record batch message whose buffers lie at {@code offsets} of the body, in
+   * memory of {@code builder}.
+   */
   static ByteBuffer metadata(
-      ArrowBatch batch, long[] offsets, long[] sizes, long bodyLength, Compression compression) {
-    FlatBufferBuilder builder = new FlatBufferBuilder(1024);
+      FlatBufferBuilder builder,
+      ArrowBatch batch,
+      long[] offsets,
+      long[] sizes,
+      long bodyLength,
+      Compression compression) {
+    builder.clear();
     int nodeCount = batch.schema().nodeCount();
     RecordBatch.startNodesVector(builder, nodeCount);
     for (int i = nodeCount - 1; i >= 0; i--) {

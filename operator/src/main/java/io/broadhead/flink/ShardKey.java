@@ -64,7 +64,7 @@ public final class ShardKey implements KeySelector<ArrowBatch, Integer> {
 
   @Override
   public Integer getKey(ArrowBatch batch) {
-    return keys[batch.numRows() == 0 ? 0 : shardOfRow(batch).applyAsInt(0)];
+    return keys[keys.length == 1 || batch.numRows() == 0 ? 0 : shardOfRow(batch).applyAsInt(0)];
   }
 
   int shards() {

@@ -90,6 +90,9 @@ final class StepPump implements AutoCloseable {
       cancelTimer();
       return;
     }
+    if (timer != null && !isDue()) {
+      return; // for an older batch
+    }
     long now = time.getCurrentProcessingTime();
     long due = isDue() ? now : now + maxDelayMillis;
     if (timer == null || due < timerDue) {
