@@ -35,8 +35,7 @@ final class BatchChecks {
     }
   }
 
-  private static void expectCount(String what, int expected, int got)
-      throws MalformedArrowException {
+  static void expectCount(String what, int expected, int got) throws MalformedArrowException {
     if (expected != got) {
       throw new MalformedArrowException(
           "record batch: the schema needs " + expected + " " + what + ", got " + got);

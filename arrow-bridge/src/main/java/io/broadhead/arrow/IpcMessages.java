@@ -113,7 +113,7 @@ final class IpcMessages {
     try {
       rows = record.length();
       compression = compressionOf(record);
-      expectCount("nodes", schema.nodeCount(), record.nodesLength());
+      BatchChecks.expectCount("nodes", schema.nodeCount(), record.nodesLength());
       lengths = new long[schema.nodeCount()];
       nullCounts = new long[lengths.length];
       FieldNode node = new FieldNode();
@@ -122,7 +122,7 @@ final class IpcMessages {
         lengths[i] = node.length();
         nullCounts[i] = node.nullCount();
       }
-      expectCount("buffers", schema.bufferCount(), record.buffersLength());
+      BatchChecks.expectCount("buffers", schema.bufferCount(), record.buffersLength());
       offsets = new long[schema.bufferCount()];
       sizes = new long[offsets.length];
       Buffer buffer = new Buffer();
@@ -164,14 +164,6 @@ final class IpcMessages {
               + compression.method());
     }
     return compression.codec();
-  }
-
-  private static void expectCount(String what, int expected, int got)
-      throws MalformedArrowException {
-    if (expected != got) {
-      throw new MalformedArrowException(
-          "record batch: the schema needs " + expected + " " + what + ", got " + got);
-    }
   }
 
   /** Lent, not retained. */

@@ -90,19 +90,7 @@ class AttendCommandTest {
     steps.writeJob(job);
     Path input = steps.writeFile(temp.resolve("steps.arrow"));
 
-    Cli cli =
-        Cli.run(
-            "attend",
-            "--job",
-            job,
-            "--input",
-            input,
-            "--output",
-            output,
-            "--backend",
-            "cpu",
-            "--threads",
-            1);
+    Cli cli = Cli.command("attend", job, input, output, "--backend", "cpu", "--threads", 1);
 
     assertThat(cli.code()).isZero();
     assertThat(cli.err().lines())
@@ -142,7 +130,8 @@ class AttendCommandTest {
   void rejectedRowsAreLeftOutWhateverBadOnesDo() throws Exception {
     Steps steps = Steps.small(9);
     steps.managed = true;
-    Files.writeString(job, steps.job().replaceAll("num_blocks: \\d+", "num_blocks: 5"));
+    steps.numBlocks = 5;
+    steps.writeJob(job);
     Path input = steps.writeFile(temp.resolve("steps.arrow"));
 
     Cli cli = Cli.attend(job, input, output, "--out-of-blocks", "reject");
@@ -222,17 +211,7 @@ class AttendCommandTest {
     steps.writeJob(job);
     Path input = steps.writeFile(temp.resolve("steps.arrow"));
 
-    Cli cli =
-        Cli.run(
-            "attend",
-            "--job",
-            job,
-            "--input",
-            input,
-            "--output",
-            output,
-            "--on-bad-row",
-            "side-output");
+    Cli cli = Cli.command("attend", job, input, output, "--on-bad-row", "side-output");
 
     assertThat(cli.code()).isZero();
     assertThat(cli.out()).contains(" refused_rows=1 ");

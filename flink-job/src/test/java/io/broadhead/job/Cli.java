@@ -5,6 +5,7 @@ import java.io.PrintWriter;
 import java.io.StringWriter;
 import java.nio.file.Path;
 import java.util.Arrays;
+import java.util.stream.Stream;
 
 /**
  * One command, run in this JVM.
@@ -24,18 +25,27 @@ record Cli(int code, String out, String err) {
   }
 
   static Cli attend(Path job, Path input, Path output, Object... more) {
-    return command("attend", job, input, output, more);
+    return quiet("attend", job, input, output, more);
   }
 
   static Cli run(Path job, Path input, Path output, Object... more) {
-    return command("run", job, input, output, more);
+    return quiet("run", job, input, output, more);
   }
 
-  private static Cli command(String name, Path job, Path input, Path output, Object... more) {
-    Object[] args =
-        new Object[] {name, "--quiet", "--job", job, "--input", input, "--output", output};
-    Object[] all = Arrays.copyOf(args, args.length + more.length);
-    System.arraycopy(more, 0, all, args.length, more.length);
-    return run(all);
+  private static Cli quiet(String name, Path job, Path input, Path output, Object... more) {
+    return command(name, job, input, output, with("--quiet", more));
+  }
+
+  /** A command that says what it does. */
+  static Cli command(String name, Path job, Path input, Path output, Object... more) {
+    return run(with(name, with("--job", job, "--input", input, "--output", output), more));
+  }
+
+  /** One list of all of {@code arguments}, which are arrays or single ones. */
+  private static Object[] with(Object... arguments) {
+    return Arrays.stream(arguments)
+        .flatMap(
+            each -> each instanceof Object[] several ? Arrays.stream(several) : Stream.of(each))
+        .toArray();
   }
 }

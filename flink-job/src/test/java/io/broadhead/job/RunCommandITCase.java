@@ -38,7 +38,7 @@ class RunCommandITCase {
     Path input = steps.writeFile(temp.resolve("steps.arrow"));
     Cli.attend(job, input, attended, "--threads", 1);
 
-    Cli cli = Cli.run("run", "--job", job, "--input", input, "--output", output, "--threads", 1);
+    Cli cli = Cli.command("run", job, input, output, "--threads", 1);
 
     assertThat(cli.code()).as(cli.err()).isZero();
     assertThat(cli.err().lines())
@@ -68,19 +68,7 @@ class RunCommandITCase {
     Path input = steps.writeFolder(temp.resolve("steps"));
     Cli.attend(job, input, attended);
 
-    Cli cli =
-        Cli.run(
-            "run",
-            "--job",
-            job,
-            "--input",
-            input,
-            "--output",
-            output,
-            "--parallelism",
-            2,
-            "--shards",
-            4);
+    Cli cli = Cli.command("run", job, input, output, "--parallelism", 2, "--shards", 4);
 
     assertThat(cli.code()).as(cli.err()).isZero();
     assertThat(cli.out())
@@ -137,7 +125,8 @@ class RunCommandITCase {
   void noRejectedRowIsDropped() throws Exception {
     Steps steps = Steps.small(9);
     steps.managed = true;
-    Files.writeString(job, steps.job().replaceAll("num_blocks: \\d+", "num_blocks: 5"));
+    steps.numBlocks = 5;
+    steps.writeJob(job);
     Path input = steps.writeFile(temp.resolve("steps.arrow"));
     Path refused = temp.resolve("results-refused");
     long rows = steps.steps.stream().mapToLong(step -> step.rows().size()).sum();
@@ -165,17 +154,7 @@ class RunCommandITCase {
     steps.writeJob(job);
     Path input = steps.writeFile(temp.resolve("steps.arrow"));
 
-    Cli cli =
-        Cli.run(
-            "run",
-            "--job",
-            job,
-            "--input",
-            input,
-            "--output",
-            output,
-            "--on-bad-row",
-            "side-output");
+    Cli cli = Cli.command("run", job, input, output, "--on-bad-row", "side-output");
 
     assertThat(cli.code()).as(cli.err()).isZero();
     assertThat(cli.out()).contains(" refused_rows=1 ");
@@ -199,8 +178,7 @@ class RunCommandITCase {
             .replace("num_blocks: " + steps.numBlocks + "}", "num_blocks: 8192, dtype: float32}"));
     Path input = steps.writeFile(temp.resolve("steps.arrow"));
 
-    Cli cli =
-        Cli.run("run", "--job", job, "--input", input, "--output", output, "--parallelism", 2);
+    Cli cli = Cli.command("run", job, input, output, "--parallelism", 2);
 
     assertThat(cli.code()).as(cli.err()).isZero();
     assertThat(cli.err()).contains("KV cache 512.0 MiB, 8192 blocks of 16 tokens");

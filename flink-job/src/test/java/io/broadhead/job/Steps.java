@@ -59,7 +59,7 @@ public final class Steps {
   public final DType dtype;
   public final int blockSize;
   public final int headSize;
-  public final int numBlocks;
+  public int numBlocks;
   public final List<Layer> layers;
   public final List<Step> steps = new ArrayList<>();
 

@@ -169,9 +169,10 @@ final class StepRunner {
         if (manager != null) {
           manager.commit();
         }
+        long now = System.currentTimeMillis();
         for (Placed placed : step) {
           placed.run.batch().computed(placed.run);
-          noteWritten(placed.run);
+          noteWritten(placed.run, now);
         }
       }
       return done;
@@ -187,10 +188,9 @@ final class StepRunner {
     }
   }
 
-  private void noteWritten(RowRun run) {
+  private void noteWritten(RowRun run, long now) {
     BoundLayer layer = run.batch().layer();
     if (external != null && layer.isExternal() && layer.writesCache() >= 0) {
-      long now = System.currentTimeMillis();
       for (int row = run.row(); row < run.row() + run.count(); row++) {
         int shard = run.batch().shard(row);
         run.batch()
