@@ -272,7 +272,7 @@ class JobBenchmark {
   @MethodSource("joinedBatches")
   void joinedBatchesInAJob(Heads heads) throws Exception {
     int steps = heads.numHeads() > 16 ? 40 : 200;
-    Scene scene = new Scene("joined", heads, new Rows(64, 1, 512), steps, 1, 6, true);
+    Scene scene = new Scene("joined", heads, new Rows(64, 1, 512), steps, 10, 40, true);
     List<String> joined = List.of("run", "--batch-max-tokens", "64", "--batch-max-delay", "1");
     double[] micros = measure(scene, List.of(List.of("run"), joined));
     System.out.printf(
