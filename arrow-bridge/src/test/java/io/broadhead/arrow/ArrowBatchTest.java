@@ -55,6 +55,19 @@ class ArrowBatchTest {
   }
 
   @Test
+  void everyReferenceIsGivenBackInWhateverOrderBuffersAre(BufferAllocator allocator) {
+    ArrowBuf first = allocator.buffer(64);
+    ArrowBuf second = allocator.buffer(64);
+    first.getReferenceManager().retain(3);
+    ArrowBuf empty = allocator.getEmpty();
+    ArrowBatch.release(new ArrowBuf[] {first, first, second, null, empty, first});
+    assertThat(second.refCnt()).isZero();
+    assertThat(first.refCnt()).isOne();
+    ArrowBatch.release(new ArrowBuf[] {null, first});
+    assertThat(allocator.getAllocatedMemory()).isZero();
+  }
+
+  @Test
   void columnsReadValues(BufferAllocator allocator) {
     try (ArrowBatch batch =
         rows(allocator)

@@ -21,6 +21,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Random;
+import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import org.apache.arrow.compression.CommonsCompressionFactory;
 import org.apache.arrow.memory.BufferAllocator;
@@ -84,6 +85,19 @@ class IpcFilesTest {
       }
       assertThat(file.blockOffset(1)).isEqualTo(file.blockOffset(0) + file.blockLength(0));
       assertThatThrownBy(() -> file.read(3)).isInstanceOf(IndexOutOfBoundsException.class);
+    }
+  }
+
+  @Test
+  void gatheredPiecesAndLargeOnesKeepTheirOrder(BufferAllocator allocator) throws IOException {
+    int[] rows = IntStream.range(0, 130).toArray(); // queries of 0 to 33 KiB
+    Path path = write("steps.arrow", Compression.NONE, allocator, rows);
+    try (ArrowFile file = ArrowFile.open(path, allocator)) {
+      for (int i : rows) {
+        try (ArrowBatch batch = file.read(i)) {
+          expectStep(batch, i, allocator);
+        }
+      }
     }
   }
 
