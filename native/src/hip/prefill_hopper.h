@@ -78,7 +78,9 @@ struct HopperPrefill {
   struct Cleaners {
     __device__ int index() const { return static_cast<int>(threadIdx.x) - kWave; }
     __device__ int size() const { return hopper::kGroupThreads - kWave; }
-    __device__ void synchronize() const { hopper::synchronize(2, size()); }
+    __device__ bool synchronize_any(bool found) const {
+      return hopper::synchronize_any(2, size(), found);
+    }
   };
 
   const LayerArgs& layer;
@@ -190,17 +192,22 @@ struct HopperPrefill {
       if (whole.contains(key, kKeys)) continue;
       hopper::wait(&shared.copied[slot], parities >> slot & 1);
       parities ^= 1u << slot;
-      clear_ragged(key, whole, shared.slots[slot], team);
+      const bool found = clear_ragged(key, whole, shared.slots[slot], team);
       hopper::fence_stores();
-      team.synchronize();
-      if (team.index() == 0) hopper::arrive(&shared.full[slot]);
+      const bool any_found = team.synchronize_any(found);
+      if (team.index() == 0) {
+        if (any_found) shared.is_unbounded = 1;
+        hopper::arrive(&shared.full[slot]);
+      }
     }
   }
 
-  /// Values that no row sees become zero, and of those that some rows see infinities and NaNs.
-  BH_INLINE void clear_ragged(int tile_key, const WholeRange& whole, char* values,
+  /// Values that no row sees become zero, and of those that some rows see infinities and NaNs;
+  /// tells whether it found such.
+  BH_INLINE bool clear_ragged(int tile_key, const WholeRange& whole, char* values,
                               const Cleaners& team) const {
     constexpr int kRowChunks = kRowBytes / kChunk;
+    bool found = false;
     for (int i = team.index(); i < kKeys * kRowChunks; i += team.size()) {
       const int key = i / kRowChunks;
       if (whole.contains(tile_key + key, 1)) continue;
@@ -209,17 +216,16 @@ struct HopperPrefill {
       Chunk kept = {};
       if (tile_key + key >= item.first_seen && tile_key + key < item.end_key) {
         kept = chunk;
-        bool found = false;
 #pragma unroll
         for (uint32_t& word : kept.words) {
           const uint32_t bits = unbounded_bits<T>(word);
           found |= bits != 0;
           word &= ~bits;
         }
-        if (found) shared.is_unbounded = 1;
       }
       chunk = kept;
     }
+    return found;
   }
 
   // ---- the warpgroups that multiply ----

@@ -127,6 +127,19 @@ BH_INLINE void fence_stores() { asm volatile("fence.proxy.async.shared::cta;" ::
 BH_INLINE void synchronize(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
+/// Synchronizes, and tells whether `found` is true for any of the threads.
+BH_INLINE bool synchronize_any(int barrier, int threads, bool found) {
+  uint32_t any;
+  asm volatile(
+      "{.reg .pred mine, any;\n"
+      "setp.ne.u32 mine, %3, 0;\n"
+      "bar.red.or.pred any, %1, %2, mine;\n"
+      "selp.u32 %0, 1, 0, any;}"
+      : "=r"(any)
+      : "r"(barrier), "r"(threads), "r"(static_cast<uint32_t>(found))
+      : "memory");
+  return any != 0;
+}
 
 template <int kRegisters>
 BH_INLINE void give_registers() {
