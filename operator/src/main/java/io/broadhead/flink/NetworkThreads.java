@@ -12,12 +12,15 @@ final class NetworkThreads {
 
   private NetworkThreads() {}
 
-  /** Those that have the class loader of the calling task get Flink's own. */
-  static void letGoOfTask() {
-    ClassLoader task = Thread.currentThread().getContextClassLoader();
+  /**
+   * They get Flink's own class loader. Whichever job's they have: a task that connects while the
+   * last operator of its job is gone already leaves a thread that only the next job can find.
+   */
+  static void letGoOfJobs() {
+    ClassLoader own = StreamTask.class.getClassLoader();
     for (Thread thread : Thread.getAllStackTraces().keySet()) {
-      if (thread.getName().startsWith(NAME) && thread.getContextClassLoader() == task) {
-        thread.setContextClassLoader(StreamTask.class.getClassLoader());
+      if (thread.getName().startsWith(NAME) && thread.getContextClassLoader() != own) {
+        thread.setContextClassLoader(own);
       }
     }
   }

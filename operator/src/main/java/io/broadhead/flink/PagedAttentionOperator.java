@@ -238,7 +238,7 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
         this::closeAllocator,
         device,
         managedMemory,
-        NetworkThreads::letGoOfTask,
+        NetworkThreads::letGoOfJobs,
         super::close);
   }
 

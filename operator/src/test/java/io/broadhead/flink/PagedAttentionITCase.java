@@ -14,6 +14,7 @@ import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.attention.testing.Scenario;
 import io.broadhead.attention.testing.StepRow;
 import io.broadhead.kernel.StepStats;
+import java.net.URL;
 import java.net.URLClassLoader;
 import java.time.Duration;
 import java.util.ArrayList;
@@ -202,20 +203,31 @@ class PagedAttentionITCase {
   }
 
   @Test
-  void threadsOfTheNetworkDoNotKeepTheClassLoaderOfAJob() throws Exception {
+  void threadsOfTheNetworkDoNotKeepTheClassLoaderOfAnEarlierJob() throws Exception {
+    executeOnBothTaskManagers();
+    assertThat(networkThreads()).isNotEmpty();
+    ClassLoader earlier = new URLClassLoader(new URL[0]);
+    networkThreads().forEach(thread -> thread.setContextClassLoader(earlier));
+
+    executeOnBothTaskManagers();
+
+    assertThat(networkThreads()).noneMatch(thread -> thread.getContextClassLoader() == earlier);
+  }
+
+  private void executeOnBothTaskManagers() throws Exception {
     StreamExecutionEnvironment environment = environment(true);
     StepJob.record(
         PagedAttentionStream.of(StepJob.produce(environment), JOB)
             .options(options().set(PagedAttentionOptions.SHARDS, 8))
-            .parallelism(4) // on both TaskManagers
+            .parallelism(4)
             .attend());
     environment.execute();
+  }
 
-    assertThat(Thread.getAllStackTraces().keySet())
-        .filteredOn(thread -> thread.getName().startsWith("Flink Netty Client"))
-        .isNotEmpty()
-        .extracting(Thread::getContextClassLoader)
-        .noneMatch(URLClassLoader.class::isInstance);
+  private static List<Thread> networkThreads() {
+    return Thread.getAllStackTraces().keySet().stream()
+        .filter(thread -> thread.getName().startsWith("Flink Netty Client"))
+        .toList();
   }
 
   /** Makes operators that the test can look into. */
