@@ -24,22 +24,21 @@ public enum BenchDtype {
   }
 
   /**
-   * Reads {@code fp8} and the like.
+   * Reads {@code fp8} and the like, in upper or lower case.
    *
    * @throws IllegalArgumentException naming what is accepted
    */
   static BenchDtype parse(String text) {
-    return Arrays.stream(values())
-        .filter(dtype -> dtype.label.equals(text))
-        .findFirst()
-        .orElseThrow(
-            () ->
-                new IllegalArgumentException(
-                    Arrays.stream(values())
-                        .map(BenchDtype::toString)
-                        .collect(
-                            Collectors.joining(
-                                ", ", "dtype: expected one of ", ", got '" + text + "'"))));
+    for (BenchDtype dtype : values()) {
+      if (dtype.label.equalsIgnoreCase(text)) {
+        return dtype;
+      }
+    }
+    throw new IllegalArgumentException(
+        "dtype: expected one of "
+            + Arrays.stream(values()).map(BenchDtype::toString).collect(Collectors.joining(", "))
+            + ", got "
+            + text);
   }
 
   /** How the command line spells it. */
