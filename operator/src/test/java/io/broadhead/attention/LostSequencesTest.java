@@ -37,8 +37,12 @@ class LostSequencesTest {
   }
 
   private PagedAttention open() {
+    return open(OutOfBlocks.REJECT);
+  }
+
+  private PagedAttention open(OutOfBlocks outOfBlocks) {
     return PagedAttention.open(
-        POOL, new AttentionConfig("cpu", 1, 0, OutOfBlocks.REJECT), noLeaks.allocator());
+        POOL, new AttentionConfig("cpu", 1, 0, outOfBlocks), noLeaks.allocator());
   }
 
   private void add(StepQueue queue, LayerSpec layer, ManagedRow row) {
@@ -56,6 +60,23 @@ class LostSequencesTest {
     queue.drain();
     collected.results.forEach(ArrowBatch::close);
     collected.results.clear();
+  }
+
+  @Test
+  void aRowThatIsRefusedKeepsNoBlocksFromOthers() {
+    try (PagedAttention attention = open(OutOfBlocks.SWAP);
+        StepQueue queue = attention.queue(0)) {
+      add(queue, A, tokens("large", A, 48));
+      drain(queue);
+      ManagedRow bad = ManagedRow.of(tokens("large", A, 1).row().withSeqLen(7));
+      try (ArrowBatch batch =
+          StepBatches.managed(
+              noLeaks.allocator(), A, DTYPE, true, List.of(bad, tokens("other", A, 20)))) {
+        queue.add(batch, collected);
+      }
+      drain(queue);
+      assertThat(collected.refused).extracting(RefusedRow::sequenceId).containsExactly("large");
+    }
   }
 
   @Test

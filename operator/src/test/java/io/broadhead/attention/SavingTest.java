@@ -101,6 +101,43 @@ class SavingTest {
   }
 
   @Test
+  void aChildIsSavedWhoseFirstRowWasRefused() {
+    Job job = new Job(new KvCacheSpec(16, 4, null), List.of(layer("a").build()));
+    LayerSpec a = job.layers().get(0);
+    Scenario scenario = new Scenario(job, DTYPE, 3);
+    ManagedRow parent = ManagedRow.of(scenario.next("parent", a, 5));
+    ManagedRow grown = ManagedRow.of(scenario.next("parent", a, 1));
+    StepRow first = scenario.next("child", a, 1);
+    ManagedRow bad = ManagedRow.of(first.withSeqLen(9)).forkedFrom("parent");
+    ManagedRow child = ManagedRow.of(first.withSeqLen(6)).forkedFrom("parent");
+    SavedCache saved = new SavedCache();
+    CacheHeader header;
+    List<RefusedRow> refused = new ArrayList<>();
+    try (PagedAttention attention = open(job, saved.stores())) {
+      step(attention, a, parent, refused);
+      step(attention, a, bad, refused);
+      assertThat(refused).hasSize(1);
+      refused.clear();
+      attention.save();
+      header = attention.header(1).orElseThrow();
+    }
+    try (PagedAttention restored = open(job, saved.stores())) {
+      restore(restored, header, saved);
+      step(restored, a, grown, refused);
+      step(restored, a, child, refused);
+      assertThat(refused).as("rows that the job would have taken before the failure").isEmpty();
+    }
+  }
+
+  private void step(
+      PagedAttention attention, LayerSpec layer, ManagedRow row, List<RefusedRow> refused) {
+    try (ArrowBatch batch =
+        StepBatches.managed(noLeaks.allocator(), layer, DTYPE, true, List.of(row))) {
+      attention.step(batch, refused::add).close();
+    }
+  }
+
+  @Test
   void slotsOfRowsWithoutKeysAreNotSaved() {
     Job job = new Job(new KvCacheSpec(16, 4, null), List.of(layer("a").build()));
     Scenario scenario = new Scenario(job, DTYPE, 3);

@@ -112,6 +112,33 @@ class StepQueueTest {
   }
 
   @Test
+  void noPieceOfARowIsComputedWhoseSeqLenIsWrong() {
+    LayerSpec a = layer("a");
+    Job job = job(a);
+    StepRow prompt = new Scenario(job, DTYPE, 3).next("s", a, 20);
+    int firstPiece = 16;
+    // What the first piece would have is 1 below nothing.
+    StepRow wrong = prompt.withSeqLen(20 - firstPiece - 1);
+    addManaged(a, ManagedRow.of(wrong));
+    addManaged(a, ManagedRow.of(prompt));
+    Collected collected = new Collected();
+    try (PagedAttention attention = open(job);
+        StepQueue queue = attention.queue(firstPiece)) {
+      for (ArrowBatch batch : batches) {
+        queue.add(batch, collected);
+        queue.drain();
+      }
+      assertThat(collected.refused)
+          .extracting(RefusedRow::message)
+          .containsExactly(
+              "column seq_len: 3, expected 20 (0 tokens in the cache and 20 new ones)");
+    } finally {
+      collected.results.forEach(ArrowBatch::close);
+      batches.forEach(ArrowBatch::close);
+    }
+  }
+
+  @Test
   void aForkBeginsWithWhatItsParentHadBeforeABatchThatIsDivided() {
     LayerSpec a = layer("a");
     Job job = job(a);

@@ -119,7 +119,9 @@ public final class KvCacheManager {
       residency.end(known);
     }
     try {
-      fork(place, row).wasRecorded = isOver && known.wasRecorded;
+      Sequence child = fork(place, row);
+      child.wasRecorded = isOver && known.wasRecorded;
+      child.lastStep = stepNumber; // saved, even if none of its rows is computed
     } catch (RowRefusedException e) {
       lose(place, row, "its parent " + row.parent() + " was not in the cache");
       throw e;
@@ -178,12 +180,19 @@ public final class KvCacheManager {
           "column parent_sequence_id: sequence %s has begun already, expected %s, got %s",
           row.sequence(), sequence.parent == null ? "null" : sequence.parent, row.parent());
     }
-    sequence.lastStep = stepNumber;
+    use(sequence);
     if (!row.endsAtOnce()) {
       residency.use(sequence);
     }
     place(sequence, row, places);
     planned(sequence, row);
+  }
+
+  /** While it is in the step, a sequence does not make room for others. */
+  private void use(Sequence sequence) {
+    long before = sequence.lastStep;
+    undo.add(() -> sequence.lastStep = before);
+    sequence.lastStep = stepNumber;
   }
 
   private void planned(Sequence sequence, RowRequest row) {
@@ -279,7 +288,7 @@ public final class KvCacheManager {
     int count = layer.newTokens(row.queries(), row.keys());
     boolean follows = layer.cross() && !layer.writes();
     int start = sequence.planned[follows ? layer.owner() : layer.index()];
-    if (!layer.writes() && row.seqLen() - count > start) {
+    if (!layer.writes() && (long) row.seqLen() - count > start) {
       start = row.seqLen() - count; // the rows between brought keys and no queries
     }
     int end = start + count;

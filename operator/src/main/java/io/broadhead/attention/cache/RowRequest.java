@@ -27,7 +27,8 @@ public record RowRequest(
     IntToLongFunction tokenIds,
     long knownLosses,
     boolean ends) {
-  public static final int UNKNOWN = -1;
+  /** Of the first tokens of a row that says too little, {@link #seqLen} may be below 0. */
+  public static final int UNKNOWN = Integer.MIN_VALUE;
 
   /** Whether the sequence ends with these tokens. */
   boolean endsNow() {
