@@ -29,7 +29,9 @@ import org.apache.flink.streaming.api.graph.StreamGraph;
 final class EmbeddedCluster implements AutoCloseable {
   private final MiniCluster cluster;
   private JobID job;
-  private CompletableFuture<JobResult> result;
+
+  /** Null before a job was submitted. */
+  private volatile CompletableFuture<JobResult> result;
 
   /** Starts a cluster of {@code slots} slots. */
   EmbeddedCluster(Configuration configuration, int slots) throws Exception {
@@ -74,9 +76,12 @@ final class EmbeddedCluster implements AutoCloseable {
     }
   }
 
-  /** Asks the job to end; {@link #await} tells when it has. */
-  void cancel() {
-    cluster.cancelJob(job);
+  /** Asks the job, if there is one, to end, and waits up to {@code millis} until it has. */
+  void cancel(long millis) throws InterruptedException, ExecutionException {
+    if (result != null) {
+      cluster.cancelJob(job);
+      await(millis);
+    }
   }
 
   @Override

@@ -56,6 +56,9 @@ final class FlinkRun {
   private volatile boolean interrupted;
   private Parts parts;
 
+  /** Null before it was started. */
+  private volatile EmbeddedCluster cluster;
+
   /** The files that a run begins, from the moment this is made. */
   private record Parts(
       Path output, Path refused, boolean madeOutput, String resultsSince, String refusedSince) {
@@ -73,7 +76,7 @@ final class FlinkRun {
      * commits its files whatever becomes of the others, so those are part of a result that never
      * was; what a checkpoint made visible stays.
      */
-    void remove(boolean checkpointed) throws IOException {
+    synchronized void remove(boolean checkpointed) throws IOException {
       OutputFolder.removeParts(
           output, ResultFileSink.RESULTS, resultsSince, !checkpointed, madeOutput);
       OutputFolder.removeParts(
@@ -132,17 +135,20 @@ final class FlinkRun {
     Path refused = localPath("--refused", refusedFolder());
     OutputFolder.clearRefused(refused, options.written.overwrite, List.of(input));
     parts = new Parts(output, refused, madeOutput);
+    Thread onInterrupt = new Thread(this::end, "broadhead-interrupt");
+    Runtime.getRuntime().addShutdownHook(onInterrupt);
     boolean done = false;
     try {
       runHere(input, output, refused, System.nanoTime());
       done = true;
       return 0;
-    } catch (JobExecutionException e) {
+    } catch (Exception e) {
       if (interrupted) {
         return Main.FAILED;
       }
-      throw explained(e, input);
+      throw e instanceof JobExecutionException failure ? explained(failure, input) : e;
     } finally {
+      removeHook(onInterrupt);
       if (!done) {
         parts.remove(isCheckpointed());
       }
@@ -168,8 +174,9 @@ final class FlinkRun {
       pipeline(flinkPath(input), flinkPath(output), flinkPath(refused), parallelism)
           .addTo(env, configuration);
       StreamGraph graph = env.getStreamGraph();
-      try (EmbeddedCluster cluster = new EmbeddedCluster(configuration, parallelism)) {
-        await(cluster, graph, metrics, input);
+      try (EmbeddedCluster started = new EmbeddedCluster(configuration, parallelism)) {
+        cluster = started;
+        await(graph, metrics, input);
       }
       if (metrics.sum(StepFileSource.BATCHES_READ) == 0) {
         throw new WorkFailedException(input + ": expected at least one record batch, got none");
@@ -180,12 +187,12 @@ final class FlinkRun {
     }
   }
 
-  private void await(EmbeddedCluster cluster, StreamGraph graph, RunMetrics metrics, Path input)
-      throws Exception {
-    cluster.submit(graph);
-    Thread onInterrupt = new Thread(() -> end(cluster), "broadhead-interrupt");
-    Runtime.getRuntime().addShutdownHook(onInterrupt);
+  private void await(StreamGraph graph, RunMetrics metrics, Path input) throws Exception {
+    if (interrupted) {
+      return;
+    }
     try (Progress progress = progress(input)) {
+      cluster.submit(graph);
       Optional<JobResult> result = cluster.await(POLL_MILLIS);
       while (result.isEmpty()) {
         progress.update(
@@ -194,18 +201,19 @@ final class FlinkRun {
         result = cluster.await(POLL_MILLIS);
       }
       result.get().toJobExecutionResult(FlinkRun.class.getClassLoader());
-    } finally {
-      removeHook(onInterrupt);
     }
   }
 
   /** Ends the job on Ctrl-C, which needs no message; what no checkpoint covers is removed. */
   @SuppressWarnings("try") // see EmbeddedCluster
-  private void end(EmbeddedCluster cluster) {
+  private void end() {
     interrupted = true;
-    try (cluster) {
-      cluster.cancel();
-      cluster.await(Duration.ofSeconds(10).toMillis());
+    try {
+      try (EmbeddedCluster running = cluster) {
+        if (running != null) {
+          running.cancel(Duration.ofSeconds(10).toMillis());
+        }
+      }
       parts.remove(isCheckpointed());
     } catch (Exception e) {
       options.err().println("broadhead run: " + Failure.describe(e));

@@ -133,6 +133,29 @@ class PackagedIT {
     assertThat(temp.resolve("results")).doesNotExist();
   }
 
+  /** The first line comes before the cluster is started. */
+  @Test
+  void aRunThatIsStoppedAtItsStartLeavesNothing() throws Exception {
+    Steps steps = Steps.small(4);
+    steps.writeJob(temp.resolve("job.yaml"));
+    steps.writeFile(temp.resolve("steps.arrow"));
+    Process process =
+        start("run", "--job", "job.yaml", "--input", "steps.arrow", "--output", "results");
+    try {
+      while (readError().isEmpty()) {
+        assertThat(process.isAlive()).isTrue();
+        Thread.sleep(5);
+      }
+    } finally {
+      process.destroy();
+      assertThat(process.waitFor(PATIENCE.toSeconds(), TimeUnit.SECONDS)).isTrue();
+    }
+    Cli run = finished(process);
+    assertThat(run.out()).as("the end of a run that was not stopped").isEmpty();
+    assertThat(run.err().lines()).singleElement();
+    assertThat(temp.resolve("results")).doesNotExist();
+  }
+
   @Test
   void watchingCommitsWithCheckpointsUntilItIsStopped() throws Exception {
     Steps steps = Steps.small(3);
