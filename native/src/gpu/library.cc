@@ -42,8 +42,12 @@ Library open(const std::string& name) {
   const auto get = reinterpret_cast<GetDeviceApi>(dlsym(handle, kGetDeviceApi));
   const DeviceApi* api = get ? get() : nullptr;
   if (!api || api->version != kDeviceApiVersion || api->struct_size != sizeof(DeviceApi)) {
-    library.reason = path + ": expected device API version " + std::to_string(kDeviceApiVersion) +
-                     ", got " + (api ? std::to_string(api->version) : "none");
+    const auto described = [](uint32_t version, size_t size) {
+      return std::to_string(version) + " of " + std::to_string(size) + " bytes";
+    };
+    library.reason = path + ": expected device API version " +
+                     described(kDeviceApiVersion, sizeof(DeviceApi)) + ", got " +
+                     (api ? described(api->version, api->struct_size) : "none");
     return library;
   }
   library.api = api;

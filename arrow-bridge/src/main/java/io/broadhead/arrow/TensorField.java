@@ -125,7 +125,7 @@ public record TensorField(DType dtype, List<Integer> shape, boolean canonical) {
         || tensor.getChildren().size() != 1) {
       return Optional.empty();
     }
-    Optional<DType> dtype = elementType(column, tensor, tensor.getChildren().get(0));
+    Optional<DType> dtype = elementType(column, tensor.getChildren().get(0));
     if (dtype.isEmpty()) {
       return Optional.empty();
     }
@@ -141,16 +141,24 @@ public record TensorField(DType dtype, List<Integer> shape, boolean canonical) {
     return Optional.of(new TensorField(dtype.get(), shape, canonical));
   }
 
-  private static Optional<DType> elementType(Field column, Field tensor, Field element) {
-    for (Field field : List.of(column, tensor, element)) {
-      String label = field.getMetadata().get(DTYPE_KEY);
-      if (label != null) {
-        return DType.find(label).filter(type -> type.storage().equals(element.getType()));
-      }
+  private static Optional<DType> elementType(Field column, Field element) {
+    Optional<String> label = dtypeLabel(column);
+    if (label.isPresent()) {
+      return DType.find(label.get()).filter(type -> type.storage().equals(element.getType()));
     }
     return Arrays.stream(DType.values())
         .filter(type -> type.isArrowNative() && type.storage().equals(element.getType()))
         .findFirst();
+  }
+
+  /** What the {@code dtype} key of a field, or else of its only child and so on, says. */
+  static Optional<String> dtypeLabel(Field field) {
+    return Optional.ofNullable(field.getMetadata().get(DTYPE_KEY))
+        .or(
+            () ->
+                field.getChildren().size() == 1
+                    ? dtypeLabel(field.getChildren().get(0))
+                    : Optional.empty());
   }
 
   private static long product(List<Integer> shape) {

@@ -10,9 +10,20 @@ import org.apache.arrow.vector.types.pojo.Field;
 public final class TypeName {
   private TypeName() {}
 
-  /** The type of {@code field}, without its nullability: {@code list<int32>}, for example. */
+  /**
+   * The type of {@code field}, without its nullability: {@code list<int32>}, for example; with
+   * metadata that names an element type which it does not have.
+   */
   public static String of(Field field) {
-    return TensorField.of(field).map(TensorField::toString).orElseGet(() -> plain(field));
+    return TensorField.of(field)
+        .map(TensorField::toString)
+        .orElseGet(() -> plain(field) + metadata(field));
+  }
+
+  private static String metadata(Field field) {
+    return TensorField.dtypeLabel(field)
+        .map(label -> " with field metadata " + TensorField.DTYPE_KEY + "=" + label)
+        .orElse("");
   }
 
   private static String plain(Field field) {

@@ -4,6 +4,7 @@ package io.broadhead.arrow;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import java.util.List;
+import java.util.Map;
 import java.util.stream.Stream;
 import org.apache.arrow.vector.types.pojo.ArrowType;
 import org.apache.arrow.vector.types.pojo.Field;
@@ -27,6 +28,12 @@ class TypeNameTest {
         Arguments.of(of(new ArrowType.List(), INT32), "list<int32>"),
         Arguments.of(of(new ArrowType.LargeList(), INT32), "large_list<int32>"),
         Arguments.of(of(new ArrowType.FixedSizeList(3), INT32), "fixed_size_list<int32>[3]"),
+        Arguments.of(
+            new Field(
+                "x",
+                new FieldType(true, new ArrowType.List(), null, Map.of("dtype", "bf16")),
+                List.of(INT32)),
+            "list<int32> with field metadata dtype=bf16"),
         Arguments.of(TensorField.list("x", DType.FLOAT16, 2, 64), "list<tensor[2, 64]<float16>>"),
         Arguments.of(TensorField.list("x", DType.BFLOAT16, 2, 64), "list<tensor[2, 64]<bfloat16>>"),
         Arguments.of(TensorField.tensor("x", DType.FLOAT32, 16, 2), "tensor[16, 2]<float32>"));

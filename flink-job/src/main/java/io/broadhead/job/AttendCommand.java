@@ -17,6 +17,7 @@ import io.broadhead.flink.OnBadRow;
 import io.broadhead.job.sink.ResultLayout;
 import io.broadhead.kernel.EngineInfo;
 import io.broadhead.kernel.KernelEngine;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayDeque;
 import java.util.List;
@@ -97,8 +98,15 @@ final class AttendCommand extends EngineCommand {
   @Override
   int executeOnEngine() throws Exception {
     requireKnownBackend(backend);
-    Failure.requireReadable(job, "--job");
+    Failure.requireFile(job, "--job");
     Failure.requireReadable(input, "--input");
+    for (Path read : List.of(job, input)) {
+      requireOption(
+          !Files.isRegularFile(output) || !output.toRealPath().startsWith(read.toRealPath()),
+          "--output",
+          "a file other than those of --job and --input",
+          output);
+    }
     Job loaded = JobFile.load(job);
     long start = System.nanoTime();
     try (KernelEngine kernels = new AttentionConfig(backend, threads, device).openEngine();

@@ -116,6 +116,22 @@ final class Failure {
     return message == null ? "" : message.strip().replaceAll("\\s*\\R\\s*", "; ");
   }
 
+  /** Refuses a path that is no file or cannot be read. */
+  static void requireFile(Path path, String option) throws WorkFailedException {
+    requireReadable(path, option);
+    if (Files.isDirectory(path)) {
+      throw new WorkFailedException(option + " " + path + ": expected a file, got a folder");
+    }
+  }
+
+  /** Refuses the path of a file that is to be written where there is no folder for it. */
+  static void requireFolderOf(Path path, String option) throws WorkFailedException {
+    Path folder = path.toAbsolutePath().getParent();
+    if (!Files.isDirectory(folder)) {
+      throw new WorkFailedException(option + " " + path + ": there is no folder " + folder);
+    }
+  }
+
   /** Refuses a path that is not there or cannot be read. */
   static void requireReadable(Path path, String option) throws WorkFailedException {
     if (!Files.exists(path)) {

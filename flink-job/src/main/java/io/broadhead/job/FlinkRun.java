@@ -348,7 +348,9 @@ final class FlinkRun {
     if (options.shards != null) {
       return options.shards;
     }
-    return parallelism == 1 ? 1 : SHARDS_PER_SUBTASK * parallelism;
+    return parallelism == 1
+        ? 1
+        : Math.min(SHARDS_PER_SUBTASK * parallelism, RunCommand.MOST_SHARDS);
   }
 
   private String refusedFolder() {

@@ -57,7 +57,7 @@ final class InspectCommand extends EngineCommand {
     requireKnownBackend(backend);
     Failure.requireReadable(path, "PATH");
     if (job != null) {
-      Failure.requireReadable(job, "--job");
+      Failure.requireFile(job, "--job");
     }
     try (BufferAllocator allocator = Allocators.root();
         PagedAttention attention = job == null ? null : open(allocator)) {

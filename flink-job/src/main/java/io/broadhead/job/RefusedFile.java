@@ -21,7 +21,8 @@ final class RefusedFile implements AutoCloseable {
   private BufferedWriter writer;
   private long count;
 
-  RefusedFile(Path file) {
+  RefusedFile(Path file) throws WorkFailedException {
+    Failure.requireFolderOf(file, "--refused");
     this.file = file;
     this.unfinished = file.resolveSibling(file.getFileName() + ".tmp");
   }

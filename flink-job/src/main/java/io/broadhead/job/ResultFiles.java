@@ -61,10 +61,7 @@ final class ResultFiles implements AutoCloseable {
     if (folder) {
       OutputFolder.prepare(output, overwrite, inputs);
     } else {
-      Path parent = output.toAbsolutePath().getParent();
-      if (!Files.isDirectory(parent)) {
-        throw new WorkFailedException("--output " + output + ": there is no folder " + parent);
-      }
+      Failure.requireFolderOf(output, "--output");
     }
     return new ResultFiles(output, folder, layout, compression, allocator);
   }

@@ -34,6 +34,14 @@ import picocli.CommandLine.Option;
       "      -D pipeline.name=nightly",
     })
 final class RunCommand extends EngineCommand {
+  /** Flink's highest parallelism; by value, because help loads no class of Flink. */
+  static final int MOST_SHARDS = 1 << 15;
+
+  /** Flink's shortest time between checkpoints. */
+  private static final double LEAST_SECONDS = 0.01;
+
+  private static final String A_NUMBER_OF_SECONDS = "a number of seconds from 0.01 on";
+
   @Option(
       names = "--job",
       required = true,
@@ -160,19 +168,22 @@ final class RunCommand extends EngineCommand {
   @Override
   int executeOnEngine() throws Exception {
     requireOption(
-        parallelism == null || parallelism >= 1, "--parallelism", "1 or more", parallelism);
+        parallelism == null || parallelism >= 1 && parallelism <= MOST_SHARDS,
+        "--parallelism",
+        "1 to " + MOST_SHARDS,
+        parallelism);
     int operators = parallelism == null ? 1 : parallelism;
     requireOption(
-        shards == null || shards >= operators,
+        shards == null || shards >= operators && shards <= MOST_SHARDS,
         "--shards",
-        operators + " or more, one for each parallel operator",
+        operators + " to " + MOST_SHARDS + ", at least one for each parallel operator",
         shards);
     requireOption(
-        watchInterval > 0, "--watch-interval", "a number of seconds above 0", watchInterval);
+        watchInterval >= LEAST_SECONDS, "--watch-interval", A_NUMBER_OF_SECONDS, watchInterval);
     requireOption(
-        checkpointInterval == null || checkpointInterval > 0,
+        checkpointInterval == null || checkpointInterval >= LEAST_SECONDS,
         "--checkpoint-interval",
-        "a number of seconds above 0",
+        A_NUMBER_OF_SECONDS,
         checkpointInterval);
     requireOption(batchMaxTokens >= 0, "--batch-max-tokens", "0 or more", batchMaxTokens);
     requireOption(
@@ -184,7 +195,7 @@ final class RunCommand extends EngineCommand {
       requireOption(
           !key.startsWith("broadhead."), "-D", "a Flink option (broadhead.* are --options)", key);
     }
-    Failure.requireReadable(job, "--job");
+    Failure.requireFile(job, "--job");
     Job loaded = JobFile.load(job);
     return new FlinkRun(this, loaded).execute();
   }

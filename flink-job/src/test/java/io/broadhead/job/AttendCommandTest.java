@@ -112,6 +112,43 @@ class AttendCommandTest {
   }
 
   @Test
+  void replacesNothingThatItReads() throws Exception {
+    Steps steps = Steps.small(4);
+    steps.writeJob(job);
+    Path input = steps.writeFile(temp.resolve("steps.arrow"));
+    Path folder = steps.writeFolder(temp.resolve("steps"));
+    Path inFolder = Results.files(folder).get(0);
+    for (Path written : List.of(job, input, inFolder)) {
+      byte[] before = Files.readAllBytes(written);
+
+      Cli cli = Cli.attend(job, written.equals(inFolder) ? folder : input, written, "--overwrite");
+
+      assertThat(cli.code()).isEqualTo(2);
+      assertThat(cli.err())
+          .contains(
+              "--output: expected a file other than those of --job and --input", "" + written);
+      assertThat(Files.readAllBytes(written)).isEqualTo(before);
+    }
+  }
+
+  @Test
+  void whatIsNotThereIsNamedBeforeTheWork() throws Exception {
+    Steps steps = Steps.small(4);
+    steps.writeJob(job);
+    Path input = steps.writeFile(temp.resolve("steps.arrow"));
+    Path nowhere = temp.resolve("nowhere");
+
+    Cli refused = Cli.attend(job, input, output, "--refused", nowhere.resolve("refused.jsonl"));
+    assertThat(refused.code()).isEqualTo(1);
+    assertThat(refused.err()).contains("--refused ", "there is no folder " + nowhere);
+    assertThat(output).doesNotExist();
+
+    Cli folder = Cli.attend(temp, input, output);
+    assertThat(folder.code()).isEqualTo(1);
+    assertThat(folder.err()).contains("--job " + temp + ": expected a file, got a folder");
+  }
+
+  @Test
   void replacesAnOlderOutput() throws Exception {
     Steps steps = Steps.small(4);
     steps.writeJob(job);

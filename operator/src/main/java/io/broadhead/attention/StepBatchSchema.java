@@ -29,6 +29,10 @@ final class StepBatchSchema {
 
   private static final String ID_TYPES = "int64 or utf8";
 
+  private static final String TENSORS =
+      "list<tensor[heads, head_size]> of float16, float32 or bfloat16 (uint16 with field metadata"
+          + " dtype=bfloat16)";
+
   static final String NULL_SEQUENCE = "column sequence_id: expected an id in every row, got null";
 
   private final BatchSchema schema;
@@ -68,12 +72,7 @@ final class StepBatchSchema {
       if (column >= 0) {
         return TensorField.of(schema.field(column))
             .map(TensorField::dtype)
-            .orElseThrow(
-                () ->
-                    mismatch(
-                        name,
-                        "list<tensor[heads, head_size]> of float16, bfloat16 or float32",
-                        schema.field(column)));
+            .orElseThrow(() -> mismatch(name, TENSORS, schema.field(column)));
       }
     }
     throw new InvalidBatchException(

@@ -89,6 +89,14 @@ public final class PagedAttentionStream {
         options.getOptional(PagedAttentionOptions.SHARDS).isPresent()
             ? PagedAttentionOptions.atLeast(PagedAttentionOptions.SHARDS, options, 1)
             : parallelism;
+    if (shards > KeyGroupRangeAssignment.UPPER_BOUND_MAX_PARALLELISM) {
+      throw new IllegalArgumentException(
+          PagedAttentionOptions.SHARDS.key()
+              + ": expected at most Flink's maximum parallelism "
+              + KeyGroupRangeAssignment.UPPER_BOUND_MAX_PARALLELISM
+              + ", got "
+              + shards);
+    }
     if (parallelism > shards) {
       throw new IllegalArgumentException(
           PagedAttentionOptions.SHARDS.key()

@@ -483,11 +483,15 @@ class PagedAttentionITCase {
   }
 
   @Test
-  void parallelismAboveTheShardsIsRefusedAtSubmission() {
+  void tooFewOrTooManyShardsAreRefusedAtSubmission() {
     Configuration options = options().set(PagedAttentionOptions.SHARDS, 2);
     DataStream<ArrowBatch> steps = StepJob.produce(environment(true));
     assertThatThrownBy(
             () -> PagedAttentionStream.of(steps, JOB).options(options).parallelism(3).attend())
         .hasMessage("broadhead.shards: expected at least the parallelism 3, got 2");
+    options.set(PagedAttentionOptions.SHARDS, 1_000_000);
+    assertThatThrownBy(() -> PagedAttentionStream.of(steps, JOB).options(options).attend())
+        .hasMessage(
+            "broadhead.shards: expected at most Flink's maximum parallelism 32768, got 1000000");
   }
 }
