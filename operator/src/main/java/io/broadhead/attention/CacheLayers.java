@@ -64,7 +64,13 @@ record CacheLayers(Map<String, LayerRole> roles, List<LayerSpec> owners) {
               .orElse("");
       saved.add(
           new CacheHeader.Layer(
-              role.name(), owner.name(), owner.numKvHeads(), owner.headSize(), dtype));
+              role.name(),
+              owner.name(),
+              owner.numKvHeads(),
+              owner.headSize(),
+              dtype,
+              owner.kScale(),
+              owner.vScale()));
     }
     return new CacheHeader(managed, contents, shards, cache.blockSize(), saved);
   }

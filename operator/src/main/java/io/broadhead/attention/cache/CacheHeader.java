@@ -10,7 +10,7 @@ import java.util.Objects;
  *
  * <p>Format 1: whether block tables were managed; whether contents were saved; shards; block size;
  * count of the layers with a cache, and of each its name, that of the layer whose cache it uses, KV
- * heads, head size and the stored element type.
+ * heads, head size and the stored element type. Format 2: its scales, too.
  *
  * @param managed whether block tables were managed
  * @param contents whether keys and values were saved, or only which sequences there are
@@ -19,15 +19,27 @@ import java.util.Objects;
  */
 public record CacheHeader(
     boolean managed, boolean contents, int shards, int blockSize, List<Layer> layers) {
-  static final int VERSION = 1;
+  static final int VERSION = 2;
+
+  /** Format 1 does not say. */
+  static final float UNKNOWN_SCALE = 0;
 
   /**
    * A layer with a cache.
    *
    * @param owner name of the layer whose cache it uses
    * @param dtype stored element type; empty while its first batch has not settled that
+   * @param kScale what stored keys are to be multiplied by, or {@link #UNKNOWN_SCALE}
+   * @param vScale the same of values
    */
-  public record Layer(String name, String owner, int numKvHeads, int headSize, String dtype) {}
+  public record Layer(
+      String name,
+      String owner,
+      int numKvHeads,
+      int headSize,
+      String dtype,
+      float kScale,
+      float vScale) {}
 
   public CacheHeader {
     layers = List.copyOf(layers);
@@ -47,7 +59,9 @@ public record CacheHeader(
           .text(layer.owner)
           .number(layer.numKvHeads)
           .number(layer.headSize)
-          .text(layer.dtype);
+          .text(layer.dtype)
+          .decimal(layer.kScale)
+          .decimal(layer.vScale);
     }
     return writer.toBytes();
   }
@@ -64,9 +78,16 @@ public record CacheHeader(
     int count = reader.integer();
     List<Layer> layers = new ArrayList<>(count);
     for (int i = 0; i < count; i++) {
+      boolean hasScales = reader.version() >= 2;
       layers.add(
           new Layer(
-              reader.text(), reader.text(), reader.integer(), reader.integer(), reader.text()));
+              reader.text(),
+              reader.text(),
+              reader.integer(),
+              reader.integer(),
+              reader.text(),
+              hasScales ? reader.decimal() : UNKNOWN_SCALE,
+              hasScales ? reader.decimal() : UNKNOWN_SCALE));
     }
     return new CacheHeader(managed, contents, shards, blockSize, layers);
   }
@@ -95,6 +116,10 @@ public record CacheHeader(
       same(path + "head_size", then.headSize, layer.headSize);
       if (!then.dtype.isEmpty() && !layer.dtype.isEmpty()) {
         same(path + "kv_cache_dtype", then.dtype, layer.dtype);
+      }
+      if (contents && then.kScale != UNKNOWN_SCALE) {
+        same(path + "k_scale", then.kScale, layer.kScale);
+        same(path + "v_scale", then.vScale, layer.vScale);
       }
     }
   }

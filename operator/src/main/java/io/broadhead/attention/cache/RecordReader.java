@@ -9,6 +9,7 @@ import java.util.BitSet;
 /** Reads what {@link RecordWriter} wrote. */
 final class RecordReader {
   private final ByteBuffer bytes;
+  private final int version;
 
   /**
    * @param what for messages
@@ -17,7 +18,7 @@ final class RecordReader {
    */
   RecordReader(byte[] record, String what, int newest) {
     bytes = ByteBuffer.wrap(record);
-    int version = record.length == 0 ? 0 : bytes.get();
+    version = record.length == 0 ? 0 : bytes.get();
     if (version < 1 || version > newest) {
       throw new IllegalStateException(
           what
@@ -27,6 +28,11 @@ final class RecordReader {
               + version
               + "; it was written by a newer Broadhead");
     }
+  }
+
+  /** The record's format. */
+  int version() {
+    return version;
   }
 
   boolean flag() {
@@ -54,6 +60,10 @@ final class RecordReader {
   long signed() {
     long value = number();
     return value >>> 1 ^ -(value & 1);
+  }
+
+  float decimal() {
+    return Float.intBitsToFloat((int) number());
   }
 
   int[] numbers() {

@@ -35,6 +35,10 @@ final class RecordWriter {
     return number(value << 1 ^ value >> 63);
   }
 
+  RecordWriter decimal(float value) {
+    return number(Integer.toUnsignedLong(Float.floatToIntBits(value)));
+  }
+
   RecordWriter numbers(int[] values) {
     number(values.length);
     for (int value : values) {

@@ -70,15 +70,21 @@ class GoldenRecordsTest {
 
   @Test
   void headers() throws IOException {
-    CacheHeader expected =
-        new CacheHeader(
-            true,
-            true,
-            128,
-            16,
-            List.of(
-                new CacheHeader.Layer("layer.0", "layer.0", 8, 128, "bfloat16"),
-                new CacheHeader.Layer("layer.1", "layer.0", 8, 128, "")));
-    assertGolden("kv-header-v1.bin", expected, CacheHeader::toBytes, CacheHeader::of);
+    CacheHeader expected = header(0.5f, 2);
+    assertGolden("kv-header-v2.bin", expected, CacheHeader::toBytes, CacheHeader::of);
+
+    CacheHeader withoutScales = header(CacheHeader.UNKNOWN_SCALE, CacheHeader.UNKNOWN_SCALE);
+    assertThat(CacheHeader.of(GoldenFiles.read("kv-header-v1.bin"))).isEqualTo(withoutScales);
+  }
+
+  private static CacheHeader header(float kScale, float vScale) {
+    return new CacheHeader(
+        true,
+        true,
+        128,
+        16,
+        List.of(
+            new CacheHeader.Layer("layer.0", "layer.0", 8, 128, "bfloat16", kScale, vScale),
+            new CacheHeader.Layer("layer.1", "layer.0", 8, 128, "", kScale, vScale)));
   }
 }

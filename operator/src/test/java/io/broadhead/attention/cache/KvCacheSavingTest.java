@@ -205,7 +205,7 @@ class KvCacheSavingTest {
 
   @Test
   void recordsOfNewerProgramsAreRefused() {
-    byte[] newer = {2, 0, 0};
+    byte[] newer = {9, 0, 0};
     for (Runnable read :
         List.<Runnable>of(
             () -> SequenceRecord.of(newer),
@@ -213,14 +213,19 @@ class KvCacheSavingTest {
             () -> CacheHeader.of(newer))) {
       assertThatThrownBy(read::run)
           .isInstanceOf(IllegalStateException.class)
-          .hasMessageContaining("in the state: expected format 1 to 1, got 2")
-          .hasMessageEndingWith("it was written by a newer Broadhead");
+          .hasMessageContaining("in the state: expected format 1 to ")
+          .hasMessageEndingWith(", got 9; it was written by a newer Broadhead");
     }
   }
 
   private static CacheHeader header(boolean contents, int shards, int blockSize, String dtype) {
-    return new CacheHeader(
-        true, contents, shards, blockSize, List.of(new CacheHeader.Layer("a", "a", 8, 128, dtype)));
+    return header(contents, shards, blockSize, dtype, 1, 1);
+  }
+
+  private static CacheHeader header(
+      boolean contents, int shards, int blockSize, String dtype, float kScale, float vScale) {
+    CacheHeader.Layer layer = new CacheHeader.Layer("a", "a", 8, 128, dtype, kScale, vScale);
+    return new CacheHeader(true, contents, shards, blockSize, List.of(layer));
   }
 
   @Test
@@ -238,6 +243,12 @@ class KvCacheSavingTest {
     assertThatThrownBy(() -> then.requireFits(header(false, 4, 16, "float16")))
         .hasMessage("broadhead.state: expected full, as when the state was written, got metadata");
     header(false, 4, 16, "float16").requireFits(then);
+    assertThatThrownBy(() -> then.requireFits(header(true, 4, 16, "float16", 0.5f, 1)))
+        .hasMessage("layer 'a': k_scale: expected 1.0, as when the state was written, got 0.5");
+    assertThatThrownBy(() -> then.requireFits(header(true, 4, 16, "float16", 1, 0.25f)))
+        .hasMessage("layer 'a': v_scale: expected 1.0, as when the state was written, got 0.25");
+    header(true, 4, 16, "float16", CacheHeader.UNKNOWN_SCALE, CacheHeader.UNKNOWN_SCALE)
+        .requireFits(then);
     assertThatThrownBy(() -> then.requireFits(new CacheHeader(true, true, 4, 16, List.of())))
         .hasMessage("layers: expected [a], as when the state was written, got []");
   }

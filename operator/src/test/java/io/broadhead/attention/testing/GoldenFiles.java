@@ -14,6 +14,11 @@ public final class GoldenFiles {
 
   private GoldenFiles() {}
 
+  /** What the golden file of a format that is not written any more holds. */
+  public static byte[] read(String name) throws IOException {
+    return Files.readAllBytes(FOLDER.resolve(name));
+  }
+
   /**
    * What the golden file holds.
    *
@@ -25,6 +30,6 @@ public final class GoldenFiles {
       Files.createDirectories(FOLDER);
       Files.write(file, current);
     }
-    return Files.readAllBytes(file);
+    return read(name);
   }
 }
