@@ -14,6 +14,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -137,7 +138,7 @@ class Bench {
     GpuStep& flight = *step_in_flight;
     layer.send(flight);
     flight.work().start_clock();
-    layer.launch(flight);
+    layer.launch(flight, flight.work().stream);
     flight.work().stop_clock();
     const double seconds = time(layer, flight, Flush::kOverwrite);
     const double clean = time(layer, flight, Flush::kRead);
@@ -151,7 +152,10 @@ class Bench {
     print(w, w.kind, bytes, flops, seconds, clean);
     bh_step_stats stats{};
     flight.end(stats);
-    if (update) run_copy(w, bytes);
+    if (update) {
+      run_copy(w, bytes);
+      run_in_a_row(w, bytes);
+    }
   }
 
   /// A copy that moves as many bytes: what such short work gets of the bandwidth at best.
@@ -164,6 +168,51 @@ class Bench {
     };
     const double seconds = time_copy(Flush::kOverwrite);
     print(w, "copy", bytes, 0, seconds, time_copy(Flush::kRead));
+  }
+
+  /// Updates as those of a model's layers follow one another, each with tensors and a cache of its
+  /// own, and copies that move as many bytes, by the driver and by a kernel: for one of them.
+  void run_in_a_row(const Workload& w, double bytes) {
+    constexpr int kLayers = 32;
+    const auto half = static_cast<int64_t>(bytes / 2);
+    std::deque<Scene> scenes;
+    std::deque<DeviceMemory> keys, values, from, to;
+    std::vector<std::unique_ptr<GpuStep>> flights;
+    for (int i = 0; i < kLayers; ++i) {
+      Scene& scene = scenes.emplace_back(*this, w, false, true);
+      char* key = keys.emplace_back(api_, scene.key_bytes()).data();
+      char* value = values.emplace_back(api_, scene.key_bytes()).data();
+      for (char* tensors : {key, value}) fill(tensors, scene.key_bytes(), 2, w.dtype);
+      const Step step = scene.step({nullptr, key, value, nullptr});
+      GpuStep& flight = *flights.emplace_back(scene.layer().prepare(step));
+      scene.layer().send(flight);
+      check(api_, api_.synchronize(flight.work().stream), "plan");
+      from.emplace_back(api_, half);
+      to.emplace_back(api_, half);
+    }
+    auto time_row = [&](const char* kind, auto&& launch) {
+      const Lease work(*device_);
+      Graph graph = nullptr;
+      check(api_, api_.begin_graph(work->stream), "graph");
+      for (size_t i = 0; i < kLayers; ++i) launch(i, work->stream);
+      check(api_, api_.end_graph(work->stream, &graph), "graph");
+      auto seconds = [&](Flush flush) {
+        return median(work->stream, 11, flush,
+                      [&] { check(api_, api_.launch_graph(work->stream, graph), "graph"); }) /
+               kLayers;
+      };
+      const double overwritten = seconds(Flush::kOverwrite);
+      print(w, kind, bytes, 0, overwritten, seconds(Flush::kRead));
+      api_.destroy_graph(graph);
+    };
+    time_row("update in a row",
+             [&](size_t i, Stream stream) { scenes[i].layer().launch(*flights[i], stream); });
+    time_row("copy in a row", [&](size_t i, Stream stream) {
+      check(api_, api_.copy(stream, to[i].data(), from[i].data(), half), "copy");
+    });
+    time_row("copy by a kernel in a row", [&](size_t i, Stream stream) {
+      check(api_, api_.pull(stream, to[i].data(), from[i].data(), half), "copy");
+    });
   }
 
   void print(const Workload& w, const char* kind, double bytes, double flops, double seconds,
@@ -238,7 +287,9 @@ class Bench {
           cache_(pool(), bench.device_),
           spec_(make_spec()),
           layer_(spec_, &cache_, bench.device_, cancellation_) {
-      bench.fill(cache_.view().memory, cache_.bytes(), byte_width(cache_dtype()), w.dtype);
+      if (has_query) {
+        bench.fill(cache_.view().memory, cache_.bytes(), byte_width(cache_dtype()), w.dtype);
+      }
       blocks_.resize(static_cast<size_t>(cache_.options().num_blocks));
       std::iota(blocks_.begin(), blocks_.end(), 0);
       std::shuffle(blocks_.begin(), blocks_.end(), bench.random_);
@@ -416,7 +467,8 @@ class Bench {
   }
 
   double time(GpuLayer& layer, const GpuStep& flight, Flush flush) {
-    return median(flight.work().stream, 21, flush, [&] { layer.launch(flight); });
+    return median(flight.work().stream, 21, flush,
+                  [&] { layer.launch(flight, flight.work().stream); });
   }
 
   double copy_bandwidth() {

@@ -208,9 +208,8 @@ void GpuLayer::send(const GpuStep& flight) {
         "plan");
 }
 
-void GpuLayer::launch(const GpuStep& flight) {
+void GpuLayer::launch(const GpuStep& flight, Stream stream) {
   const DeviceApi& api = device_->api();
-  const Stream stream = flight.work().stream;
   const auto* step = reinterpret_cast<const StepArgs*>(flight.work().plan.data());
   if (update_blocks() > 0) {
     check(api, api.update(stream, &args_, cache_dtype_, step, update_blocks()), "cache update");
@@ -233,7 +232,7 @@ std::unique_ptr<StepInFlight> GpuLayer::begin(const Step& step, bh_step_stats&) 
   const Workspace& work = flight->work();
   auto put_on_stream = [&] {
     send(*flight);
-    launch(*flight);
+    launch(*flight, work.stream);
   };
   order_.follow(work.stream);
   work.start_clock();

@@ -48,7 +48,7 @@ class GpuLayer final : public Layer {
   /// measurements.
   std::unique_ptr<GpuStep> prepare(const Step& step);
   void send(const GpuStep& flight);
-  void launch(const GpuStep& flight);
+  void launch(const GpuStep& flight, Stream stream);
 
  private:
   void upload_constants();
