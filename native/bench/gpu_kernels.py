@@ -27,7 +27,7 @@ TYPES = {"Float16": "fp16", "BFloat16": "bf16", "Float8E4M3": "e4m3", "Float8E5M
 
 def kernel_of(symbol):
     """(kernel, head size or 0, "tensors on cache"), of a mangled name; None for kernels that move memory."""
-    match = re.search(r"\d(decode|prefill_hopper|prefill|update|plain)(I\w+?E)?EvNS", symbol)
+    match = re.search(r"\d(decode|prefill_hopper|prefill|update_rotated|update|plain)(I\w+?E)?EvNS", symbol)
     if not match:
         return None
     name, arguments = match.group(1), match.group(2) or ""

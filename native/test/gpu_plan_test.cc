@@ -32,10 +32,13 @@ struct PlanCase {
   int slots = 6;
 };
 
-/// What plan.write() puts in front of its arrays, read where it was written.
+/// What plan.write() puts in front of attention's arrays, read where it was written.
 struct Written {
   std::vector<char> memory;
-  const StepArgs& args() const { return *reinterpret_cast<const StepArgs*>(memory.data()); }
+  int64_t offset = 0;
+  const StepArgs& args() const {
+    return *reinterpret_cast<const StepArgs*>(memory.data() + offset);
+  }
 };
 
 class PlanChecker {
@@ -76,6 +79,7 @@ class PlanChecker {
     plan_.plan(spec_, step, kBlockSize, {tensors}, nullptr, limits);
     written_.memory.resize(static_cast<size_t>(plan_.bytes()));
     plan_.write({}, written_.memory.data(), written_.memory.data());
+    written_.offset = plan_.attention_offset();
   }
 
   void check() {

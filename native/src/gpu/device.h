@@ -83,9 +83,11 @@ class StepOrder {
   StepOrder(const StepOrder&) = delete;
   StepOrder& operator=(const StepOrder&) = delete;
 
+  /// Whether what was marked is on another stream, where it may still run.
+  bool is_elsewhere(Stream stream) const { return last_ && stream != last_stream_; }
   /// What is put on the stream from now on runs after all that was marked.
   void follow(Stream stream) const {
-    if (last_ && stream != last_stream_) {
+    if (is_elsewhere(stream)) {
       check(api_, api_.follow_event(stream, last_), "order of steps");
     }
   }

@@ -11,7 +11,7 @@
 namespace broadhead::gpu {
 
 /// Raised whenever the table or a structure of kernel_args.h changes.
-constexpr uint32_t kDeviceApiVersion = 5;
+constexpr uint32_t kDeviceApiVersion = 6;
 
 /// What went wrong in a call, for bh_error.
 enum DeviceStatus : int32_t { kOk = 0, kOutOfMemory, kDeviceError, kDeviceLost };
@@ -54,9 +54,6 @@ struct DeviceApi {
   /// Tells what `memory` is, and its address for kernels: NULL for pageable memory.
   int32_t (*locate)(const void* memory, int32_t* kind, void** device_address);
   int32_t (*copy)(Stream stream, void* to, const void* from, int64_t bytes);
-  /// As copy(), by a kernel: small transfers within a graph are done sooner than by a copy engine.
-  /// `from` is an address for kernels, all are multiples of 16.
-  int32_t (*pull)(Stream stream, void* to, const void* from, int64_t bytes);
   int32_t (*clear)(Stream stream, void* memory, int64_t bytes);
 
   int32_t (*create_stream)(Stream* stream);
@@ -84,10 +81,9 @@ struct DeviceApi {
                           int32_t* slots);
   /// Query rows of a prefill item.
   int32_t (*prefill_rows)(const LayerArgs* layer, int32_t cache_dtype);
-  /// Writes keys and values to the cache and prepares queries; `blocks` blocks of threads share
-  /// the tokens.
+  /// Writes keys and values to the cache, prepares queries and brings the plan.
   int32_t (*update)(Stream stream, const LayerArgs* layer, int32_t cache_dtype,
-                    const StepArgs* step, int32_t blocks);
+                    const UpdateArgs* update);
   int32_t (*decode)(Stream stream, const LayerArgs* layer, int32_t cache_dtype,
                     const StepArgs* step, int32_t rows, int32_t blocks);
   int32_t (*prefill)(Stream stream, const LayerArgs* layer, int32_t cache_dtype,

@@ -12,9 +12,6 @@ namespace {
 /// Tokens of a block of an encoder layer's temporary cache.
 constexpr int kTemporaryBlock = kTile;
 
-/// Blocks of threads of the update kernel for each multiprocessor.
-constexpr int kUpdateBlocks = 16;
-
 /// The largest divisor of `group` that is at most `limit`.
 int part_of_group(int group, int limit) {
   int part = std::min(group, limit);
@@ -141,18 +138,14 @@ std::unique_ptr<GpuStep> GpuLayer::prepare(const Step& step) {
   const StepMemory& memory = flight->memory();
   bh_step_stats& stats = flight->stats();
   flight->memory().bring(*device_, spec_, step, work, stats);
-  StepArgs args{};
-  args.cache = view_;
+  const char* prepared_query = nullptr;
   if (spec_.rotary_dim > 0 || !memory.queries_on_device()) {
     work.query.reserve(step.num_queries * TensorBytes(spec_).query);
-    args.prepared_query = work.query.data();
+    prepared_query = work.query.data();
   }
-  plan_.plan(spec_, step, view_.block_size, memory.parts(), args.prepared_query, limits_);
-  if (!cache_) {
-    work.temporary_cache.reserve(plan_.num_blocks() * block_bytes(view_));
-    args.cache.memory = work.temporary_cache.data();
-  }
-  write_plan(work, args);
+  plan_.plan(spec_, step, view_.block_size, memory.parts(), prepared_query, limits_);
+  if (!cache_) work.temporary_cache.reserve(plan_.num_blocks() * block_bytes(view_));
+  write_plan(work);
 
   stats.query_tokens = step.num_queries;
   stats.written_tokens = cache_ ? plan_.written_tokens() : 0;
@@ -173,8 +166,16 @@ std::unique_ptr<GpuStep> GpuLayer::prepare(const Step& step) {
   return flight;
 }
 
-void GpuLayer::write_plan(Workspace& work, StepArgs args) {
+CacheView GpuLayer::cache_of(const Workspace& work) const {
+  CacheView view = view_;
+  if (!cache_) view.memory = work.temporary_cache.data();
+  return view;
+}
+
+void GpuLayer::write_plan(Workspace& work) {
   const DeviceApi& api = device_->api();
+  StepArgs args{};
+  args.cache = cache_of(work);
   const int64_t heads = plan_.num_partials() * spec_.num_heads;
   work.partial_sums.reserve(heads * spec_.head_size * int64_t{sizeof(float)});
   work.partial_state.reserve(heads * 2 * int64_t{sizeof(float)});
@@ -195,24 +196,31 @@ int64_t GpuLayer::plan_bytes() const {
   return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(plan_.bytes())));
 }
 
-int32_t GpuLayer::update_blocks() const {
-  return static_cast<int32_t>(
-      std::min<int64_t>(plan_.update_work(), kUpdateBlocks * device_->info().multiprocessors));
-}
-
 void GpuLayer::send(const GpuStep& flight) {
   const Workspace& work = flight.work();
   check(device_->api(),
-        device_->api().pull(work.stream, work.plan.data(), work.plan_host.device_address(),
-                            plan_bytes()),
+        device_->api().copy(work.stream, work.plan.data(), work.plan_host.data(), plan_.bytes()),
         "plan");
 }
 
-void GpuLayer::launch(const GpuStep& flight, Stream stream) {
+UpdateArgs GpuLayer::update_of(const Workspace& work, bool sent) const {
+  UpdateArgs args{};
+  args.cache = cache_of(work);
+  args.prepared_query = work.query.data();
+  const char* host = work.plan_host.device_address();
+  plan_.point(args, sent ? work.plan.data() : host);
+  if (!sent) {
+    const int64_t offset = plan_.attention_offset();
+    args.plan = {work.plan.data() + offset, host + offset, plan_bytes() - offset};
+  }
+  return args;
+}
+
+void GpuLayer::launch(const GpuStep& flight, Stream stream, const UpdateArgs& update) {
   const DeviceApi& api = device_->api();
-  const auto* step = reinterpret_cast<const StepArgs*>(flight.work().plan.data());
-  if (update_blocks() > 0) {
-    check(api, api.update(stream, &args_, cache_dtype_, step, update_blocks()), "cache update");
+  const auto* step = step_of(flight.work());
+  if (plan_.has_update()) {
+    check(api, api.update(stream, &args_, cache_dtype_, &update), "cache update");
   }
   if (plan_.decode_blocks() > 0) {
     check(
@@ -230,16 +238,18 @@ std::unique_ptr<StepInFlight> GpuLayer::begin(const Step& step, bh_step_stats&) 
   cancellation_->check();
   std::unique_ptr<GpuStep> flight = prepare(step);
   const Workspace& work = flight->work();
-  auto put_on_stream = [&] {
-    send(*flight);
-    launch(*flight, work.stream);
-  };
+  const bool is_replayed = plan_.num_prefill_items() == 0;
+  // While earlier steps compute, the plan goes ahead: by a copy engine, since decode is shared out
+  // unevenly where other kernels run as it starts. Otherwise the update brings it sooner.
+  const bool sent = !is_replayed || !plan_.has_update() || order_.is_elsewhere(work.stream);
+  if (sent) send(*flight);
+  const UpdateArgs update = update_of(work, sent);
   order_.follow(work.stream);
   work.start_clock();
-  if (plan_.num_prefill_items() == 0) {
-    graphs_.run({work.plan_host.data(), work.plan.data(), plan_bytes(), update_blocks(),
-                 plan_.decode_rows(), plan_.decode_blocks()},
-                work.stream, order_, put_on_stream);
+  auto put_on_stream = [&] { launch(*flight, work.stream, update); };
+  if (is_replayed) {
+    graphs_.run({step_of(work), update, plan_.decode_rows(), plan_.decode_blocks()}, work.stream,
+                order_, put_on_stream);
   } else {
     put_on_stream();
   }

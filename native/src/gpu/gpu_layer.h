@@ -34,8 +34,9 @@ class GpuStep final : public StepInFlight {
   bh_step_stats stats_{};
 };
 
-/// One layer on a GPU. A step is a copy of its plan and at most three launches: update, decode,
-/// prefill. Encoder layers write their keys and values to a temporary cache and go the same way.
+/// One layer on a GPU. A step is a copy of its plan, by itself or by the update, and at most three
+/// launches: update, decode, prefill. Encoder layers write their keys and values to a temporary
+/// cache and go the same way.
 class GpuLayer final : public Layer {
  public:
   GpuLayer(const LayerSpec& spec, GpuCache* cache, std::shared_ptr<Device> device,
@@ -48,14 +49,19 @@ class GpuLayer final : public Layer {
   /// measurements.
   std::unique_ptr<GpuStep> prepare(const Step& step);
   void send(const GpuStep& flight);
-  void launch(const GpuStep& flight, Stream stream);
+  void launch(const GpuStep& flight, Stream stream, const UpdateArgs& update);
+  /// The update of the step that was prepared last. Where the plan was not sent, it brings it.
+  UpdateArgs update_of(const Workspace& work, bool sent) const;
 
  private:
   void upload_constants();
   void choose_kernels();
-  void write_plan(Workspace& work, StepArgs args);
-  int32_t update_blocks() const;
+  CacheView cache_of(const Workspace& work) const;
+  void write_plan(Workspace& work);
   int64_t plan_bytes() const;
+  const StepArgs* step_of(const Workspace& work) const {
+    return reinterpret_cast<const StepArgs*>(work.plan.data() + plan_.attention_offset());
+  }
 
   const LayerSpec& spec_;
   GpuCache* cache_;

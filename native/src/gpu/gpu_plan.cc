@@ -361,20 +361,31 @@ int64_t bytes_of(const std::vector<Element>& array) {
   return static_cast<int64_t>(array.size() * sizeof(Element));
 }
 
-/// Arrays lie behind StepArgs, each from a multiple of 16 bytes on.
+/// Arrays lie around StepArgs, each from a multiple of 16 bytes on.
 int64_t aligned(int64_t bytes) { return (bytes + 15) / 16 * 16; }
 
 }  // namespace
 
 int64_t GpuPlan::bytes() const {
-  int64_t total = sizeof(StepArgs);
+  int64_t total = attention_offset() + int64_t{sizeof(StepArgs)};
   auto add = [&total](const auto&... arrays) { ((total += aligned(bytes_of(arrays))), ...); };
-  add(decode_items_, rows_, tokens_, update_tokens_, query_tokens_, prefill_items_);
+  add(decode_items_, rows_, tokens_, prefill_items_);
   return total + aligned(num_blocks_ * int64_t{sizeof(int32_t)});
 }
 
+int64_t GpuPlan::attention_offset() const {
+  return bytes_of(update_tokens_) + bytes_of(query_tokens_);
+}
+
+void GpuPlan::point(UpdateArgs& args, const char* plan) const {
+  args.tokens = reinterpret_cast<const UpdateToken*>(plan);
+  args.queries = reinterpret_cast<const QueryToken*>(plan + bytes_of(update_tokens_));
+  args.num_tokens = static_cast<int32_t>(update_tokens_.size());
+  args.num_queries = static_cast<int32_t>(query_tokens_.size());
+}
+
 void GpuPlan::write(StepArgs args, char* host, char* device) const {
-  int64_t at = sizeof(StepArgs);
+  int64_t at = 0;
   auto point = [&](auto& pointer, int64_t bytes) {
     pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(device + at);
     at = aligned(at + bytes);
@@ -383,12 +394,13 @@ void GpuPlan::write(StepArgs args, char* host, char* device) const {
     if (!array.empty()) std::memcpy(host + at, array.data(), array.size() * sizeof(array[0]));
     point(pointer, bytes_of(array));
   };
-  const AttendItem* decode_items = nullptr;
-  put(decode_items_, decode_items);
+  const void* known = nullptr;
+  put(update_tokens_, known);
+  put(query_tokens_, known);
+  at += sizeof(StepArgs);
+  put(decode_items_, known);
   put(rows_, args.rows);
   put(tokens_, args.tokens);
-  put(update_tokens_, args.update_tokens);
-  put(query_tokens_, args.query_tokens);
   put(prefill_items_, args.prefill_items);
   auto* blocks = reinterpret_cast<int32_t*>(host + at);
   for (auto table = tables_.begin(); table != tables_.end();) {
@@ -399,9 +411,7 @@ void GpuPlan::write(StepArgs args, char* host, char* device) const {
     blocks = std::copy(first, end, blocks);
   }
   point(args.blocks, num_blocks_ * int64_t{sizeof(int32_t)});
-  args.num_update_tokens = static_cast<int32_t>(update_tokens_.size());
-  args.num_query_tokens = static_cast<int32_t>(query_tokens_.size());
-  std::memcpy(host, &args, sizeof args);
+  std::memcpy(host + attention_offset(), &args, sizeof args);
 }
 
 }  // namespace broadhead::gpu

@@ -36,12 +36,17 @@ class GpuPlan {
             const std::vector<PartTensors>& parts, const char* prepared_query,
             const PlanLimits& limits);
 
-  /// Bytes of StepArgs and its arrays.
+  /// Bytes of the tokens of the update, of StepArgs and of its arrays.
   int64_t bytes() const;
+  /// Where StepArgs is.
+  int64_t attention_offset() const;
 
   /// Writes them to `host`, with pointers for their copy at `device`; the other fields of `args`
   /// are the caller's. Block tables are copied from the step's memory now.
   void write(StepArgs args, char* host, char* device) const;
+
+  /// Names the tokens of the update in the plan, or a copy of it, at an address for kernels.
+  void point(UpdateArgs& args, const char* plan) const;
 
   int64_t num_partials() const { return num_partials_; }
   int num_rows() const { return static_cast<int>(rows_.size()); }
@@ -49,9 +54,7 @@ class GpuPlan {
   int decode_rows() const { return decode_rows_; }  ///< of the largest item
   /// Blocks of threads that decode begins with for each group of heads; 0: there is no such work.
   int decode_blocks() const { return decode_blocks_; }
-  int64_t update_work() const {
-    return static_cast<int64_t>(update_tokens_.size() + query_tokens_.size());
-  }
+  bool has_update() const { return !update_tokens_.empty() || !query_tokens_.empty(); }
   int64_t written_tokens() const { return written_tokens_; }
   /// Blocks of all tables: those that an encoder layer's temporary cache needs.
   int64_t num_blocks() const { return num_blocks_; }

@@ -2,6 +2,7 @@
 // What the host hands to kernels: plain memory, read by device code of every vendor.
 #pragma once
 
+#include <compare>
 #include <cstdint>
 
 #include "core/host_device.h"
@@ -44,6 +45,8 @@ struct CacheView {
 
   int32_t row_bytes;   ///< bytes of a token's head
   int64_t half_bytes;  ///< keys of a block of one head; its values follow
+
+  auto operator<=>(const CacheView&) const = default;
 };
 
 /// A layer, the same for all of its steps.
@@ -88,6 +91,29 @@ struct alignas(16) QueryToken {
   int32_t unused;
 };
 
+/// What is to be copied, in multiples of 16 bytes, from an address for kernels.
+struct Transfer {
+  char* to;
+  const char* from;
+  int64_t bytes;
+
+  auto operator<=>(const Transfer&) const = default;
+};
+
+/// What the update kernel does. Handed over by value: a block of threads for each token looks up
+/// nothing before it.
+struct UpdateArgs {
+  CacheView cache;
+  const UpdateToken* tokens;
+  const QueryToken* queries;
+  char* prepared_query;  ///< where it puts them
+  int32_t num_tokens;
+  int32_t num_queries;
+  Transfer plan;  ///< what it brings to the device besides
+
+  auto operator<=>(const UpdateArgs&) const = default;
+};
+
 /// A row whose tokens have partial results.
 struct Row {
   int32_t first_token;
@@ -125,16 +151,10 @@ struct alignas(16) AttendItem {
   int32_t first_blocks[kWaves * kTilesAhead];
 };
 
-/// One step. Lies in device memory in front of its arrays, so that a recorded graph can be replayed
-/// for other steps.
+/// Attention of one step. Lies in device memory in front of its arrays, so that a recorded graph
+/// can be replayed for other steps.
 struct alignas(16) StepArgs {
   CacheView cache;
-
-  char* prepared_query;  ///< where the update puts the queries of query_tokens
-  const UpdateToken* update_tokens;
-  const QueryToken* query_tokens;
-  int32_t num_update_tokens;
-  int32_t num_query_tokens;
 
   const Row* rows;
   const Token* tokens;

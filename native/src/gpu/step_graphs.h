@@ -7,15 +7,14 @@
 #include <map>
 
 #include "gpu/device.h"
+#include "gpu/kernel_args.h"
 
 namespace broadhead::gpu {
 
 /// What must be the same for a recorded step to be replayed: all that is not in its plan.
 struct StepShape {
-  const void* plan_host;
-  const void* plan;
-  int64_t plan_bytes;
-  int32_t update_blocks;
+  const StepArgs* step;
+  UpdateArgs update;
   int32_t decode_rows;
   int32_t decode_blocks;
 

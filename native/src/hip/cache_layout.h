@@ -27,9 +27,10 @@ BH_HOST_DEVICE constexpr int panel_width(int row_bytes, int panel) {
 
 /// The number that chunks of `token` are permuted with in a panel of that width.
 BH_HOST_DEVICE constexpr int swizzle(int width, int token) {
-  const int chunks = width / kChunk;
-  const int even = chunks % 8 == 0 ? 8 : chunks % 4 == 0 ? 4 : chunks % 2 == 0 ? 2 : 1;
-  return token * even / 8 % even;
+  // The lowest bit of the number of chunks, at most 8.
+  const unsigned chunks = static_cast<unsigned>(width / kChunk) | 8u;
+  const unsigned even = chunks & -chunks;
+  return static_cast<int>(static_cast<unsigned>(token) * even / 8 & (even - 1));
 }
 
 /// Offset of byte `byte` of a token's head in a half, or in a tile that begins with 8 tokens of

@@ -150,9 +150,6 @@ int32_t copy(Stream stream, void* to, const void* from, int64_t bytes) {
                                static_cast<hipStream_t>(stream)),
                 "copying");
 }
-int32_t pull(Stream stream, void* to, const void* from, int64_t bytes) {
-  return report(launch_pull(static_cast<hipStream_t>(stream), to, from, bytes), "copying");
-}
 int32_t clear(Stream stream, void* memory, int64_t bytes) {
   return report(
       hipMemsetAsync(memory, 0, static_cast<size_t>(bytes), static_cast<hipStream_t>(stream)),
@@ -278,12 +275,14 @@ KernelLaunch prefill_kernel(const LayerArgs& layer, int cache_dtype) {
   return launch;
 }
 
-int threads_of(const KernelLaunch& launch) {
+template <class Args>
+int threads_of(const LaunchOf<Args>& launch) {
   return launch.threads > 0 ? launch.threads : kWaves * wave_size();
 }
 
 /// More than 48 KiB of shared memory must be asked for.
-int32_t allow_shared(const KernelLaunch& launch) {
+template <class Args>
+int32_t allow_shared(const LaunchOf<Args>& launch) {
 #if defined(__CUDACC__)
   if (launch.shared_bytes <= 48 * 1024) return kOk;
   return report(cudaFuncSetAttribute(reinterpret_cast<const void*>(launch.kernel),
@@ -296,11 +295,12 @@ int32_t allow_shared(const KernelLaunch& launch) {
 #endif
 }
 
-int32_t run(const KernelLaunch& launch, Stream stream, dim3 grid, const LayerArgs& layer,
-            const StepArgs* step) {
+template <class Args>
+int32_t run(const LaunchOf<Args>& launch, Stream stream, dim3 grid, const LayerArgs& layer,
+            Args args) {
   if (const int32_t status = allow_shared(launch)) return status;
   return report(launch_kernel(launch.kernel, grid, threads_of(launch), launch.shared_bytes,
-                              static_cast<hipStream_t>(stream), layer, step),
+                              static_cast<hipStream_t>(stream), layer, args),
                 "launch");
 }
 
@@ -332,10 +332,10 @@ int32_t prefill_rows_of(const LayerArgs* layer, [[maybe_unused]] int32_t cache_d
 #endif
 }
 
-int32_t update(Stream stream, const LayerArgs* layer, int32_t cache_dtype, const StepArgs* step,
-               int32_t blocks) {
-  return run(update_kernel(*layer, cache_dtype), stream, dim3(static_cast<uint32_t>(blocks)),
-             *layer, step);
+int32_t update(Stream stream, const LayerArgs* layer, int32_t cache_dtype,
+               const UpdateArgs* update) {
+  return run(update_kernel(*layer, cache_dtype), stream,
+             dim3(static_cast<uint32_t>(update_blocks(*update))), *layer, *update);
 }
 
 int32_t decode(Stream stream, const LayerArgs* layer, int32_t cache_dtype, const StepArgs* step,
@@ -413,7 +413,6 @@ broadhead_device_api() {
                                  release_host,
                                  locate,
                                  copy,
-                                 pull,
                                  clear,
                                  create_stream,
                                  destroy_stream,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Copies, blocks of the cache in and out in logical order, the joining of finished results, and a
+// Blocks of the cache in and out in logical order, the joining of finished results, and a
 // probe of the memory's speed.
 #include "hip/cache_layout.h"
 #include "hip/element.h"
@@ -10,11 +10,6 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kMergeWaves = 4;
-
-__global__ void pull(Chunk* to, const Chunk* from, int64_t chunks) {
-  const int64_t index = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (index < chunks) to[index] = from[index];
-}
 
 /// One thread for each chunk of a token's head.
 template <bool kWrite>
@@ -90,12 +85,6 @@ __global__ void read_blocks(CacheView cache, const int32_t* blocks, int64_t coun
 dim3 grid_of(int64_t blocks) { return dim3(static_cast<unsigned>(blocks)); }
 
 }  // namespace
-
-hipError_t launch_pull(hipStream_t stream, void* to, const void* from, int64_t bytes) {
-  const int64_t chunks = bytes / kChunk;
-  return launch_kernel(&pull, grid_of((chunks + kThreads - 1) / kThreads), kThreads, 0, stream,
-                       static_cast<Chunk*>(to), static_cast<const Chunk*>(from), chunks);
-}
 
 hipError_t launch_move_block(hipStream_t stream, bool write, const CacheView& cache, int64_t block,
                              void* key, void* value) {

@@ -11,19 +11,6 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kRun = 8;  ///< elements that a thread handles at a time
 
-template <class T>
-BH_INLINE void load_numbers(const T* from, float* numbers) {
-  T elements[kRun];
-  constexpr int kChunks = kRun * int{sizeof(T)} / kChunk;
-#pragma unroll
-  for (int c = 0; c < kChunks; ++c) {
-    const Chunk chunk = load_constant(reinterpret_cast<const Chunk*>(from) + c);
-    __builtin_memcpy(reinterpret_cast<char*>(elements) + c * kChunk, &chunk, kChunk);
-  }
-#pragma unroll
-  for (int i = 0; i < kRun; ++i) numbers[i] = widen(elements[i]);
-}
-
 /// Rotary embedding of dimensions dimension .. dimension + kRun - 1 of a head in shared memory,
 /// rounded to T: each pair (a, b) becomes (a cos - b sin, b cos + a sin).
 template <class T>
@@ -49,81 +36,58 @@ BH_INLINE void rotate(const LayerArgs& layer, const T* head, int position, int d
   }
 }
 
-/// Loads a run of a tensor of `heads` heads. With rotary embedding all threads of the block bring
-/// the tensor to shared memory first.
+/// A tensor of `heads` heads, rotated. All threads of the block bring it to shared memory first.
 template <class T>
-class Tensor {
+class Rotated {
  public:
-  BH_INLINE Tensor(const LayerArgs& layer, const char* tensor, int heads, int position)
-      : layer_(layer), tensor_(reinterpret_cast<const T*>(tensor)), position_(position) {
-    if (layer.rotary_dim == 0) return;
-    auto* shared = reinterpret_cast<T*>(shared_memory());
-    __syncthreads();
+  BH_INLINE Rotated(const LayerArgs& layer, const char* tensor, int heads, int position)
+      : layer_(layer), position_(position) {
     constexpr int kPerChunk = kChunk / int{sizeof(T)};
     for (int i = static_cast<int>(threadIdx.x); i < heads * layer.head_size / kPerChunk;
          i += kThreads) {
-      reinterpret_cast<Chunk*>(shared)[i] =
-          load_constant(reinterpret_cast<const Chunk*>(tensor_) + i);
+      reinterpret_cast<Chunk*>(shared_memory())[i] =
+          load_constant(reinterpret_cast<const Chunk*>(tensor) + i);
     }
     __syncthreads();
-    tensor_ = shared;
   }
 
+  /// A run of its numbers.
   BH_INLINE void load(int element, float* numbers) const {
-    if (layer_.rotary_dim == 0) {
-      load_numbers(tensor_ + element, numbers);
-    } else {
-      const int dimension = element % layer_.head_size;
-      rotate(layer_, tensor_ + element - dimension, position_, dimension, numbers);
-    }
+    const int dimension = element % layer_.head_size;
+    const T* head = reinterpret_cast<const T*>(shared_memory()) + element - dimension;
+    rotate(layer_, head, position_, dimension, numbers);
   }
 
  private:
   const LayerArgs& layer_;
-  const T* tensor_;
   int position_;
 };
 
-/// A chunk of a head as the cache of E keeps it, the same place for every token.
+/// Elements of a chunk of the cache.
 template <class E>
-class Place {
- public:
-  static constexpr int kElements = kChunk / int{sizeof(E)};
+constexpr int kElements = kChunk / int{sizeof(E)};
 
-  /// `element` counts over all KV heads of a token.
-  BH_INLINE Place(const CacheView& cache, int element)
-      : cache_(cache), head_(element / cache.head_size) {
-    const int byte = element % cache.head_size * int{sizeof(E)};
-    width_ = panel_width(cache.row_bytes, byte / kPanel);
-    panel_ = byte / kPanel * kPanel * kPanelTokens;
-    chunk_ = byte % kPanel / kChunk;
-  }
-
-  /// Stores a token's key or, half a block further, value.
-  BH_INLINE void store(const UpdateToken& token, bool is_value, const Chunk& chunk) const {
-    char* to = keys_of(cache_, token.block, head_) +
-               token.offset / kPanelTokens * kPanelTokens * cache_.row_bytes + panel_ +
-               token.offset % kPanelTokens * width_ +
-               (chunk_ ^ swizzle(width_, token.offset)) * kChunk;
-    *reinterpret_cast<Chunk*>(to + (is_value ? cache_.half_bytes : 0)) = chunk;
-  }
-
- private:
-  const CacheView& cache_;
-  int head_;
-  int width_;
-  int panel_;
-  int chunk_;
-};
+/// Stores chunks of a token's key and value, from `element` of all KV heads on.
+template <class E>
+BH_INLINE void store(const CacheView& cache, const UpdateToken& token, int element,
+                     const Chunk& key, const Chunk& value) {
+  const int head = element / cache.head_size;
+  const int byte = (element - head * cache.head_size) * int{sizeof(E)};
+  char* to = keys_of(cache, token.block, head) + half_offset(cache.row_bytes, token.offset, byte);
+  *reinterpret_cast<Chunk*>(to) = key;
+  *reinterpret_cast<Chunk*>(to + cache.half_bytes) = value;
+}
 
 /// Divides by the scale and rounds to E, once.
 template <class E>
-BH_INLINE Chunk to_chunk(const float* numbers, float scale) {
-  E elements[kChunk / int{sizeof(E)}];
+BH_INLINE Chunk to_chunk(float* numbers, float scale) {
+  if (scale != 1) {
 #pragma unroll
-  for (int i = 0; i < kChunk / int{sizeof(E)}; ++i) {
-    narrow(scale == 1 ? numbers[i] : numbers[i] / scale, elements[i]);
+    for (int i = 0; i < kElements<E>; ++i) numbers[i] /= scale;
   }
+  E elements[kElements<E>];
+#pragma unroll
+  for (int i = 0; i < kElements<E>; ++i) narrow(numbers[i], elements[i]);
   Chunk chunk;
   __builtin_memcpy(&chunk, elements, kChunk);
   return chunk;
@@ -132,8 +96,7 @@ BH_INLINE Chunk to_chunk(const float* numbers, float scale) {
 /// A token's run of a tensor, as much as makes a chunk of E.
 template <class T, class E>
 struct Source {
-  static constexpr int kElements = kChunk / int{sizeof(E)};
-  T elements[kElements];
+  T elements[kElements<E>];
 
   BH_INLINE void load(const char* tensor, int element) {
     const char* from = tensor + element * int{sizeof(T)};
@@ -153,91 +116,67 @@ struct Source {
     if constexpr (__is_same(T, E)) {
       __builtin_memcpy(&bits, elements, kChunk);
     } else {
-      float numbers[kElements];
+      float numbers[kElements<E>];
 #pragma unroll
-      for (int i = 0; i < kElements; ++i) numbers[i] = widen(elements[i]);
+      for (int i = 0; i < kElements<E>; ++i) numbers[i] = widen(elements[i]);
       bits = to_chunk<E>(numbers, scale);
     }
     return bits;
   }
 };
 
-/// Without rotary embedding tokens are independent: a thread loads its chunk of some of them before
-/// it stores the first. Blocks of threads take runs of tokens, which mostly lie in one block of the
-/// cache: a thread's stores are to lines side by side.
 template <class T, class E>
-BH_INLINE void update_all(const LayerArgs& layer, const StepArgs& step) {
-  constexpr int kAhead = 2;
+BH_INLINE void write_token(const LayerArgs& layer, const CacheView& cache,
+                           const UpdateToken& token) {
   const int elements = layer.num_kv_heads * layer.head_size;
-  const int blocks = static_cast<int>(gridDim.x);
-  const int run = (step.num_update_tokens + blocks - 1) / blocks;
-  const int begin = static_cast<int>(blockIdx.x) * run;
-  const int end = begin + run < step.num_update_tokens ? begin + run : step.num_update_tokens;
-  auto describe = [&](int first, UpdateToken* tokens) {
-#pragma unroll
-    for (int a = 0; a < kAhead; ++a) {
-      tokens[a] = step.update_tokens[first + a < end ? first + a : begin];
-    }
-  };
-  for (int e = static_cast<int>(threadIdx.x) * Place<E>::kElements; e < elements && begin < end;
-       e += kThreads * Place<E>::kElements) {
-    const Place<E> place(step.cache, e);
-    UpdateToken tokens[kAhead];
-    describe(begin, tokens);
-    for (int first = begin; first < end; first += kAhead) {
-      Source<T, E> keys[kAhead], values[kAhead];
-#pragma unroll
-      for (int a = 0; a < kAhead; ++a) {
-        keys[a].load(tokens[a].key, e);
-        values[a].load(tokens[a].value, e);
-      }
-      UpdateToken next[kAhead];
-      describe(first + kAhead, next);
-#pragma unroll
-      for (int a = 0; a < kAhead; ++a) {
-        if (first + a < end) {
-          place.store(tokens[a], false, keys[a].chunk(layer.k_scale));
-          place.store(tokens[a], true, values[a].chunk(layer.v_scale));
-        }
-        tokens[a] = next[a];
-      }
-    }
+  constexpr int kStep = kThreads * kElements<E>;
+#pragma unroll 1
+  for (int e = static_cast<int>(threadIdx.x) * kElements<E>; e < elements; e += kStep) {
+    Source<T, E> key, value;
+    key.load(token.key, e);
+    value.load(token.value, e);
+    store<E>(cache, token, e, key.chunk(layer.k_scale), value.chunk(layer.v_scale));
   }
 }
 
 template <class T, class E>
-BH_INLINE void update_rotated(const LayerArgs& layer, const StepArgs& step,
-                              const UpdateToken& token) {
+BH_INLINE void write_rotated(const LayerArgs& layer, const CacheView& cache,
+                             const UpdateToken& token) {
   const int elements = layer.num_kv_heads * layer.head_size;
-  const Tensor<T> key(layer, token.key, layer.num_kv_heads, token.position);
-  constexpr int kElements = Place<E>::kElements;
-  for (int e = static_cast<int>(threadIdx.x) * kElements; e < elements; e += kThreads * kElements) {
-    const Place<E> place(step.cache, e);
+  const Rotated<T> key(layer, token.key, layer.num_kv_heads, token.position);
+  constexpr int kStep = kThreads * kElements<E>;
+  for (int e = static_cast<int>(threadIdx.x) * kElements<E>; e < elements; e += kStep) {
     Source<T, E> value;
     value.load(token.value, e);
-    float numbers[kElements < kRun ? kRun : kElements];
-    if constexpr (kElements < kRun) {
+    float numbers[kElements<E> < kRun ? kRun : kElements<E>];
+    if constexpr (kElements<E> < kRun) {
       // Half of a run: its first numbers are those of element e.
       float whole[kRun];
       key.load(e / kRun * kRun, whole);
 #pragma unroll
-      for (int i = 0; i < kElements; ++i)
-        numbers[i] = e % kRun == 0 ? whole[i] : whole[i + kElements];
+      for (int i = 0; i < kElements<E>; ++i)
+        numbers[i] = e % kRun == 0 ? whole[i] : whole[i + kElements<E>];
     } else {
 #pragma unroll
-      for (int i = 0; i < kElements; i += kRun) key.load(e + i, numbers + i);
+      for (int i = 0; i < kElements<E>; i += kRun) key.load(e + i, numbers + i);
     }
-    place.store(token, false, to_chunk<E>(numbers, layer.k_scale));
-    place.store(token, true, value.chunk(layer.v_scale));
+    store<E>(cache, token, e, to_chunk<E>(numbers, layer.k_scale), value.chunk(layer.v_scale));
   }
 }
 
 template <class T>
-BH_INLINE void prepare_query(const LayerArgs& layer, const StepArgs& step, int index) {
-  const QueryToken& token = step.query_tokens[index];
+BH_INLINE void move_query(const LayerArgs& layer, const char* query, char* to) {
+  const int chunks = layer.num_heads * layer.head_size * int{sizeof(T)} / kChunk;
+#pragma unroll 4
+  for (int c = static_cast<int>(threadIdx.x); c < chunks; c += kThreads) {
+    reinterpret_cast<Chunk*>(to)[c] = load_constant(reinterpret_cast<const Chunk*>(query) + c);
+  }
+}
+
+template <class T>
+BH_INLINE void rotate_query(const LayerArgs& layer, const QueryToken& token, char* to) {
   const int elements = layer.num_heads * layer.head_size;
-  const Tensor<T> query(layer, token.query, layer.num_heads, token.position);
-  T* to = reinterpret_cast<T*>(step.prepared_query) + int64_t{index} * elements;
+  const Rotated<T> query(layer, token.query, layer.num_heads, token.position);
   for (int e = static_cast<int>(threadIdx.x) * kRun; e < elements; e += kThreads * kRun) {
     float numbers[kRun];
     query.load(e, numbers);
@@ -249,59 +188,93 @@ BH_INLINE void prepare_query(const LayerArgs& layer, const StepArgs& step, int i
     for (int c = 0; c < kChunks; ++c) {
       Chunk chunk;
       __builtin_memcpy(&chunk, reinterpret_cast<const char*>(rounded) + c * kChunk, kChunk);
-      reinterpret_cast<Chunk*>(to + e)[c] = chunk;
+      reinterpret_cast<Chunk*>(to + e * int{sizeof(T)})[c] = chunk;
     }
   }
 }
 
-/// Blocks of threads take tokens in turns: those to write, then queries.
-template <class T, class E>
-__global__ void __launch_bounds__(kThreads) update(LayerArgs layer, const StepArgs* arguments) {
-  const StepArgs& step = *arguments;
-  if (layer.rotary_dim == 0) update_all<T, E>(layer, step);
-  const int tokens = layer.rotary_dim == 0 ? 0 : step.num_update_tokens;
-  const int work = tokens + step.num_query_tokens;
-  for (int i = static_cast<int>(blockIdx.x); i < work; i += static_cast<int>(gridDim.x)) {
-    if (i < tokens) {
-      update_rotated<T, E>(layer, step, step.update_tokens[i]);
-    } else {
-      prepare_query<T>(layer, step, i - tokens);
-    }
+BH_INLINE void copy_chunk_of(const Transfer& transfer, int64_t index) {
+  if (index >= transfer.bytes / kChunk) return;
+  reinterpret_cast<Chunk*>(transfer.to)[index] =
+      reinterpret_cast<const Chunk*>(transfer.from)[index];
+}
+
+/// A block of threads for each token to write, then for each query, then for parts of the plan.
+template <class T, class Write, class Prepare>
+BH_INLINE void share_out(const LayerArgs& layer, const UpdateArgs& args, Write&& write,
+                         Prepare&& prepare) {
+  const int block = static_cast<int>(blockIdx.x);
+  const int query = block - args.num_tokens;
+  if (query < 0) {
+    write(args.tokens[block]);
+  } else if (query < args.num_queries) {
+    const int bytes = layer.num_heads * layer.head_size * int{sizeof(T)};
+    prepare(args.queries[query], args.prepared_query + int64_t{query} * bytes);
+  } else {
+    copy_chunk_of(args.plan, int64_t{query - args.num_queries} * kThreads + threadIdx.x);
   }
+}
+
+/// Blocks of threads of a multiprocessor or, on AMD, waves of a SIMD, that registers must suffice
+/// for: what is only moved takes few, and the more of it is under way the better.
+template <class T, class E>
+constexpr int kResident = BH_TILE == BH_TILE_MMA&& __is_same(T, E) ? 16 : 8;
+
+template <class T, class E>
+__global__ void __launch_bounds__(kThreads, (kResident<T, E>))
+    update(LayerArgs layer, UpdateArgs args) {
+  share_out<T>(
+      layer, args, [&](const UpdateToken& token) { write_token<T, E>(layer, args.cache, token); },
+      [&](const QueryToken& token, char* to) { move_query<T>(layer, token.query, to); });
+}
+
+template <class T, class E>
+__global__ void __launch_bounds__(kThreads) update_rotated(LayerArgs layer, UpdateArgs args) {
+  share_out<T>(
+      layer, args, [&](const UpdateToken& token) { write_rotated<T, E>(layer, args.cache, token); },
+      [&](const QueryToken& token, char* to) { rotate_query<T>(layer, token, to); });
+}
+
+template <class T, class E>
+LaunchOf<UpdateArgs> launch_of(const LayerArgs& layer) {
+  if (layer.rotary_dim == 0) return {&update<T, E>, 0, kThreads, 0};
+  const auto elements = static_cast<size_t>(layer.num_heads * layer.head_size);
+  return {&update_rotated<T, E>, elements * sizeof(T), kThreads, 0};
 }
 
 template <class T>
-void (*for_cache(int cache_dtype))(LayerArgs, const StepArgs*) {
+LaunchOf<UpdateArgs> for_cache(const LayerArgs& layer, int cache_dtype) {
   switch (cache_dtype) {
     case BH_FLOAT32:
-      return &update<T, Float32>;
+      return launch_of<T, Float32>(layer);
     case BH_FLOAT16:
-      return &update<T, Float16>;
+      return launch_of<T, Float16>(layer);
     case BH_BFLOAT16:
-      return &update<T, BFloat16>;
+      return launch_of<T, BFloat16>(layer);
     case BH_FLOAT8_E4M3FN:
-      return &update<T, Float8E4M3>;
+      return launch_of<T, Float8E4M3>(layer);
     default:
-      return &update<T, Float8E5M2>;
+      return launch_of<T, Float8E5M2>(layer);
   }
 }
 
 }  // namespace
 
-KernelLaunch update_kernel(const LayerArgs& layer, int cache_dtype) {
-  size_t shared = 0;
-  if (layer.rotary_dim > 0) {
-    const size_t element = layer.dtype == BH_FLOAT32 ? 4 : 2;
-    shared = static_cast<size_t>(layer.num_heads) * static_cast<size_t>(layer.head_size) * element;
-  }
+LaunchOf<UpdateArgs> update_kernel(const LayerArgs& layer, int cache_dtype) {
   switch (layer.dtype) {
     case BH_FLOAT32:
-      return {for_cache<Float32>(cache_dtype), shared, kThreads, 0};
+      return for_cache<Float32>(layer, cache_dtype);
     case BH_FLOAT16:
-      return {for_cache<Float16>(cache_dtype), shared, kThreads, 0};
+      return for_cache<Float16>(layer, cache_dtype);
     default:
-      return {for_cache<BFloat16>(cache_dtype), shared, kThreads, 0};
+      return for_cache<BFloat16>(layer, cache_dtype);
   }
+}
+
+int update_blocks(const UpdateArgs& update) {
+  constexpr int kBytes = kThreads * kChunk;
+  return update.num_tokens + update.num_queries +
+         static_cast<int>((update.plan.bytes + kBytes - 1) / kBytes);
 }
 
 }  // namespace broadhead::gpu
