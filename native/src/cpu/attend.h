@@ -39,6 +39,10 @@ BH_INLINE int tiles_of_span(int64_t tile_bytes, int rows) {
   return tiles;
 }
 
+/// The same for elements that are widened as one chunk reads them. That is slower than memory, and
+/// longer spans pay less for what lies between their products.
+constexpr int kWidenedSpan = 16;
+
 /// Bytes of a tile in the panel; 0 if tiles are read where the cache has them: those that take long
 /// to widen are widened once where several chunks of rows read them.
 BH_INLINE int64_t panel_tile_bytes(const LayerView& layer, const CacheView* cache, int rows) {
@@ -331,7 +335,8 @@ struct Panel {
 template <class E>
 static void attend_direct(const AttendContext& context, const AttendItem& item,
                           const AttendScratch& scratch) {
-  const int span_tiles = tiles_of_span(context.cache->tile_bytes(), scratch.rows);
+  const int span_tiles =
+      kReadsDirectly<E> ? tiles_of_span(context.cache->tile_bytes(), scratch.rows) : kWidenedSpan;
   CachedSpans<E> spans(context, item, span_tiles);
   for_each_span(item, span_tiles, [&](const Span& span) {
     spans.find_next(span);
