@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/backend.h"
 
-#include <cstdlib>
 #include <cstring>
 #include <string>
 
@@ -36,13 +35,5 @@ std::unique_ptr<Engine> open_engine(const bh_engine_options& options) {
   throw Failure(BH_INVALID_ARGUMENT, kNoRow, "backend must be one of %s, got '%s'", known.c_str(),
                 wanted);
 }
-
-void* Engine::allocate_host(int64_t bytes) {
-  constexpr size_t kAlignment = 64;
-  const size_t rounded = (static_cast<size_t>(bytes) + kAlignment - 1) / kAlignment * kAlignment;
-  return std::aligned_alloc(kAlignment, rounded);
-}
-
-void Engine::free_host(void* memory) { std::free(memory); }
 
 }  // namespace broadhead

@@ -92,8 +92,8 @@ class Engine {
   /// Nanoseconds that so many float32 operations on registers take at best.
   virtual int64_t probe_compute(int64_t flops) = 0;
   /// Host memory that steps use in place, or NULL where the system refuses; see bh_engine_alloc.
-  virtual void* allocate_host(int64_t bytes);
-  virtual void free_host(void* memory);
+  virtual void* allocate_host(int64_t bytes) = 0;
+  virtual void free_host(void* memory) = 0;
   /// Nanoseconds that copying so many bytes once takes at best.
   virtual int64_t probe_copy(const void* source, void* target, int64_t bytes) = 0;
   /// `spec` and `cache` (NULL for encoder types) outlive the layer.

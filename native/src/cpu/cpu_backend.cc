@@ -14,6 +14,7 @@
 #include "core/dtype.h"
 #include "core/failure.h"
 #include "cpu/block_pool.h"
+#include "cpu/host_memory.h"
 #include "cpu/plan.h"
 #include "cpu/thread_pool.h"
 #include "cpu/tier.h"
@@ -285,6 +286,9 @@ class CpuEngine final : public Engine {
         &run);
   }
 
+  void* allocate_host(int64_t bytes) override { return memory_.allocate(bytes); }
+  void free_host(void* memory) override { memory_.free(memory); }
+
   int64_t probe_read(const Cache& cache, std::span<const int32_t> blocks) override {
     const CacheView& view = static_cast<const BlockPool&>(cache).view();
     const auto count = static_cast<int64_t>(blocks.size());
@@ -337,6 +341,7 @@ class CpuEngine final : public Engine {
   cpu::TierChoice choice_;
   int threads_;
   std::shared_ptr<ThreadPool> workers_;
+  cpu::HostMemory memory_;
 };
 
 class CpuBackend final : public Backend {
