@@ -94,8 +94,8 @@ public final class KernelEngine extends NativeHandle {
 
   /**
    * Memory that this engine's steps use in place: for a GPU pinned and mapped, so that tensors are
-   * neither staged nor copied. Every buffer keeps the engine alive; for {@link
-   * Allocators#root(Allocators.Memory)}.
+   * neither staged nor copied, for a CPU in huge pages where it is large. It is reused. Every
+   * buffer keeps the engine alive; for {@link Allocators#root(Allocators.Memory)}.
    */
   public Allocators.Memory memory() {
     return new Allocators.Memory() {

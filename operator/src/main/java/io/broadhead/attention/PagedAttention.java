@@ -99,8 +99,9 @@ public final class PagedAttention implements AutoCloseable {
   }
 
   /**
-   * As above, on an engine that is open; this closes it. On a GPU results need not be copied if
-   * {@code allocator} is one of {@link KernelEngine#memory}.
+   * As above, on an engine that is open; this closes it. If {@code allocator} is one of {@link
+   * KernelEngine#memory}, results need not be copied on a GPU, and large ones not be given new
+   * pages on a CPU.
    */
   public static PagedAttention open(
       Job job,
