@@ -379,9 +379,9 @@ BH_API int64_t bh_borrowed_release(void);
 
 /**
  * Host memory that steps of `engine` use in place: for a GPU pinned and mapped into its address
- * space, for a CPU in huge pages where it is large. Both are reused after they are freed, because the
- * system is slow to give them. At least `bytes` bytes at a multiple of 64, or 0 where the system
- * refuses. From any thread; free it before the engine is destroyed.
+ * space, for a CPU in huge pages where it is large. Both are reused after they are freed, because
+ * the system is slow to give them. At least `bytes` bytes at a multiple of 64, or 0 where the
+ * system refuses. From any thread; free it before the engine is destroyed.
  */
 BH_API int64_t bh_engine_alloc(bh_engine* engine, int64_t bytes);
 BH_API void bh_engine_free(bh_engine* engine, int64_t address);
