@@ -137,7 +137,8 @@ final class StepRunner {
   }
 
   /**
-   * Refuses the first bad row of {@code runs}, and changes nothing else.
+   * Refuses the first bad row of {@code runs}, and changes nothing else but what is kept of
+   * sequences that are lost or have ended.
    *
    * @return whether there is none
    */
