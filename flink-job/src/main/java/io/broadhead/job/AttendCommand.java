@@ -17,6 +17,7 @@ import io.broadhead.flink.OnBadRow;
 import io.broadhead.job.sink.ResultLayout;
 import io.broadhead.kernel.EngineInfo;
 import io.broadhead.kernel.KernelEngine;
+import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayDeque;
@@ -100,13 +101,13 @@ final class AttendCommand extends EngineCommand {
     requireKnownBackend(backend);
     Failure.requireFile(job, "--job");
     Failure.requireReadable(input, "--input");
-    for (Path read : List.of(job, input)) {
-      requireOption(
-          !Files.isRegularFile(output) || !output.toRealPath().startsWith(read.toRealPath()),
-          "--output",
-          "a file other than those of --job and --input",
-          output);
-    }
+    requireNotRead("--output", output);
+    requireNotRead("--refused", refusedFile());
+    requireOption(
+        !absolute(refusedFile()).equals(absolute(output)),
+        "--refused",
+        "a file other than that of --output",
+        refusedFile());
     Job loaded = JobFile.load(job);
     long start = System.nanoTime();
     try (KernelEngine kernels = new AttentionConfig(backend, threads, device).openEngine();
@@ -150,6 +151,20 @@ final class AttendCommand extends EngineCommand {
       }
       return 0;
     }
+  }
+
+  private void requireNotRead(String option, Path written) throws IOException {
+    for (Path read : List.of(job, input)) {
+      requireOption(
+          !Files.isRegularFile(written) || !written.toRealPath().startsWith(read.toRealPath()),
+          option,
+          "a file other than those of --job and --input",
+          written);
+    }
+  }
+
+  private static Path absolute(Path path) {
+    return path.toAbsolutePath().normalize();
   }
 
   private void attendAll(

@@ -120,15 +120,20 @@ class AttendCommandTest {
     Path inFolder = Results.files(folder).get(0);
     for (Path written : List.of(job, input, inFolder)) {
       byte[] before = Files.readAllBytes(written);
+      Path read = written.equals(inFolder) ? folder : input;
 
-      Cli cli = Cli.attend(job, written.equals(inFolder) ? folder : input, written, "--overwrite");
+      Cli replacing = Cli.attend(job, read, written, "--overwrite");
+      Cli refusing = Cli.attend(job, read, output, "--refused", written);
 
-      assertThat(cli.code()).isEqualTo(2);
-      assertThat(cli.err())
-          .contains(
-              "--output: expected a file other than those of --job and --input", "" + written);
+      String expected = ": expected a file other than those of --job and --input";
+      assertThat(List.of(replacing.code(), refusing.code())).containsOnly(2);
+      assertThat(replacing.err()).contains("--output" + expected, "" + written);
+      assertThat(refusing.err()).contains("--refused" + expected, "" + written);
       assertThat(Files.readAllBytes(written)).isEqualTo(before);
     }
+    Cli both = Cli.attend(job, input, output, "--refused", output);
+    assertThat(both.code()).isEqualTo(2);
+    assertThat(both.err()).contains("--refused: expected a file other than that of --output");
   }
 
   @Test
