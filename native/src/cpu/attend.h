@@ -26,7 +26,7 @@ struct AttendScratch {
   float* maxima;        ///< [heads][rows]: of the running softmax, as are denominators
   float* denominators;  ///< [heads][rows]
   float* scores;        ///< [kMaxRows][kScoreStride]
-  float* heads;         ///< [kTile][head_size]: keys on their way into a tile
+  float* heads;         ///< a rotated query; or keys and values on their way into a tile
   float* panel;         ///< tiles of a span, widened
 };
 
@@ -75,7 +75,7 @@ BH_INLINE int64_t carve(const LayerView& layer, const CacheView* cache, const At
   carved.maxima = take(all_rows + kWidth);  // whole vectors are read
   carved.denominators = take(all_rows + kWidth);
   carved.scores = take(kMaxRows * kScoreStride);
-  carved.heads = take(cache ? 0 : kTile * layer.head_size);
+  carved.heads = take(cache ? layer.head_size : tile_scratch(layer.head_size));
   const int64_t panel_tile = panel_tile_bytes(layer, cache, carved.rows);
   carved.panel = take(panel_tile / 4 * tiles_of_span(panel_tile, carved.rows));
   if (scratch) *scratch = carved;
@@ -379,28 +379,25 @@ BH_INLINE void make_tile(const LayerView& layer, const StepPart& part, const Ste
                          int kv_head, int key, int count, float* heads, Float32* tile) {
   const int size = layer.head_size;
   const int64_t stride = int64_t{layer.num_kv_heads} * size;
-  const T* keys = static_cast<const T*>(part.key) + (row.key + key) * stride + kv_head * size;
-  const T* values = static_cast<const T*>(part.value) + (row.value + key) * stride + kv_head * size;
-  if (layer.rotary_dim == 0 && count == kTile) {
-    store_keys(keys, stride, size, 1, tile);
-  } else {
-    for (int t = 0; t < kTile; ++t) {
-      float* head = heads + t * size;
-      if (t >= count) {
-        for (int d = 0; d < size; ++d) head[d] = 0;
-      } else if (layer.rotary_dim == 0) {
-        load_row(keys + t * stride, size, head);
-      } else {
-        load_rotated(layer, part, keys + t * stride, row.positions + key + t, head);
-      }
+  const int64_t head = key * stride + kv_head * size;
+  Heads<T> keys{static_cast<const T*>(part.key) + row.key * stride + head, stride};
+  const Heads<T> values{static_cast<const T*>(part.value) + row.value * stride + head, stride};
+  T* rotated = reinterpret_cast<T*>(heads);
+  Float32* widened = reinterpret_cast<Float32*>(heads + kTile * size);
+  if (layer.rotary_dim > 0) {
+    for (int t = 0; t < count; ++t) {
+      rotate(layer, part, keys[t], row.positions + key + t, rotated + t * size);
     }
-    store_keys(heads, size, size, 1, tile);
+    keys = {rotated, size};
   }
-  for (int t = 0; t < count; ++t) store_value(values + t * stride, size, 1, tile, t);
-  for (int t = count; t < kTile; ++t) {
-    for (int d = 0; d < size; ++d)
-      tile[(size + d / kTile * kTile + t) * kTile + d % kTile].value = 0;
+  const Heads<Float32> wide_keys = unscale(keys, count, size, 1, widened);
+  if (count == kTile) {
+    store_keys(wide_keys, size, tile);
+  } else {
+    __builtin_memset(tile, 0, sizeof(Float32) * 2 * kTile * size);
+    for (int t = 0; t < count; ++t) store_key(wide_keys[t], size, tile, t);
   }
+  store_values(unscale(values, count, size, 1, widened), count, size, tile, 0);
 }
 
 /// The item's attention to its row's own keys and values.
@@ -460,6 +457,7 @@ static void load_queries(const AttendContext& context, const AttendItem& item,
   const int size = layer.head_size;
   const Vec scale = broadcast(layer.score_scale);
   const bool pairs = multiplies_pairs(context);
+  T* rotated = reinterpret_cast<T*>(scratch.heads);
   float* to = scratch.query;
   for (int h = 0; h < item.num_heads; ++h) {
     for (int t = 0; t < item.num_tokens; ++t) {
@@ -482,8 +480,8 @@ static void load_queries(const AttendContext& context, const AttendItem& item,
         if (layer.rotary_dim == 0) {
           for (int d = 0; d < size; d += kWidth) keep(d, load(query + d));
         } else {
-          load_rotated(layer, step.part(row), query, row.positions + token.index, to);
-          for (int d = 0; d < size; d += kWidth) keep(d, load(to + d));
+          rotate(layer, step.part(row), query, row.positions + token.index, rotated);
+          for (int d = 0; d < size; d += kWidth) keep(d, load(rotated + d));
         }
       }
     }

@@ -118,7 +118,7 @@ class CpuLayer final : public Layer {
   int64_t update() {
     plan_.plan_update(*step_, threads_);
     streams_ = plan_.new_tokens() * cache_->token_bytes() >= kStreamedBytes;
-    reserve_scratch(cpu::update_scratch(view_.head_size));
+    reserve_scratch(cpu::tile_scratch(view_.head_size));
     const int threads = step_->slots_repeat ? 1 : threads_;
     run_kernel(threads, plan_.updates().size(), [](void* self, int64_t i, int thread) {
       static_cast<CpuLayer*>(self)->update_item(static_cast<size_t>(i), thread);

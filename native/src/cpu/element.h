@@ -305,27 +305,27 @@ BH_INLINE void read_run(const E* from, Run& to) {
 
 // ---- rounding: to nearest, ties to even ----
 
-/// Rounds to a format with kMantissa mantissa bits whose smallest normal number is
-/// 2^kLowestExponent, and returns its bits (sign excluded) before any treatment of overflow.
-template <int kMantissa, int kLowestExponent>
-BH_INLINE UintVec round_magnitude(Vec magnitude) {
+BH_INLINE Vec magnitude_of(Vec v) { return (Vec)((UintVec)v & 0x7fffffffu); }
+
+/// The lower 1 + kBits bits of lanes that round to a small float, kMantissa of them the mantissa's,
+/// whose smallest normal number is 2^kLowestExponent. Magnitudes beyond `largest` become it.
+template <int kBits, int kMantissa, int kLowestExponent>
+BH_INLINE UintVec round_float(Vec v, float largest, uint32_t nan) {
   constexpr int kDrop = 23 - kMantissa;
-  const UintVec bits = (UintVec)magnitude;
-  const UintVec even = (bits >> kDrop) & 1u;
-  const uint32_t half = (1u << (kDrop - 1)) - 1;
-  const UintVec rebias = broadcast_bits(static_cast<uint32_t>(127 + kLowestExponent - 1) << 23);
-  const UintVec normal = (bits + half + even - rebias) >> kDrop;
-  // Below the smallest normal number, adding a power of two whose last place is the format's
-  // smallest step rounds to that step and leaves the count of steps in the low bits.
-  const Vec step = (Vec)broadcast_bits(static_cast<uint32_t>(127 + kLowestExponent + kDrop) << 23);
-  const UintVec subnormal = (UintVec)(magnitude + step) - (UintVec)step;
-  const Vec smallest = (Vec)broadcast_bits(static_cast<uint32_t>(127 + kLowestExponent) << 23);
-  return magnitude < smallest ? subnormal : normal;
+  constexpr uint32_t kLowest = static_cast<uint32_t>(127 + kLowestExponent) << 23;
+  constexpr uint32_t kSign = 1u << kBits;
+  const Vec magnitude = min(broadcast(largest), magnitude_of(v));
+  const UintVec power =
+      (UintVec)max((Vec)broadcast_bits(kLowest), (Vec)((UintVec)magnitude & 0x7f800000u));
+  // Adding 1.5 * 2^23 of the format's steps rounds to them and leaves their count in the low bits,
+  // to which the exponent is added, rebiased.
+  const uint32_t rounder = (kDrop << 23) + (1u << 22) + (-(kLowest >> kDrop) & (2 * kSign - 1));
+  const UintVec count = (UintVec)(magnitude + (Vec)(power + rounder));
+  const UintVec bits = v == v ? count + (power >> kDrop) : broadcast_bits(nan);
+  return bits | ((UintVec)v >> (31 - kBits) & kSign);
 }
 
-BH_INLINE Vec magnitude_of(Vec v) { return (Vec)((UintVec)v & 0x7fffffffu); }
-BH_INLINE UintVec is_nan(Vec v) { return (UintVec)(v != v); }
-/// Stores the lower 16 bits of each lane; the upper ones are zero.
+/// Stores the lower 16 bits of each lane; with AVX2 the upper ones must be zero.
 BH_INLINE void store_halves(void* to, UintVec bits) {
 #if defined(__AVX512F__)
   _mm256_storeu_si256(static_cast<__m256i*>(to),
@@ -340,13 +340,14 @@ BH_INLINE void store_halves(void* to, UintVec bits) {
 #endif
 }
 
-/// Stores the lower 8 bits of each lane; the upper ones are zero.
+/// Stores the lower 8 bits of each lane.
 BH_INLINE void store_bytes(void* to, UintVec bits) {
 #if defined(__AVX512F__)
   _mm_storeu_si128(static_cast<__m128i*>(to), _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)bits));
 #elif defined(__AVX2__)
-  const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128((__m256i)bits),
-                                          _mm256_extracti128_si256((__m256i)bits, 1));
+  const __m256i low = (__m256i)(bits & 0xffu);  // or packing would saturate
+  const __m128i halves =
+      _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
   _mm_storel_epi64(static_cast<__m128i*>(to), _mm_packus_epi16(halves, halves));
 #else
   const ByteBits narrow = __builtin_convertvector(bits, ByteBits);
@@ -359,7 +360,7 @@ BH_INLINE void store(Float32* to, Vec v) { store(&to->value, v); }
 BH_INLINE void store(BFloat16* to, Vec v) {
   const UintVec bits = (UintVec)v;
   const UintVec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  store_halves(to, is_nan(v) ? (bits >> 16) | 0x40u : rounded);
+  store_halves(to, v == v ? rounded : (bits >> 16) | 0x40u);
 }
 
 BH_INLINE void store(Float16* to, Vec v) {
@@ -372,26 +373,16 @@ BH_INLINE void store(Float16* to, Vec v) {
 #elif defined(__aarch64__)
   vst1_u16(&to->bits, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v)));
 #else
-  const Vec magnitude = magnitude_of(v);
-  UintVec bits = round_magnitude<10, -14>(magnitude);
-  bits = magnitude >= broadcast(65520.0f) ? broadcast_bits(0x7c00u) : bits;
-  bits = is_nan(v) ? broadcast_bits(0x7e00u) : bits;
-  store_halves(to, bits | ((UintVec)v >> 16 & 0x8000u));
+  store_halves(to, round_float<15, 10, -14>(v, 65536.0f, 0x7e00u));  // which is infinity's
 #endif
 }
 
-/// Saturates at the largest finite number; NaN stays NaN.
-template <int kMantissa, int kLowestExponent>
-BH_INLINE void store_float8(void* to, Vec v, float largest, uint32_t nan) {
-  const Vec size = magnitude_of(v);
-  const Vec magnitude = size > broadcast(largest) ? broadcast(largest) : size;
-  UintVec bits = round_magnitude<kMantissa, kLowestExponent>(magnitude);
-  bits = is_nan(v) ? broadcast_bits(nan) : bits;
-  store_bytes(to, bits | ((UintVec)v >> 24 & 0x80u));
+BH_INLINE void store(Float8E4M3* to, Vec v) {
+  store_bytes(to, round_float<7, 3, -6>(v, 448.0f, 0x7fu));
 }
-
-BH_INLINE void store(Float8E4M3* to, Vec v) { store_float8<3, -6>(to, v, 448.0f, 0x7fu); }
-BH_INLINE void store(Float8E5M2* to, Vec v) { store_float8<2, -14>(to, v, 57344.0f, 0x7eu); }
+BH_INLINE void store(Float8E5M2* to, Vec v) {
+  store_bytes(to, round_float<7, 2, -14>(v, 57344.0f, 0x7eu));
+}
 
 // ---- rows: head sizes are multiples of kTile ----
 

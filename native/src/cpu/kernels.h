@@ -115,8 +115,8 @@ struct MergeContext {
   float* lse;
 };
 
-/// Floats of scratch that `update` needs.
-constexpr int64_t update_scratch(int head_size) { return int64_t{kTile} * head_size; }
+/// Floats of scratch that making a tile needs: its heads once rotated and once rounded.
+constexpr int64_t tile_scratch(int head_size) { return int64_t{2} * kTile * head_size; }
 
 struct Kernels {
   /// Writes new tokens first .. end - 1 of a row to the cache; whole tiles past the caches if it

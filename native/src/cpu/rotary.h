@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rotary embedding of query and key rows on their way in. Included by kernel sources only (see
-// vec.h).
+// Rotary embedding of heads of queries and keys. Included by kernel sources only (see vec.h).
 #pragma once
 
 #include "cpu/element.h"
@@ -8,30 +7,22 @@
 
 namespace broadhead::cpu::BH_TIER {
 
-/// x, rounded once to T.
-template <class T>
-BH_INLINE Vec round_to(Vec x) {
-  T rounded[kWidth];
-  store(rounded, x);
-  return load(rounded);
-}
-
 /// A vector of pairs j .. j + kWidth - 1 that lie half a rotary_dim apart.
 template <class T>
 BH_INLINE void rotate_halves(const T* from, const float* cosines, const float* sines, int half,
-                             int j, float* to) {
+                             int j, T* to) {
   const Vec x = load(from + j);
   const Vec y = load(from + half + j);
   const Vec c = load(cosines + j);
   const Vec s = load(sines + j);
-  store(to + j, round_to<T>(x * c - y * s));
-  store(to + half + j, round_to<T>(y * c + x * s));
+  store(to + j, x * c - y * s);
+  store(to + half + j, y * c + x * s);
 }
 
 /// A vector of pairs j .. j + kWidth / 2 - 1 of neighbours.
 template <class T>
 BH_INLINE void rotate_neighbours(const T* from, const float* cosines, const float* sines, int j,
-                                 float* to) {
+                                 T* to) {
   IntVec twice;
   IntVec partner;
   Vec sign;
@@ -47,22 +38,32 @@ BH_INLINE void rotate_neighbours(const T* from, const float* cosines, const floa
   c = __builtin_shuffle(c, twice);
   s = __builtin_shuffle(s, twice) * sign;
   const Vec x = load(from + 2 * j);
-  store(to + 2 * j, round_to<T>(x * c + __builtin_shuffle(x, partner) * s));
+  store(to + 2 * j, x * c + __builtin_shuffle(x, partner) * s);
 }
 
-/// Loads one head of the step's dtype, rotated and rounded once: each pair (a, b) becomes
-/// (a cos - b sin, b cos + a sin). Dimensions past rotary_dim stay as they are. `token` is the
-/// index of its position.
+/// A vector whose first lane is x.
 template <class T>
-BH_INLINE void load_rotated(const LayerView& layer, const StepPart& part, const T* from,
-                            int64_t token, float* to) {
+BH_INLINE Vec load_one(T x) {
+  T lanes[kWidth] = {x};
+  return load(lanes);
+}
+
+template <class T>
+BH_INLINE T round_one(Vec v) {
+  T lanes[kWidth];
+  store(lanes, v);
+  return lanes[0];
+}
+
+/// Rotates one head, rounded once: each pair (a, b) becomes (a cos - b sin, b cos + a sin).
+/// Dimensions past rotary_dim stay as they are. `token` is where its position lies.
+template <class T>
+BH_INLINE void rotate(const LayerView& layer, const StepPart& part, const T* from, int64_t token,
+                      T* to) {
   const int half = layer.rotary_dim / 2;
   const int pairs = layer.is_neox ? kWidth : kWidth / 2;  // of a vector
   const float* cosines = layer.cos_sin + part.positions[token] * layer.rotary_dim;
   const float* sines = cosines + half;
-  if (layer.rotary_dim < layer.head_size || half % pairs != 0) {
-    load_row(from, layer.head_size, to);
-  }
   int j = 0;
   for (; j + pairs <= half; j += pairs) {
     if (layer.is_neox) {
@@ -72,13 +73,16 @@ BH_INLINE void load_rotated(const LayerView& layer, const StepPart& part, const 
     }
   }
   for (; j < half; ++j) {
-    float& a = to[layer.is_neox ? j : 2 * j];
-    float& b = to[layer.is_neox ? j + half : 2 * j + 1];
-    const float x = a;
-    const float y = b;
-    a = round_to<T>(broadcast(x * cosines[j] - y * sines[j]))[0];
-    b = round_to<T>(broadcast(y * cosines[j] + x * sines[j]))[0];
+    const int a = layer.is_neox ? j : 2 * j;
+    const int b = layer.is_neox ? j + half : 2 * j + 1;
+    const Vec x = load_one(from[a]);
+    const Vec y = load_one(from[b]);
+    const Vec c = broadcast(cosines[j]);
+    const Vec s = broadcast(sines[j]);
+    to[a] = round_one<T>(x * c - y * s);
+    to[b] = round_one<T>(y * c + x * s);
   }
+  for (int d = layer.rotary_dim; d < layer.head_size; ++d) to[d] = from[d];
 }
 
 }  // namespace broadhead::cpu::BH_TIER

@@ -92,6 +92,17 @@ BH_INLINE Vec max(Vec a, Vec b) {
 #endif
 }
 
+/// The smaller of both; b where either is NaN.
+BH_INLINE Vec min(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
 /// Lanes with each half of a run of `2 * distance` exchanged.
 template <int distance>
 BH_INLINE Vec exchange(Vec v) {
@@ -131,56 +142,75 @@ BH_INLINE IntVec iota_int() {
   return v;
 }
 
-/// Lanes of a and b in turns, `step` of each, from the `part`th half of every four lanes.
-template <int step, int part>
-BH_INLINE Vec interleave(Vec a, Vec b) {
-  IntVec lanes;
-#pragma GCC unroll 16
-  for (int i = 0; i < kWidth; ++i) {
-    const int quad = i / 4 * 4;
-    const int of_half = i % (2 * step) % step + i % 4 / (2 * step) * step;
-    lanes[i] = quad + part * 2 + of_half + (i % (2 * step) < step ? 0 : kWidth);
+/// Bytes that instructions move within, whatever the width of a vector.
+constexpr int kLaneBytes = 16;
+
+/// Elements of a and b in turns, from the `part`th half of every lane.
+template <int part, class V>
+BH_INLINE V interleave(V a, V b) {
+  constexpr int kElements = sizeof(V) / sizeof(a[0]);
+  constexpr int kLane = kLaneBytes / sizeof(a[0]);
+  V places;
+#pragma GCC unroll 64
+  for (int i = 0; i < kElements; ++i) {
+    places[i] = i / kLane * kLane + part * kLane / 2 + i % kLane / 2 + i % 2 * kElements;
   }
-  return __builtin_shuffle(a, b, lanes);
+  return __builtin_shuffle(a, b, places);
 }
 
-/// Exchanges the upper `step` lanes of each 2 * step with the lower ones of the row `step` further.
-template <int step>
-BH_INLINE void exchange_lanes(Vec (&rows)[kWidth]) {
-  IntVec low;
-  IntVec high;
-#pragma GCC unroll 16
-  for (int lane = 0; lane < kWidth; ++lane) {
-    low[lane] = lane & step ? kWidth + lane - step : lane;
-    high[lane] = lane & step ? kWidth + lane : lane + step;
+template <int kBytes>
+struct HalfLanes {
+  typedef uint64_t Type __attribute__((vector_size(kBytes)));
+};
+
+/// Every other lane of a, then of b, from the `part`th on.
+template <int part, class V>
+BH_INLINE V join_lanes(V a, V b) {
+  using Halves = typename HalfLanes<sizeof(V)>::Type;
+  Halves places;
+#pragma GCC unroll 8
+  for (int i = 0; i < static_cast<int>(sizeof(V) / 8); ++i) {
+    places[i] = i / 2 * 4 + part * 2 + i % 2;
   }
-#pragma GCC unroll 4
-  for (int first = 0; first < kWidth; first += 2 * step) {
+  return (V)__builtin_shuffle((Halves)a, (Halves)b, places);
+}
+
+/// Replaces pairs of rows, `distance` apart, by both parts of what they are joined to.
+template <int distance, bool lanes, class V, int kRows>
+BH_INLINE void join_rows(V (&rows)[kRows]) {
 #pragma GCC unroll 16
-    for (int i = first; i < first + step; ++i) {
-      const Vec a = rows[i];
-      const Vec b = rows[i + step];
-      rows[i] = __builtin_shuffle(a, b, low);
-      rows[i + step] = __builtin_shuffle(a, b, high);
+  for (int i = 0; i < kRows; ++i) {
+    if (i & distance) continue;
+    const V a = rows[i];
+    const V b = rows[i + distance];
+    if constexpr (lanes) {
+      rows[i] = join_lanes<0>(a, b);
+      rows[i + distance] = join_lanes<1>(a, b);
+    } else {
+      rows[i] = interleave<0>(a, b);
+      rows[i + distance] = interleave<1>(a, b);
     }
   }
 }
 
-/// Transposes kWidth vectors in place.
-BH_INLINE void transpose(Vec (&rows)[kWidth]) {
-#pragma GCC unroll 4
-  for (int i = 0; i < kWidth; i += 4) {
-    const Vec ab = interleave<1, 0>(rows[i], rows[i + 1]);
-    const Vec ab_upper = interleave<1, 1>(rows[i], rows[i + 1]);
-    const Vec cd = interleave<1, 0>(rows[i + 2], rows[i + 3]);
-    const Vec cd_upper = interleave<1, 1>(rows[i + 2], rows[i + 3]);
-    rows[i] = interleave<2, 0>(ab, cd);
-    rows[i + 1] = interleave<2, 1>(ab, cd);
-    rows[i + 2] = interleave<2, 0>(ab_upper, cd_upper);
-    rows[i + 3] = interleave<2, 1>(ab_upper, cd_upper);
-  }
-  if constexpr (kWidth > 4) exchange_lanes<4>(rows);
-  if constexpr (kWidth > 8) exchange_lanes<8>(rows);
+/// Transposes 16 rows of integers of any size, in the order of transposed_row(). Each step trades a
+/// bit of the row's number for one of the place within it. Bits are taken in turn, and after the
+/// fourth comes the first again: 16 counts as 1, which is arithmetic modulo 15.
+template <class V>
+BH_INLINE void transpose(V (&rows)[16]) {
+  constexpr int kLane = kLaneBytes / sizeof(rows[0][0]);
+  if constexpr (kLane > 8) join_rows<8, false>(rows);
+  if constexpr (kLane > 4) join_rows<4, false>(rows);
+  join_rows<2, false>(rows);
+  join_rows<1, false>(rows);
+  if constexpr (sizeof(V) > kLaneBytes) join_rows<kLane % 15, true>(rows);
+  if constexpr (sizeof(V) > 2 * kLaneBytes) join_rows<2 * kLane % 15, true>(rows);
+}
+
+/// The row that holds the `i`th part of what transpose() made.
+template <class V>
+constexpr int transposed_row(int i) {
+  return i == 15 ? i : i * static_cast<int>(sizeof(V) / sizeof(V{}[0])) % 15;
 }
 
 /// e^x for x <= 88, relative error below 2e-7 + 2e-8 |x|; exactly 0 below -87.7, NaN for NaN. It is
