@@ -240,8 +240,12 @@ void run_decoder(const Case& c, Workload& workload, Session& session) {
 
 /// Encoder keys come with the first decoder step; later ones find them in the cache, with key and
 /// value columns that are null or not there.
-void run_encoder_decoder(Workload& workload, Session& session) {
+void run_encoder_decoder(const Case& c, Workload& workload, Session& session) {
   session.step(workload.step(true));
+  if (c.flow == Flow::kShared) {
+    session.share_cache();
+    session.step(workload.step(true));
+  }
   StepBatch later = workload.step(true);
   for (StepRow& row : later.rows) {
     row.key.clear();
@@ -266,7 +270,7 @@ void run_supported(const Instance& instance) {
   if (layer.attn_type == BH_DECODER) {
     run_decoder(c, workload, session);
   } else if (layer.attn_type == BH_ENCODER_DECODER) {
-    run_encoder_decoder(workload, session);
+    run_encoder_decoder(c, workload, session);
   } else {
     session.step(workload.step(true));
   }

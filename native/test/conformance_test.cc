@@ -53,6 +53,7 @@ const std::vector<Case>& cases() {
     {.feature = "wide_heads", .name = "decode", .rows = {{1, 20}, {3, 17}}, .heads = {{40, 40}, {64, 64}}, .head_sizes = {128, 256}, .caches = kAutoAndFp8},
 
     {.feature = "head_size", .name = "all", .rows = {{1, 50}, {9, 33}, {30, 47}}, .heads = {{6, 2}}, .head_sizes = {32, 64, 80, 96, 128, 160, 192, 224, 256}, .block_sizes = {16, 32}, .caches = kEveryCache},
+    {.feature = "head_size", .name = "all_features", .rows = {{1, 90}, {9, 33}, {70, 130}}, .heads = {{6, 2}}, .head_sizes = {32, 64, 80, 96, 128, 160, 192, 224, 256}, .windows = {30}, .soft_caps = {20}, .alibi = {Slopes::kMixed}, .sinks = {Sinks::kRandom}, .rope = {{32, true}}, .caches = kAutoAndFp8},
     {.feature = "block_size", .name = "all", .rows = {{1, 1}, {1, 16}, {1, 600}, {5, 545}, {33, 33}}, .heads = {{2, 1}}, .block_sizes = {16, 32, 48, 64, 96, 128, 528, 544, 784, 1056}, .caches = kAutoAndFp8},
     {.feature = "block_size", .name = "boundaries", .rows = {{1, 543}, {1, 544}, {1, 545}, {3, 528}, {2, 1088}, {20, 784}}, .heads = {{2, 1}}, .head_sizes = {32}, .block_sizes = {48, 528, 544, 784}, .windows = {0, 17}, .caches = kAutoAndFp8},
     {.feature = "cache_dtype", .name = "mixed", .rows = kMixed, .heads = {{8, 8}, {8, 2}}, .head_sizes = {64, 80}, .caches = kEveryCache},
@@ -104,6 +105,7 @@ const std::vector<Case>& cases() {
     {.feature = "encoder", .name = "soft_cap", .rows = {{33, 33}, {17, 17}}, .windows = {0, 8}, .soft_caps = {1, 30}, .attn_type = BH_ENCODER},
     {.feature = "encoder", .name = "alibi", .rows = {{33, 33}, {17, 17}}, .windows = {0, 8}, .alibi = kSlopes, .attn_type = BH_ENCODER_ONLY},
     {.feature = "encoder", .name = "sinks", .rows = {{33, 33}, {17, 17}}, .windows = {0, 8}, .sinks = kSinks, .attn_type = BH_ENCODER_ONLY},
+    {.feature = "encoder", .name = "features", .rows = {{33, 33}, {70, 70}, {1, 1}}, .head_sizes = {64, 128}, .windows = {16}, .soft_caps = {20}, .alibi = {Slopes::kMixed}, .sinks = {Sinks::kRandom}, .rope = {{kWholeHead, true}, {20, false}}, .attn_type = BH_ENCODER},
     {.feature = "encoder", .name = "long", .rows = {{300, 300}, {129, 129}}, .heads = {{4, 4}}, .head_sizes = {32}, .windows = {0, 64}, .attn_type = BH_ENCODER_ONLY},
 
     {.feature = "cross", .name = "matrix", .rows = {{1, 60}, {5, 33}, {20, 70}, {3, 3}}, .heads = {{8, 8}, {8, 2}}, .head_sizes = {64, 128}, .block_sizes = {16, 48}, .caches = kAutoAndFp8, .attn_type = BH_ENCODER_DECODER},
@@ -111,6 +113,7 @@ const std::vector<Case>& cases() {
     {.feature = "cross", .name = "empty", .rows = {{1, 0}, {5, 0}, {0, 20}, {0, 0}, {2, 7}}, .sinks = kWithAndWithoutSinks, .caches = kAutoAndFp8, .attn_type = BH_ENCODER_DECODER},
     {.feature = "cross", .name = "whisper", .rows = {{1, 750}, {4, 751}}, .heads = {{6, 6}}, .caches = kAutoAndFp8, .attn_type = BH_ENCODER_DECODER},
     {.feature = "cross", .name = "features", .rows = {{1, 60}, {20, 100}}, .windows = {0, 16}, .soft_caps = {0, 20}, .alibi = {Slopes::kNone, Slopes::kMixed}, .sinks = {Sinks::kNone, Sinks::kRandom}, .attn_type = BH_ENCODER_DECODER},
+    {.feature = "cross", .name = "rope", .rows = {{1, 1}, {33, 33}, {70, 70}}, .block_sizes = {16, 544}, .rope = kRotary, .caches = kAutoAndFp8, .attn_type = BH_ENCODER_DECODER},
 
     {.feature = "lse", .name = "left_out", .rows = kMixed, .sinks = kWithAndWithoutSinks, .caches = kAutoAndFp8, .lse = false},
     {.feature = "lse", .name = "left_out_encoder", .rows = {{33, 33}, {0, 4}, {17, 17}}, .attn_type = BH_ENCODER, .lse = false},
@@ -135,6 +138,7 @@ const std::vector<Case>& cases() {
 
     {.feature = "attend_only", .name = "all", .rows = kMixed, .block_sizes = {16, 32, 544}, .caches = kEveryCache, .flow = Flow::kAttendOnly},
     {.feature = "sharing", .name = "all", .rows = kMixed, .block_sizes = {16, 544}, .windows = {0, 20}, .caches = kEveryCache, .flow = Flow::kShared},
+    {.feature = "sharing", .name = "cross", .rows = {{1, 60}, {5, 33}, {20, 70}}, .windows = {0, 16}, .caches = kAutoAndFp8, .attn_type = BH_ENCODER_DECODER, .flow = Flow::kShared},
 
     {.feature = "shared_prefix", .name = "decode", .rows = {{1, 200}, {1, 161}, {1, 300}, {1, 177}, {1, 400}}, .heads = {{8, 8}, {8, 2}, {16, 1}}, .caches = kAutoAndFp8, .shared_prefix = 160},
     {.feature = "shared_prefix", .name = "whole_rows", .rows = {{1, 160}, {1, 160}, {2, 163}, {4, 170}, {1, 161}}, .caches = kAutoAndFp8, .shared_prefix = 160},

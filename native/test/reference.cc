@@ -125,8 +125,9 @@ LogicalCache::LogicalCache(const bh_cache_options& options)
 std::vector<double> rotated(const LayerConfig& layer, const std::vector<float>& tensors, int heads,
                             const std::vector<int64_t>& positions) {
   std::vector<double> elements(tensors.begin(), tensors.end());
+  const size_t tokens = tensors.size() / (static_cast<size_t>(heads) * layer.head_size);
   const int half = layer.rotary_dim / 2;
-  for (size_t token = 0; token < positions.size(); ++token) {
+  for (size_t token = 0; token < tokens; ++token) {
     const float* cosines = layer.cos_sin.data() + positions[token] * layer.rotary_dim;
     const float* sines = cosines + half;
     for (int h = 0; h < heads; ++h) {
