@@ -231,18 +231,15 @@ class EveryFeatureITCase {
       Expected should = expected.get(key).get(nth);
       assertThat(error(should.output(), output[row]))
           .as("%s, its row %d", key, nth)
-          .isLessThanOrEqualTo(layer.outputScale() > 0 ? 0.08 : tolerance());
+          .isLessThanOrEqualTo(
+              StepBatches.tolerance(layer.outputScale() > 0 ? DType.FLOAT8_E4M3FN : dtype));
       assertThat(batch.schema().contains("lse")).isEqualTo(layer.returnLse());
       if (layer.returnLse()) {
         assertThat(error(should.lse(), StepBatches.read(batch, "lse")[row]))
             .as("lse of %s, its row %d", key, nth)
-            .isLessThanOrEqualTo(tolerance());
+            .isLessThanOrEqualTo(StepBatches.LSE_TOLERANCE);
       }
     }
-  }
-
-  private double tolerance() {
-    return dtype == DType.FLOAT32 ? 1e-5 : dtype == DType.FLOAT16 ? 2e-3 : 1.6e-2;
   }
 
   private static double error(double[][] expected, double[][] got) {

@@ -44,14 +44,6 @@ class PagedAttentionTest {
     return new Job(new KvCacheSpec(blockSize, numBlocks, null), List.of(layers));
   }
 
-  private static double tolerance(DType dtype) {
-    return switch (dtype) {
-      case FLOAT32 -> 1e-5;
-      case FLOAT16 -> 2e-3;
-      default -> 1.6e-2;
-    };
-  }
-
   static Stream<Arguments> shapes() {
     List<Arguments> shapes = new ArrayList<>();
     for (DType dtype : new DType[] {DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16}) {
@@ -86,14 +78,14 @@ class PagedAttentionTest {
           ReferenceAttention.Result expected = reference.step(layer, rows);
           try (ArrowBatch batch = StepBatches.of(noLeaks.allocator(), layer, dtype, rows);
               ArrowBatch result = attention.step(batch)) {
-            double limit = layer.outputScale() > 0 ? 0.08 : tolerance(dtype);
+            DType type = layer.outputScale() > 0 ? DType.FLOAT8_E4M3FN : dtype;
             assertThat(StepBatches.error(expected.output(), StepBatches.read(result, "output")))
                 .as("error of %s", layer.name())
-                .isLessThanOrEqualTo(limit);
+                .isLessThanOrEqualTo(StepBatches.tolerance(type));
             if (layer.returnLse()) {
               assertThat(StepBatches.error(expected.lse(), StepBatches.read(result, "lse")))
                   .as("lse error of %s", layer.name())
-                  .isLessThanOrEqualTo(tolerance(dtype));
+                  .isLessThanOrEqualTo(StepBatches.LSE_TOLERANCE);
             }
           }
         }

@@ -61,7 +61,6 @@ class PartialResultsTest {
     StepRow t = scenario.next("t", LAYER, 2, 31);
     ReferenceAttention.Result expected =
         new ReferenceAttention(JOB, dtype).step(LAYER, List.of(s, t));
-    double tolerance = dtype == DType.FLOAT32 ? 1e-5 : dtype == DType.FLOAT16 ? 2e-3 : 1.6e-2;
     // The first part sees none of the keys of row t.
     try (PagedAttention attention = PagedAttention.open(JOB, ONE_THREAD, noLeaks.allocator());
         PartialResults results = PartialResults.open(ONE_THREAD, noLeaks.allocator());
@@ -72,10 +71,11 @@ class PartialResultsTest {
         ArrowBatch merged = results.merge(List.of(left, right));
         ArrowBatch again = attention.merge(List.of(right, left))) {
       for (ArrowBatch result : List.of(merged, again)) {
+        // The parts were rounded, too.
         assertThat(StepBatches.error(expected.output(), StepBatches.read(result, "output")))
-            .isLessThanOrEqualTo(tolerance);
+            .isLessThanOrEqualTo(2 * StepBatches.tolerance(dtype));
         assertThat(StepBatches.error(expected.lse(), StepBatches.read(result, "lse")))
-            .isLessThanOrEqualTo(tolerance);
+            .isLessThanOrEqualTo(StepBatches.LSE_TOLERANCE);
       }
       assertThat(merged.column("request").getString(1)).isEqualTo("for t at 0");
     }

@@ -304,6 +304,23 @@ public final class StepBatches {
     return rows;
   }
 
+  /** Largest error of lse, which is float32 whatever the tensors are. */
+  public static final double LSE_TOLERANCE = 1e-5;
+
+  /**
+   * Largest error of a result: one rounding to its type and, of 16-bit tensors on a GPU, one of the
+   * weights.
+   */
+  public static double tolerance(DType dtype) {
+    return switch (dtype) {
+      case FLOAT32 -> 1e-5;
+      case FLOAT16 -> 0x1p-10;
+      case BFLOAT16 -> 0x1p-7;
+      case FLOAT8_E4M3FN -> 0x1p-4 + 0x1p-7;
+      default -> throw new IllegalArgumentException("no result has type " + dtype);
+    };
+  }
+
   /**
    * Largest error over the batch, relative to the largest expected magnitude if that is above 1.
    */
