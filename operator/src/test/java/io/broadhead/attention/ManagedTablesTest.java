@@ -83,7 +83,7 @@ class ManagedTablesTest {
 
   private static void assertClose(double[][] got, double[][] expected) {
     assertThat(StepBatches.error(new double[][][] {expected}, new double[][][] {got}))
-        .isLessThan(2e-3);
+        .isLessThan(StepBatches.tolerance(DTYPE));
   }
 
   private static KvCacheManager tables(PagedAttention attention) {
@@ -303,7 +303,7 @@ class ManagedTablesTest {
               double error =
                   StepBatches.error(
                       StepBatches.read(expected, "output"), StepBatches.read(got, "output"));
-              assertThat(error).isLessThan(2e-3);
+              assertThat(error).isLessThan(StepBatches.tolerance(DTYPE));
             }
           }
         }
@@ -666,9 +666,9 @@ class ManagedTablesTest {
       for (int i = 0; i < results.size(); i++) {
         try (ArrowBatch result = results.get(i)) {
           assertThat(StepBatches.error(expected.get(2 * i), StepBatches.read(result, "output")))
-              .isLessThan(2e-3);
+              .isLessThan(StepBatches.tolerance(DTYPE));
           assertThat(StepBatches.error(expected.get(2 * i + 1), StepBatches.read(result, "lse")))
-              .isLessThan(2e-3);
+              .isLessThan(StepBatches.LSE_TOLERANCE);
         }
       }
     }

@@ -106,7 +106,9 @@ class OverlappingStepsTest {
       assertThat(results).hasSize(expected.size());
       for (int i = 0; i < results.size(); i++) {
         double[][][] got = StepBatches.read(results.get(i), "output");
-        assertThat(StepBatches.error(expected.get(i), got)).as("step %d", i).isLessThan(2e-3);
+        assertThat(StepBatches.error(expected.get(i), got))
+            .as("step %d", i)
+            .isLessThan(StepBatches.tolerance(DTYPE));
         results.get(i).close();
       }
       results.clear();
@@ -170,7 +172,7 @@ class OverlappingStepsTest {
     }
     double[][][] expected = reference.step(LAYER, List.of(scenarioAgain("first", 3))).output();
     assertThat(StepBatches.error(expected, StepBatches.read(results.get(0), "output")))
-        .isLessThan(2e-3);
+        .isLessThan(StepBatches.tolerance(DTYPE));
   }
 
   /** The first row of a scenario like the one of the test. */

@@ -84,7 +84,7 @@ class StepQueueTest {
                   StepBatches.error(
                       StepBatches.read(expected, "output"), StepBatches.read(result, "output")))
               .as("error of batch %s", i)
-              .isLessThan(2e-3);
+              .isLessThan(StepBatches.tolerance(DTYPE));
         }
       }
       assertThat(queued.blockTables().map(KvCacheManager::sequences))

@@ -180,6 +180,8 @@ final class StepJob {
     assertThat(RESULTS.keySet()).isEqualTo(EXPECTED.keySet());
     EXPECTED.forEach(
         (key, output) ->
-            assertThat(StepBatches.error(output, RESULTS.get(key))).as(key).isLessThan(2e-3));
+            assertThat(StepBatches.error(output, RESULTS.get(key)))
+                .as(key)
+                .isLessThan(StepBatches.tolerance(DTYPE)));
   }
 }
