@@ -77,7 +77,7 @@ public final class BatchSchema {
         self,
         new NodeLayout(
             kind,
-            NodeLayout.widthOf(field.getType()),
+            NodeLayout.widthOf(kind, field.getType()),
             firstBuffer,
             self + 1,
             layouts.size(),

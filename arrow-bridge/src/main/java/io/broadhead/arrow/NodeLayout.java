@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.arrow;
 
+import org.apache.arrow.vector.TypeLayout;
 import org.apache.arrow.vector.types.pojo.ArrowType;
 import org.apache.arrow.vector.types.pojo.Field;
 
@@ -96,25 +97,11 @@ record NodeLayout(
     };
   }
 
-  static int widthOf(ArrowType type) {
-    if (type instanceof ArrowType.FixedSizeList list) {
-      return list.getListSize();
-    }
-    return switch (type.getTypeID()) {
-      case Int,
-          FloatingPoint,
-          Decimal,
-          Date,
-          Time,
-          Timestamp,
-          Interval,
-          Duration,
-          FixedSizeBinary ->
-          org.apache.arrow.vector.TypeLayout.getTypeLayout(type)
-                  .getBufferLayouts()
-                  .get(1)
-                  .getTypeBitWidth()
-              / 8;
+  /** What {@link #width} is for a field of {@code kind} and {@code type}. */
+  static int widthOf(Kind kind, ArrowType type) {
+    return switch (kind) {
+      case FIXED -> TypeLayout.getTypeLayout(type).getBufferLayouts().get(1).getTypeBitWidth() / 8;
+      case FIXED_LIST -> ((ArrowType.FixedSizeList) type).getListSize();
       default -> 0;
     };
   }
