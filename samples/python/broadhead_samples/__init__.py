@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Producer, consumer, checker and model tracer for Broadhead's attention step batches.
 
-Everything but `trace_model` and the peers of `bench` needs only NumPy and pyarrow. The wire format is
+Everything but `trace` and the peers of `bench` needs only NumPy and pyarrow. The wire format is
 described in docs/reference/step-format.md.
 """
 
