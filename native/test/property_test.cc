@@ -449,6 +449,58 @@ TEST_P(LargeResults, AreWhole) {
 
 BH_ON_EVERY_TARGET(LargeResults);
 
+// ---- large pools ----
+
+class LargePools : public TargetTest {};
+
+/// Blocks behind the first 4 GiB, whose offsets would be those of the first blocks in 32 bits.
+TEST_P(LargePools, AreIndexedBeyond32Bits) {
+  constexpr int kLength = 40;
+  for (const int dtype : {BH_FLOAT16, BH_FLOAT32}) {
+    SCOPED_TRACE(dtype_label(dtype));
+    LayerConfig layer;
+    layer.dtype = dtype;
+    layer.num_kv_heads = 8;
+    layer.head_size = 128;
+    const Prompt prompt(layer, kLength, 16, dtype);
+    bh_cache_options pool = pool_of(prompt.num_blocks(), 16, dtype);
+    Session small(GetParam(), 2, layer, pool);
+    BH_SKIP_IF_UNUSABLE(small, GetParam());
+    const auto bytes = static_cast<size_t>(bh_cache_block_bytes(small.cache()));
+    const int64_t first = (int64_t{1} << 32) / static_cast<int64_t>(2 * bytes);
+    pool = small.mirror()->options();
+    pool.num_blocks += first;
+    Cache cache;
+    try {
+      cache = make_cache(small.engine(), pool);
+    } catch (const std::runtime_error& e) {
+      GTEST_SKIP() << "too little memory: " << e.what();
+    }
+    const Layer large = make_layer(small.engine(), layer, cache.get());
+    for (const int end : {kLength - 1, kLength}) {
+      StepBatch batch = {{prompt.row(end == kLength ? end - 1 : 0, end)}};
+      const auto expected = small.step(batch);
+      for (int32_t& block : batch.rows[0].blocks) block += static_cast<int32_t>(first);
+      for (int64_t& slot : batch.rows[0].slots) slot += first * pool.block_size;
+      StepResult result(layer, batch);
+      bh_error error{};
+      ASSERT_EQ(run_step(large.get(), layer, batch, result, error), BH_OK) << error.message;
+      EXPECT_EQ(result.output_bytes(), expected->output_bytes());
+    }
+    const Bytes zeros(bytes, 0);
+    Bytes keys(bytes, 0xff), values(keys);
+    for (int64_t block = 0; block < prompt.num_blocks(); ++block) {
+      bh_error error{};
+      ASSERT_EQ(bh_cache_read_block(cache.get(), block, keys.data(), values.data(), &error), BH_OK)
+          << error.message;
+      EXPECT_EQ(keys, zeros) << "block " << block;
+      EXPECT_EQ(values, zeros) << "block " << block;
+    }
+  }
+}
+
+BH_ON_EVERY_TARGET(LargePools);
+
 // ---- NaN ----
 
 class NotANumber : public TargetTest {};
