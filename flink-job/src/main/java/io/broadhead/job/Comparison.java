@@ -147,7 +147,8 @@ final class Comparison {
       throws WorkFailedException {
     for (String needed : List.of(StepColumns.SEQUENCE_ID, column)) {
       if (!batch.schema().contains(needed)) {
-        throw new WorkFailedException(origin + ": expected a column " + needed + ", got none");
+        throw new WorkFailedException(
+            origin + ", column " + needed + ": expected it, got no such column");
       }
     }
     var field = batch.schema().field(batch.schema().index(column));

@@ -120,7 +120,8 @@ class CompareCommandTest {
     write(result, "something", DType.FLOAT32, new Row(1, "a", 1, 2));
 
     assertThat(compare()).isEqualTo(Main.FAILED);
-    assertThat(printed).contains("result.arrow, batch 0: expected a column output, got none");
+    assertThat(printed)
+        .contains("result.arrow, batch 0, column output: expected it, got no such column");
   }
 
   private int compare(String... options) {
