@@ -2,8 +2,11 @@
 // What a device has given out is given back, also where it refuses the rest.
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+
 #include "core/failure.h"
 #include "gpu/gpu_cache.h"
+#include "gpu/step_memory.h"
 
 namespace broadhead::gpu {
 namespace {
@@ -73,7 +76,7 @@ TEST(GpuMemory, ThatIsPinnedIsKnownWhileItIsGivenOut) {
     *device_address = static_cast<char*>(const_cast<void*>(memory)) + 64;
     return kOk;
   };
-  PinnedPool pool(api);
+  PinnedPool pool(api, 0);
   auto* memory = static_cast<char*>(pool.allocate(5000));
   EXPECT_EQ(pool.device_address(memory), memory + 64);
   EXPECT_EQ(pool.device_address(memory + 8191), memory + 8191 + 64);
@@ -81,6 +84,58 @@ TEST(GpuMemory, ThatIsPinnedIsKnownWhileItIsGivenOut) {
   EXPECT_EQ(pool.device_address(memory + 8192), nullptr);
   pool.free(memory);
   EXPECT_EQ(pool.device_address(memory), nullptr);
+}
+
+alignas(4096) char tensors[3 * 4096];
+int asked;
+
+/// Pages 0 and 1 of `tensors` are pageable, page 2 is pinned.
+TEST(GpuMemory, OfStepsIsAskedForOnceAPageWhereItIsPageable) {
+  DeviceApi api = device_api();
+  api.allocate_host = [](int64_t bytes, void** memory) -> int32_t {
+    *memory = std::malloc(static_cast<size_t>(bytes));
+    return kOk;
+  };
+  api.release_host = [](void* memory) { std::free(memory); };
+  api.locate = [](const void* memory, int32_t* kind, void** device_address) -> int32_t {
+    const auto* address = static_cast<const char*>(memory);
+    const bool pageable = address >= tensors && address < tensors + 2 * 4096;
+    asked += address >= tensors && address < tensors + sizeof tensors;
+    *kind = pageable ? kPageable : kPinned;
+    *device_address = pageable ? nullptr : const_cast<void*>(memory);
+    return kOk;
+  };
+  LayerSpec spec{};
+  spec.num_heads = spec.num_kv_heads = 1;
+  spec.head_size = 64;
+  spec.dtype = BH_FLOAT16;
+  StepPart parts[2];
+  StepRow rows[2]{};
+  for (int p = 0; p < 2; ++p) {
+    char* page = tensors + p * 4096;
+    parts[p].query = page + 256;
+    parts[p].key = page + 512;
+    parts[p].value = page + 4096 - 256;
+    parts[p].output = tensors + 2 * 4096 + p * 256;
+    rows[p].part = p;
+    rows[p].num_queries = rows[p].num_keys = 1;
+  }
+  Step step;
+  step.rows = rows;
+  step.num_rows = 2;
+  step.parts = parts;
+  step.num_queries = 2;
+  Device device(api, 0);
+  Workspace work(api);
+  bh_step_stats stats{};
+  StepMemory memory;
+  asked = 0;
+  memory.bring(device, spec, step, work, stats);
+  EXPECT_EQ(asked, 2 + 2);
+  EXPECT_EQ(stats.bytes_staged, 2 * 3 * 128);
+  EXPECT_EQ(stats.bytes_in_place, 2 * 128);
+  EXPECT_EQ(memory.parts()[1].output, parts[1].output);
+  EXPECT_NE(memory.parts()[1].query, parts[1].query);
 }
 
 }  // namespace

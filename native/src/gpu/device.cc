@@ -86,7 +86,7 @@ void Workspace::sleep() const {
   check(api, api.wait_event(landed), "step");
 }
 
-Device::Device(const DeviceApi& api, int index) : api_(api), index_(index), pinned_(api) {
+Device::Device(const DeviceApi& api, int index) : api_(api), index_(index), pinned_(api, index) {
   check(api_, api_.describe(index_, &info_), "device");
   if (info_.reason[0]) {
     throw Failure(BH_UNSUPPORTED, kNoRow, "device %d, %s: %s", index_, info_.name, info_.reason);

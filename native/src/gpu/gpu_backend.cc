@@ -120,10 +120,7 @@ class GpuEngine final : public Engine {
     gpu::check(api, api.synchronize(work->stream), "merge");
   }
 
-  void* allocate_host(int64_t bytes) override {
-    device_->use();
-    return device_->pinned().allocate(bytes);
-  }
+  void* allocate_host(int64_t bytes) override { return device_->pinned().allocate(bytes); }
   void free_host(void* memory) override { device_->pinned().free(memory); }
 
   int64_t probe_read(const Cache& cache, std::span<const int32_t> blocks) override {

@@ -5,7 +5,7 @@ namespace broadhead::gpu {
 
 std::optional<PinnedPages::Memory> PinnedPages::allocate(int64_t bytes) {
   void *host = nullptr, *device = nullptr;
-  if (api_.allocate_host(bytes, &host) != kOk) return std::nullopt;
+  if (api_.use(device_) != kOk || api_.allocate_host(bytes, &host) != kOk) return std::nullopt;
   int32_t kind = kPageable;
   (void)api_.locate(host, &kind, &device);
   return Memory{static_cast<char*>(host), static_cast<char*>(device)};

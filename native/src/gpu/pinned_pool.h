@@ -20,19 +20,20 @@ class PinnedPages {
   static constexpr int kSmallest = 12;
   static constexpr int64_t kMostKept = std::numeric_limits<int64_t>::max();
 
-  explicit PinnedPages(const DeviceApi& api) : api_(api) {}
+  PinnedPages(const DeviceApi& api, int device) : api_(api), device_(device) {}
 
   std::optional<Memory> allocate(int64_t bytes);
   void release(const Memory& memory) { api_.release_host(memory.host); }
 
  private:
   const DeviceApi& api_;
+  int device_;
 };
 
 /// Pinned host memory. Any thread may use it.
 class PinnedPool {
  public:
-  explicit PinnedPool(const DeviceApi& api) : pool_(PinnedPages(api)) {}
+  PinnedPool(const DeviceApi& api, int device) : pool_(PinnedPages(api, device)) {}
 
   /// NULL where the driver refuses.
   void* allocate(int64_t bytes) { return pool_.allocate(bytes); }

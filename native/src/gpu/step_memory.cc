@@ -12,6 +12,9 @@ namespace {
 /// Kernels load and store so many bytes at a time: what is not aligned to them is staged.
 constexpr uintptr_t kAlignment = 16;
 
+/// Memory is pinned by pages of at least so many bytes.
+constexpr uintptr_t kPage = 4096;
+
 /// Results from this size on are transferred. Smaller ones are those of decode steps, which spread
 /// their stores over the whole step.
 constexpr int64_t kLeastTransfer = int64_t{4} << 20;
@@ -90,13 +93,19 @@ void StepMemory::find(const LayerSpec& spec, const Step& step) {
 }
 
 void StepMemory::locate(Device& device, Column& column, bh_step_stats& stats) {
-  void* address = device.pinned().device_address(column.used());
-  column.kind = kPinned;
-  if (!address) {
-    const DeviceApi& api = device.api();
-    check(api, api.locate(column.used(), &column.kind, &address), "tensor");
+  const uintptr_t page = reinterpret_cast<uintptr_t>(column.used()) / kPage;
+  void* address = nullptr;
+  column.kind = kPageable;
+  if (page != pageable_page_) {
+    address = device.pinned().device_address(column.used());
+    column.kind = kPinned;
+    if (!address) {
+      const DeviceApi& api = device.api();
+      check(api, api.locate(column.used(), &column.kind, &address), "tensor");
+      if (column.kind == kPageable) pageable_page_ = page;
+    }
+    if (reinterpret_cast<uintptr_t>(address) % kAlignment != 0) column.kind = kPageable;
   }
-  if (reinterpret_cast<uintptr_t>(address) % kAlignment != 0) column.kind = kPageable;
   if (column.kind == kPageable) {
     stats.bytes_staged += column.bytes();
   } else {

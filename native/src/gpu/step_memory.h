@@ -69,13 +69,14 @@ class StepMemory {
   };
 
   void find(const LayerSpec& spec, const Step& step);
-  static void locate(Device& device, Column& column, bh_step_stats& stats);
+  void locate(Device& device, Column& column, bh_step_stats& stats);
   void stage(Buffer& buffer, Name first, Name end);
   void keep_on_device(Buffer& buffer, bh_step_stats& stats);
 
   std::vector<Part> columns_;
   std::vector<PartTensors> parts_;
   bool queries_on_device_ = true;
+  uintptr_t pageable_page_ = 0;  ///< the last that the driver did not know: it takes long to say so
 };
 
 }  // namespace broadhead::gpu

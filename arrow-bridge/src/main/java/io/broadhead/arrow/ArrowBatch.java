@@ -59,12 +59,15 @@ public final class ArrowBatch implements AutoCloseable {
     this.buffers = buffers;
     this.bytesCopied = bytesCopied;
     this.received = received;
+    ReferenceManager memory =
+        buffers.length == 0 ? ReferenceManager.NO_OP : buffers[0].getReferenceManager();
     long size = 0;
     for (ArrowBuf buffer : buffers) {
       size += buffer.readableBytes();
+      memory = buffer.getReferenceManager() == memory ? memory : null;
     }
     this.byteSize = size;
-    this.references = new References(buffers);
+    this.references = new References(buffers, memory);
     this.cleanable = CLEANER.register(this, references);
   }
 
@@ -358,8 +361,12 @@ public final class ArrowBatch implements AutoCloseable {
     final AtomicInteger count = new AtomicInteger(1);
     private final ArrowBuf[] buffers;
 
-    References(ArrowBuf[] buffers) {
+    /** Of all buffers, or null: another thread than the one that made them need not look at each. */
+    private final ReferenceManager memory;
+
+    References(ArrowBuf[] buffers, ReferenceManager memory) {
       this.buffers = buffers;
+      this.memory = memory;
     }
 
     void retain() {
@@ -376,15 +383,23 @@ public final class ArrowBatch implements AutoCloseable {
       if (before > 1) {
         return false;
       }
-      ArrowBatch.release(buffers);
+      releaseBuffers();
       return true;
+    }
+
+    private void releaseBuffers() {
+      if (memory == null) {
+        ArrowBatch.release(buffers);
+      } else {
+        memory.release(buffers.length);
+      }
     }
 
     @Override
     public void run() {
       if (count.getAndSet(0) > 0) {
         LEAKED.incrementAndGet();
-        ArrowBatch.release(buffers);
+        releaseBuffers();
       }
     }
   }

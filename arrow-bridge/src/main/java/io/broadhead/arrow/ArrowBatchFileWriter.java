@@ -13,6 +13,7 @@ import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.UUID;
 import org.apache.arrow.memory.ArrowBuf;
@@ -50,6 +51,11 @@ public final class ArrowBatchFileWriter implements AutoCloseable {
   private final BufferAllocator allocator;
   private final List<ArrowBlock> blocks = new ArrayList<>();
   private BatchSchema schema;
+
+  /** Of the last record: small batches are often alike. */
+  private long[] lastShape;
+
+  private ByteBuffer lastMetadata;
   private long position;
   private boolean finished;
   private boolean closed;
@@ -170,6 +176,38 @@ public final class ArrowBatchFileWriter implements AutoCloseable {
   }
 
   private void writeRecord(ArrowBatch batch, ArrowBuf[] buffers) throws IOException {
+    long[] shape = shape(batch, buffers);
+    if (!Arrays.equals(shape, lastShape)) {
+      lastMetadata = metadata(batch, buffers);
+      lastShape = shape;
+    }
+    long start = position;
+    writeMetadata(lastMetadata.duplicate());
+    long body = position;
+    for (ArrowBuf buffer : buffers) {
+      write(buffer);
+      pad();
+    }
+    blocks.add(new ArrowBlock(start, (int) (body - start), position - body));
+  }
+
+  /** All numbers that a record's metadata is made of. */
+  private static long[] shape(ArrowBatch batch, ArrowBuf[] buffers) {
+    int nodes = batch.schema().nodeCount();
+    long[] shape = new long[1 + 2 * nodes + buffers.length];
+    int at = 0;
+    shape[at++] = batch.numRows();
+    for (int i = 0; i < nodes; i++) {
+      shape[at++] = batch.nodeLength(i);
+      shape[at++] = batch.nullCount(i);
+    }
+    for (ArrowBuf buffer : buffers) {
+      shape[at++] = buffer.readableBytes();
+    }
+    return shape;
+  }
+
+  private ByteBuffer metadata(ArrowBatch batch, ArrowBuf[] buffers) {
     long[] offsets = new long[buffers.length];
     long[] sizes = new long[buffers.length];
     long bodyLength = 0;
@@ -178,14 +216,7 @@ public final class ArrowBatchFileWriter implements AutoCloseable {
       sizes[i] = buffers[i].readableBytes();
       bodyLength += Allocators.roundUp(sizes[i]);
     }
-    long start = position;
-    writeMetadata(IpcMessages.metadata(builder, batch, offsets, sizes, bodyLength, compression));
-    int metadataLength = (int) (position - start);
-    for (ArrowBuf buffer : buffers) {
-      write(buffer);
-      pad();
-    }
-    blocks.add(new ArrowBlock(start, metadataLength, bodyLength));
+    return IpcMessages.metadata(builder, batch, offsets, sizes, bodyLength, compression);
   }
 
   /** Writes a message's frame and metadata, filled up so that what follows is aligned. */

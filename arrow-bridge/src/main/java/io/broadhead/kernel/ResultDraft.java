@@ -5,20 +5,28 @@ import io.broadhead.arrow.Allocators;
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.BatchRows;
 import java.util.BitSet;
+import java.util.List;
 import java.util.stream.IntStream;
 import org.apache.arrow.memory.ArrowBuf;
 import org.apache.arrow.memory.BufferAllocator;
 import org.apache.arrow.memory.util.MemoryUtil;
 
 /**
- * The result of a batch while it is computed, by one step or several: one allocation with a place
- * for every query token. Rows may be refused until the end; what remains is moved together then.
+ * The result of a batch while it is computed, by one step or several: memory with a place for every
+ * query token. Rows may be refused until the end; what remains is moved together then.
+ *
+ * <p>Memory comes when a step needs it. {@link #allocate} gives the small results of one step one
+ * piece, which is freed with the last of them.
  *
  * <p>The batch must stay open until the draft is finished or closed; closing frees what was not
  * finished. Used by one thread at a time.
  */
 public final class ResultDraft implements AutoCloseable {
   private final ResultColumns columns;
+
+  /** Results of more bytes have memory of their own: nobody else keeps it from being freed. */
+  private static final long LARGEST_SHARED = 64 * 1024;
+
   private final BufferAllocator allocator;
   private final ArrowBatch batch;
   private final int rows;
@@ -28,7 +36,11 @@ public final class ResultDraft implements AutoCloseable {
   private final long valueBytes;
   private final long lseOffsetsAt;
   private final long lsesAt;
-  private final ArrowBuf memory;
+  private final long bytes;
+
+  /** Null until it is needed. */
+  private ArrowBuf memory;
+
   private boolean finished;
 
   ResultDraft(ResultColumns columns, BufferAllocator allocator, ArrowBatch batch) {
@@ -41,9 +53,43 @@ public final class ResultDraft implements AutoCloseable {
     this.valueBytes = Math.multiplyExact(tokens(), columns.tensorBytes());
     this.lseOffsetsAt = valuesAt + Allocators.roundUp(valueBytes);
     this.lsesAt = lseOffsetsAt + valuesAt;
-    this.memory =
-        allocator.buffer(
-            columns.returnLse() ? lsesAt + tokens() * columns.lseBytes() : lseOffsetsAt);
+    this.bytes =
+        columns.returnLse()
+            ? lsesAt + Allocators.roundUp(tokens() * columns.lseBytes())
+            : lseOffsetsAt;
+  }
+
+  /** Gives those of {@code drafts} memory that are small and have none: an allocation for all. */
+  public static void allocate(List<ResultDraft> drafts) {
+    long shared = 0;
+    for (ResultDraft draft : drafts) {
+      shared += draft.bytesToShare();
+    }
+    if (shared == 0) {
+      return;
+    }
+    try (ArrowBuf piece = drafts.get(0).allocator.buffer(shared)) {
+      long at = 0;
+      for (ResultDraft draft : drafts) {
+        long taken = draft.bytesToShare();
+        if (taken > 0) {
+          draft.memory = piece.slice(at, taken);
+          piece.getReferenceManager().retain();
+          at += taken;
+        }
+      }
+    }
+  }
+
+  private long bytesToShare() {
+    return memory == null && bytes <= LARGEST_SHARED ? bytes : 0;
+  }
+
+  private ArrowBuf memory() {
+    if (memory == null) {
+      memory = allocator.buffer(bytes);
+    }
+    return memory;
   }
 
   /** Query tokens of all rows. */
@@ -61,11 +107,11 @@ public final class ResultDraft implements AutoCloseable {
   }
 
   long valuesAddress(long token) {
-    return memory.memoryAddress() + valuesAt + token * columns.tensorBytes();
+    return memory().memoryAddress() + valuesAt + token * columns.tensorBytes();
   }
 
   long lsesAddress(long token) {
-    return memory.memoryAddress() + lsesAt + token * columns.lseBytes();
+    return memory().memoryAddress() + lsesAt + token * columns.lseBytes();
   }
 
   /** Leaves {@code row} out of the result. */
@@ -80,7 +126,7 @@ public final class ResultDraft implements AutoCloseable {
 
   /** Zeros for every query token, and -inf as its {@code lse}. */
   void setUnseen() {
-    memory.setZero(0, memory.capacity());
+    memory().setZero(0, bytes);
     for (long i = 0; columns.returnLse() && i < tokens() * columns.numHeads(); i++) {
       memory.setFloat(lsesAt + 4 * i, Float.NEGATIVE_INFINITY);
     }
@@ -178,7 +224,7 @@ public final class ResultDraft implements AutoCloseable {
   }
 
   private void setOffset(int row, long tokens) {
-    memory.setInt(4L * row, (int) tokens);
+    memory().setInt(4L * row, (int) tokens);
     if (columns.returnLse()) {
       memory.setInt(lseOffsetsAt + 4L * row, (int) tokens);
     }
@@ -195,9 +241,9 @@ public final class ResultDraft implements AutoCloseable {
 
   @Override
   public void close() {
-    if (!finished) {
-      finished = true;
+    if (!finished && memory != null) {
       memory.close();
     }
+    finished = true;
   }
 }

@@ -101,6 +101,33 @@ class IpcFilesTest {
     }
   }
 
+  @Test
+  void batchesThatAreAlikeButForTheirNullsAreReadBack(BufferAllocator allocator)
+      throws IOException {
+    Path path = folder.resolve("nulls.arrow");
+    int[] rowsWithNulls = {0, 1, 1, 2, 2, 0};
+    try (ArrowBatchFileWriter writer =
+        ArrowBatchFileWriter.create(path, Compression.NONE, allocator)) {
+      for (int nulls : rowsWithNulls) {
+        try (ArrowBatch batch =
+            new StepBatchBuilder(allocator, 3)
+                .int64("note", row -> row < nulls ? null : (long) row)
+                .build()) {
+          writer.write(batch);
+        }
+      }
+      writer.finish();
+    }
+    try (ArrowFile file = ArrowFile.open(path, allocator)) {
+      for (int i = 0; i < rowsWithNulls.length; i++) {
+        try (ArrowBatch batch = file.read(i)) {
+          assertThat(batch.column("note").nullCount()).isEqualTo(rowsWithNulls[i]);
+          assertThat(batch.column("note").isNull(0)).isEqualTo(rowsWithNulls[i] > 0);
+        }
+      }
+    }
+  }
+
   @ParameterizedTest
   @EnumSource(Compression.class)
   void arrowsOwnReaderAgrees(Compression compression, BufferAllocator allocator)

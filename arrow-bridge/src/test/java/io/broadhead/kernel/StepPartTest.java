@@ -101,6 +101,44 @@ class StepPartTest {
   }
 
   @Test
+  void smallResultsOfOneStepShareMemoryThatGoesWithTheLast(BufferAllocator allocator) {
+    try (ArrowBatch small = steps(allocator).build();
+        ArrowBatch large =
+            StepBatchBuilder.decoderStep(
+                    allocator, 1, 300, 300, HEADS, KV_HEADS, HEAD_SIZE, BLOCK, DType.FLOAT16)
+                .utf8("request", row -> "request")
+                .build();
+        ArrowBatch expected = whole(allocator, small)) {
+      ResultColumns results = new ResultColumns(LAYER, small.schema(), allocator);
+      try (ResultDraft first = results.draft(small);
+          ResultDraft dropped = results.draft(small);
+          ResultDraft last = results.draft(small);
+          ResultDraft alone = results.draft(large)) {
+        long before = allocator.getAllocatedMemory();
+        ResultDraft.allocate(List.of(first, first, dropped, alone, last));
+        long shared = allocator.getAllocatedMemory() - before;
+        ResultDraft.allocate(List.of(first, last));
+        assertThat(allocator.getAllocatedMemory() - before).isEqualTo(shared);
+        long bytes = dropped.valuesAddress(0) - first.valuesAddress(0);
+        assertThat(last.valuesAddress(0) - dropped.valuesAddress(0)).isEqualTo(bytes);
+        assertThat(bytes).isGreaterThanOrEqualTo(first.tokens() * results.tensorBytes());
+        dropped.close();
+        try (ArrowBatch result = last.finish(0)) {
+          first.finish(0).close();
+          assertThat(allocator.getAllocatedMemory() - before).isEqualTo(shared);
+          assertThat(result.schema()).isEqualTo(expected.schema());
+          assertThat(result.column("output").listSize(ROWS - 1))
+              .isEqualTo(expected.column("output").listSize(ROWS - 1));
+        }
+        assertThat(allocator.getAllocatedMemory()).isEqualTo(before);
+        assertThat(alone.valuesAddress(0)).isPositive();
+        assertThat(allocator.getAllocatedMemory() - before)
+            .isGreaterThanOrEqualTo(300 * results.tensorBytes());
+      }
+    }
+  }
+
+  @Test
   void runsOfRowsInOneStepGiveWhatTheBatchGives(BufferAllocator allocator) {
     try (ArrowBatch batch = steps(allocator).build();
         ArrowBatch expected = whole(allocator, batch);

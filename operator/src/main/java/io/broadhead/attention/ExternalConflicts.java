@@ -26,15 +26,19 @@ final class ExternalConflicts {
     if (!read.isEmpty() && writesToRead(batch)) {
       return false;
     }
-    StepRows rows = batch.rows();
+    int blockSize = batch.blockSize();
+    long numBlocks = batch.numBlocks();
     for (int row = batch.nextOpen(0); row >= 0; row = batch.nextOpen(row + 1)) {
-      int blocks = rows.blocks(row, batch.blockSize());
-      for (int i = 0; i < blocks; i++) {
-        int block = rows.block(row, i);
-        if (0 <= block && block < batch.numBlocks()) { // else the step refuses the row
-          read.set(block);
-        }
-      }
+      batch
+          .rows()
+          .forEachBlock(
+              row,
+              blockSize,
+              block -> {
+                if (0 <= block && block < numBlocks) { // else the step refuses the row
+                  read.set(block);
+                }
+              });
     }
     return true;
   }

@@ -10,6 +10,7 @@ import io.broadhead.attention.job.LayerSpec;
 import io.broadhead.kernel.ErrorCode;
 import io.broadhead.kernel.KernelException;
 import io.broadhead.kernel.PendingStep;
+import io.broadhead.kernel.ResultDraft;
 import io.broadhead.kernel.RowError;
 import io.broadhead.kernel.StepBinding;
 import io.broadhead.kernel.StepPart;
@@ -271,6 +272,7 @@ final class StepRunner {
   // ---- computing -----------------------------------------------------------------------------
 
   private boolean run(Use use) {
+    ResultDraft.allocate(step.stream().map(placed -> placed.run.batch().draft()).toList());
     for (Placed placed : step) {
       point(placed.part, placed.run);
       parts.add(placed.part);
