@@ -19,6 +19,7 @@
 #include <numeric>
 #include <random>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/dtype.h"
@@ -71,6 +72,9 @@ const std::vector<Workload>& workloads() {
       {"update", 1, 8192, 8192, 32, 8, 128},
       {"update", 8, 1024, 8192, 32, 8, 128, BH_FLOAT16, BH_FLOAT8_E4M3FN},
       {"update", 64, 1, 4096, 32, 8, 128},
+      {"update rotated", 1, 8192, 8192, 32, 8, 128},
+      {"update rotated", 1, 8192, 8192, 32, 8, 128, BH_FLOAT16, BH_FLOAT32},
+      {"update rotated", 8, 1024, 8192, 32, 8, 128, BH_FLOAT16, BH_FLOAT8_E4M3FN},
   };
   return all;
 }
@@ -127,7 +131,7 @@ class Bench {
 
   /// Kernels alone.
   void run(const Workload& w) {
-    const bool update = std::strcmp(w.kind, "update") == 0;
+    const bool update = std::strncmp(w.kind, "update", 6) == 0;
     Scene scene(*this, w, !update, update);
     DeviceMemory query(api_, scene.query_bytes()), output(api_, scene.query_bytes());
     DeviceMemory key(api_, scene.key_bytes()), value(api_, scene.key_bytes());
@@ -205,7 +209,7 @@ class Bench {
       print(w, kind, bytes, 0, overwritten, seconds(Flush::kRead));
       api_.destroy_graph(graph);
     };
-    time_row("update in a row",
+    time_row((std::string(w.kind) + " in a row").c_str(),
              [&](size_t i, Stream stream) { launch(scenes[i].layer(), *flights[i], stream); });
     time_row("copy in a row", [&](size_t i, Stream stream) {
       check(api_, api_.copy(stream, to[i].data(), from[i].data(), half), "copy");
@@ -310,6 +314,7 @@ class Bench {
       part_.value = has_key_ ? tensors.value : nullptr;
       part_.slots = slots_.data();
       part_.blocks = blocks_.data();
+      part_.positions.narrow = positions_.data();
       Step step{};
       step.rows = rows_.data();
       step.num_rows = w_.batch;
@@ -343,6 +348,11 @@ class Bench {
       options.dtype = w_.dtype;
       options.scale = 1 / std::sqrt(static_cast<float>(w_.head_size));
       options.k_scale = options.v_scale = 1;
+      if (std::strcmp(w_.kind, "update rotated") != 0) return check_layer(options);
+      // What it rotates by does not matter.
+      const std::vector<float> cos_sin(static_cast<size_t>(w_.context) * w_.head_size, 0.6f);
+      const bh_rope rope{w_.head_size, w_.context, 1, cos_sin.data()};
+      options.rope = &rope;
       return check_layer(options);
     }
 
@@ -350,13 +360,15 @@ class Bench {
       StepRow row{};
       row.num_queries = has_query_ ? w_.queries : 0;
       row.num_keys = has_key_ ? w_.queries : 0;
-      row.query = row.output = row.key = row.value = row.slots = int64_t{r} * w_.queries;
+      row.query = row.output = row.key = row.value = row.slots = row.positions =
+          int64_t{r} * w_.queries;
       row.blocks = int64_t{r} * blocks_of_row();
       row.seq_len = w_.context;
       rows_.push_back(row);
       for (int position = w_.context - w_.queries; position < w_.context; ++position) {
         const int64_t block = blocks_[static_cast<size_t>(row.blocks + position / w_.block_size)];
         slots_.push_back(block * w_.block_size + position % w_.block_size);
+        positions_.push_back(position);
       }
     }
 
@@ -370,6 +382,7 @@ class Bench {
     std::vector<int32_t> blocks_;
     std::vector<StepRow> rows_;
     std::vector<int64_t> slots_;
+    std::vector<int32_t> positions_;
     StepPart part_{};
     Tensors tensors_{};
   };
@@ -510,7 +523,7 @@ int run(const char* backend, const std::string& filter) {
       "kind,batch,queries,context,heads,head_size,dtype,cache,block_size,us,GB/s,"
       "of_limit,TFLOP/s,us_clean,of_limit_clean\n");
   for (const Workload& w : workloads()) {
-    if (filter.empty() || std::string(w.kind) == filter) bench.run(w);
+    if (std::string_view(w.kind).starts_with(filter)) bench.run(w);
   }
   if (!filter.empty() && filter != "step") return 0;
   std::printf(
