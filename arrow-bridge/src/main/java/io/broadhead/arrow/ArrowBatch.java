@@ -361,7 +361,7 @@ public final class ArrowBatch implements AutoCloseable {
     final AtomicInteger count = new AtomicInteger(1);
     private final ArrowBuf[] buffers;
 
-    /** Of all buffers, or null: another thread than the one that made them need not look at each. */
+    /** Of all buffers, or null: so the thread that releases them need not look at each. */
     private final ReferenceManager memory;
 
     References(ArrowBuf[] buffers, ReferenceManager memory) {
