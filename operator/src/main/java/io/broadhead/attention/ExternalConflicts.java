@@ -26,19 +26,15 @@ final class ExternalConflicts {
     if (!read.isEmpty() && writesToRead(batch)) {
       return false;
     }
-    int blockSize = batch.blockSize();
-    long numBlocks = batch.numBlocks();
+    StepRows rows = batch.rows();
     for (int row = batch.nextOpen(0); row >= 0; row = batch.nextOpen(row + 1)) {
-      batch
-          .rows()
-          .forEachBlock(
-              row,
-              blockSize,
-              block -> {
-                if (0 <= block && block < numBlocks) { // else the step refuses the row
-                  read.set(block);
-                }
-              });
+      int blocks = rows.blocks(row, batch.blockSize());
+      for (int i = 0; i < blocks; i++) {
+        int block = rows.block(row, i);
+        if (0 <= block && block < batch.numBlocks()) { // else the step refuses the row
+          read.set(block);
+        }
+      }
     }
     return true;
   }

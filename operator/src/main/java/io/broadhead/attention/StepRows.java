@@ -8,7 +8,6 @@ import io.broadhead.attention.cache.KvCacheManager;
 import io.broadhead.attention.cache.LayerRole;
 import io.broadhead.attention.cache.RowRefusedException;
 import io.broadhead.attention.cache.RowRequest;
-import java.util.function.IntConsumer;
 import java.util.function.IntToLongFunction;
 import java.util.function.LongConsumer;
 
@@ -99,22 +98,10 @@ final class StepRows {
 
   /** Block {@code i} of a row's table. */
   int block(int row, int i) {
-    return blockIds().getInt(tables.offset(row) + i);
-  }
-
-  /** Visits the blocks of the producer's that a row reads. */
-  void forEachBlock(int row, int blockSize, IntConsumer visit) {
-    int count = blocks(row, blockSize);
-    for (long i = count == 0 ? 0 : tables.offset(row), end = i + count; i < end; i++) {
-      visit.accept(blockIds().getInt(i));
-    }
-  }
-
-  private ArrowColumn blockIds() {
     if (blockIds == null) {
       blockIds = tables.child();
     }
-    return blockIds;
+    return blockIds.getInt(tables.offset(row) + i);
   }
 
   /** Whether sequences may end with rows of such batches. */
