@@ -22,11 +22,10 @@ import org.apache.arrow.memory.util.MemoryUtil;
  * finished. Used by one thread at a time.
  */
 public final class ResultDraft implements AutoCloseable {
-  private final ResultColumns columns;
-
   /** Results of more bytes have memory of their own: nobody else keeps it from being freed. */
   private static final long LARGEST_SHARED = 64 * 1024;
 
+  private final ResultColumns columns;
   private final BufferAllocator allocator;
   private final ArrowBatch batch;
   private final int rows;
