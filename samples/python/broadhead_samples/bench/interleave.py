@@ -24,8 +24,8 @@ MOST_ROUNDS = 50
 #: Rounds go on for up to so many times the budget while fewer than the least were quiet.
 PATIENCE = 3
 WATCH = 0.25
-#: Threads of other libraries go on spinning for a while after a run, and would slow the next.
-PEERS_REST = 0.02
+#: Threads of other libraries go on spinning for some 20 ms after a run, and would slow the next.
+PEERS_REST = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
