@@ -24,7 +24,7 @@ MOST_ROUNDS = 50
 #: Rounds go on for up to so many times the budget while fewer than the least were quiet.
 PATIENCE = 3
 WATCH = 0.25
-#: Threads of other libraries go on spinning for some 20 ms after a run, and would slow the next.
+#: Threads of other libraries spin on for some 20 ms after a run, and would slow the next.
 PEERS_REST = 0.05
 
 

@@ -29,7 +29,7 @@ final class Interleaving {
   /** Rounds go on for up to so many times the budget while fewer than the least were quiet. */
   private static final int PATIENCE = 3;
 
-  /** Threads of other libraries go on spinning for some 20 ms after a run, and would slow the next. */
+  /** Threads of other libraries spin on for some 20 ms after a run, and would slow the next. */
   private static final Duration PEERS_REST = Duration.ofMillis(50);
 
   private static final Duration WATCH = Duration.ofMillis(250);
