@@ -282,6 +282,23 @@ public final class ArrowBatch implements AutoCloseable {
     return this;
   }
 
+  /**
+   * This batch for an operator that passes on what it takes, and closes what is returned. A
+   * received batch is closed with this call: the operator is the creator of what is returned, and
+   * none behind it closes that too.
+   */
+  public ArrowBatch take() {
+    if (!received) {
+      return retain();
+    }
+    for (ArrowBuf buffer : liveBuffers()) {
+      buffer.getReferenceManager().retain();
+    }
+    ArrowBatch taken = adopt(schema, rows, lengths, nullCounts, buffers, bytesCopied);
+    close();
+    return taken;
+  }
+
   /** Gives one reference back; the last one frees the buffers. */
   @Override
   public void close() {

@@ -57,6 +57,23 @@ class ArrowBatchCodecTest {
     }
   }
 
+  @Test
+  void whoeverPassesAReceivedBatchOnIsItsCreator(BufferAllocator allocator) throws IOException {
+    try (ArrowBatch batch = step(allocator, 5).build();
+        ArrowBatch own = batch.take()) {
+      assertThat(own).isSameAs(batch);
+      ArrowBatch received = read(bytes(batch), allocator);
+      try (ArrowBatch taken = received.take();
+          VectorSchemaRoot expected = batch.toRoot(allocator);
+          VectorSchemaRoot got = taken.toRoot(allocator)) {
+        assertThat(received.isClosed()).isTrue();
+        assertThat(taken.isReceived()).isFalse();
+        assertThat(taken.bytesCopied()).isEqualTo(received.bytesCopied());
+        assertThat(got.equals(expected)).isTrue();
+      }
+    }
+  }
+
   private static long bodyOf(ArrowBatch batch) {
     long size = 0;
     for (int b = 0; b < batch.schema().bufferCount(); b++) {

@@ -49,7 +49,7 @@ record AttentionPipeline(
     DataStream<ArrowBatch> results =
         countSequences
             ? attended
-                .map(new ResultCounter())
+                .flatMap(new ResultCounter())
                 .returns(ArrowBatchTypeInfo.INSTANCE)
                 .name(COUNTER)
                 .uid(COUNTER)

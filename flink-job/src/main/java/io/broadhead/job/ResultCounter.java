@@ -4,14 +4,15 @@ package io.broadhead.job;
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.flink.PagedAttentionMetrics;
 import org.apache.flink.api.common.functions.OpenContext;
-import org.apache.flink.api.common.functions.RichMapFunction;
+import org.apache.flink.api.common.functions.RichFlatMapFunction;
 import org.apache.flink.metrics.Counter;
+import org.apache.flink.util.Collector;
 
 /**
  * Passes results on and counts the different sequences, which no metric of the attention operator
  * does because an endless stream has no bound on them.
  */
-final class ResultCounter extends RichMapFunction<ArrowBatch, ArrowBatch> {
+final class ResultCounter extends RichFlatMapFunction<ArrowBatch, ArrowBatch> {
   private static final long serialVersionUID = 1L;
 
   /** Counter of different sequences, in the group of the operator's metrics. */
@@ -31,10 +32,12 @@ final class ResultCounter extends RichMapFunction<ArrowBatch, ArrowBatch> {
   }
 
   @Override
-  public ArrowBatch map(ArrowBatch result) {
-    long before = counts.sequences();
-    counts.add(result);
-    sequences.inc(counts.sequences() - before);
-    return result;
+  public void flatMap(ArrowBatch result, Collector<ArrowBatch> out) {
+    try (ArrowBatch taken = result.take()) {
+      long before = counts.sequences();
+      counts.add(taken);
+      sequences.inc(counts.sequences() - before);
+      out.collect(taken);
+    }
   }
 }

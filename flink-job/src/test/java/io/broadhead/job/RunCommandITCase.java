@@ -79,6 +79,27 @@ class RunCommandITCase {
     Results.assertClose(Results.read(output), Results.read(attended), 1e-6);
   }
 
+  /** Whoever takes a batch from the network closes it: {@link Leaks} would find it. */
+  @Test
+  void nothingNeedsToBeChained() {
+    Steps steps = Steps.generate(10, DType.FLOAT32, 16, 64, TWO_LAYERS, 6, 8);
+    steps.writeJob(job);
+    Path input = steps.writeFile(temp.resolve("steps.arrow"));
+
+    Cli cli =
+        Cli.run(
+            job,
+            input,
+            output,
+            "--parallelism",
+            2,
+            "-D",
+            "pipeline.operator-chaining.enabled=false");
+
+    assertThat(cli).isEqualTo(new Cli(0, "", ""));
+    Results.assertClose(Results.read(output), Results.expected(steps), 1e-5);
+  }
+
   @Test
   void layersOfDifferentShapesGoToFoldersOfTheirOwn() {
     List<Steps.Layer> layers = List.of(new Steps.Layer("a", 4, 2), new Steps.Layer("b", 2, 2));

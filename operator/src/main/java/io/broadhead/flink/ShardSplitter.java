@@ -3,11 +3,9 @@ package io.broadhead.flink;
 
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.BatchRows;
-import io.broadhead.arrow.BatchSchema;
 import java.util.Arrays;
 import java.util.function.Consumer;
 import java.util.stream.IntStream;
-import org.apache.arrow.memory.ArrowBuf;
 import org.apache.flink.configuration.CheckpointingOptions;
 import org.apache.flink.runtime.jobgraph.IntermediateDataSetID;
 import org.apache.flink.streaming.api.operators.AbstractStreamOperator;
@@ -69,21 +67,14 @@ final class ShardSplitter extends AbstractStreamOperator<ArrowBatch>
 
   /** Hands the parts of {@code batch} to {@code out}, which closes none of them. */
   static void split(ArrowBatch batch, ShardKey key, int[] partOfShard, Consumer<ArrowBatch> out) {
-    try {
-      int[] partOfRow = Arrays.stream(key.shards(batch)).map(shard -> partOfShard[shard]).toArray();
-      split(batch, partOfRow, out);
-    } finally {
-      if (batch.isReceived()) {
-        batch.close();
-      }
+    try (ArrowBatch taken = batch.take()) {
+      split(taken, Arrays.stream(key.shards(taken)).map(s -> partOfShard[s]).toArray(), out);
     }
   }
 
   private static void split(ArrowBatch batch, int[] partOfRow, Consumer<ArrowBatch> out) {
     if (Arrays.stream(partOfRow).allMatch(part -> part == partOfRow[0])) {
-      try (ArrowBatch whole = batch.isReceived() ? adopted(batch) : batch.retain()) {
-        out.accept(whole);
-      }
+      out.accept(batch);
       return;
     }
     int most = Arrays.stream(partOfRow).max().getAsInt();
@@ -101,25 +92,5 @@ final class ShardSplitter extends AbstractStreamOperator<ArrowBatch>
         }
       }
     }
-  }
-
-  /**
-   * The same buffers in a batch whose creator is this operator, so that the next leaves it open.
-   */
-  private static ArrowBatch adopted(ArrowBatch batch) {
-    BatchSchema schema = batch.schema();
-    long[] lengths = new long[schema.nodeCount()];
-    long[] nullCounts = new long[lengths.length];
-    for (int node = 0; node < lengths.length; node++) {
-      lengths[node] = batch.nodeLength(node);
-      nullCounts[node] = batch.nullCount(node);
-    }
-    ArrowBuf[] buffers = new ArrowBuf[schema.bufferCount()];
-    for (int i = 0; i < buffers.length; i++) {
-      buffers[i] = batch.buffer(i);
-      buffers[i].getReferenceManager().retain();
-    }
-    return ArrowBatch.adopt(
-        schema, batch.numRows(), lengths, nullCounts, buffers, batch.bytesCopied());
   }
 }

@@ -11,7 +11,7 @@ import org.apache.flink.core.fs.FSDataOutputStream;
 
 /**
  * Writes one Arrow IPC file of Flink's file sink. The file has the schema of its first batch; the
- * bucket assigner sees to it that no other comes. A batch stays with the operator upstream.
+ * bucket assigner sees to it that no other comes.
  */
 final class ArrowIpcBulkWriter implements BulkWriter<ArrowBatch> {
   private final ArrowBatchFileWriter file;
@@ -31,7 +31,13 @@ final class ArrowIpcBulkWriter implements BulkWriter<ArrowBatch> {
 
   @Override
   public void addElement(ArrowBatch batch) throws IOException {
-    file.write(batch);
+    try {
+      file.write(batch);
+    } finally {
+      if (batch.isReceived()) {
+        batch.close();
+      }
+    }
   }
 
   @Override
