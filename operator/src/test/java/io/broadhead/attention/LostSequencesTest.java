@@ -182,6 +182,24 @@ class LostSequencesTest {
     }
   }
 
+  @ParameterizedTest
+  @ValueSource(ints = {0, 16})
+  void oneBatchMayEndALostSequenceAndBeginItAnew(int maxTokens) {
+    try (PagedAttention attention = open();
+        StepQueue queue = attention.queue(maxTokens)) {
+      add(queue, A, tokens("s", A, 80), false);
+      drain(queue);
+      collected.refused.clear();
+
+      List<ManagedRow> rows = List.of(tokens("s", A, 0).last(), tokens("s", A, 5));
+      try (ArrowBatch batch = StepBatches.managed(noLeaks.allocator(), A, DTYPE, false, rows)) {
+        queue.add(batch, collected);
+      }
+      drain(queue);
+      assertThat(collected.refused).isEmpty();
+    }
+  }
+
   @Test
   void messagesDoNotCountWhatIsLost() {
     try (PagedAttention attention = open();

@@ -179,6 +179,41 @@ class ManagedTablesTest {
     }
   }
 
+  /** However its batch is divided into steps. */
+  @ParameterizedTest
+  @ValueSource(ints = {0, 4, 64})
+  void aRowBehindTheEndOfItsSequenceBeginsItAnew(int maxTokens) {
+    LayerSpec a = layer("a").build();
+    Job job = job(64, a);
+    Scenario scenario = new Scenario(job, DTYPE, 5);
+    ManagedRow first = ManagedRow.of(scenario.next("s", a, 2));
+    ManagedRow last = ManagedRow.of(scenario.next("s", a, 1)).last();
+    ManagedRow anew = ManagedRow.of(new Scenario(job, DTYPE, 6).next("s", a, 3));
+    Collected collected = new Collected();
+    try (PagedAttention attention = open(job, 1, OutOfBlocks.SWAP);
+        PagedAttention other = open(job, 1, OutOfBlocks.SWAP);
+        StepQueue queue = attention.queue(maxTokens)) {
+      ManagedRow atOnce = ManagedRow.of(scenario.next("s", a, 0)).last();
+      for (ManagedRow[] rows :
+          new ManagedRow[][] {{first}, {last, anew}, {atOnce, anew.last(), anew}}) {
+        try (ArrowBatch batch =
+            StepBatches.managed(noLeaks.allocator(), a, DTYPE, false, List.of(rows))) {
+          queue.add(batch, collected);
+        }
+      }
+      queue.drain();
+      assertThat(collected.refused).isEmpty();
+      try (ArrowBatch batch = managed(a, anew);
+          ArrowBatch result = other.step(batch)) {
+        double[][] expected = StepBatches.read(result, "output")[0];
+        assertClose(StepBatches.read(collected.results.get(1), "output")[1], expected);
+        assertClose(StepBatches.read(collected.results.get(2), "output")[1], expected);
+        assertClose(StepBatches.read(collected.results.get(2), "output")[2], expected);
+      }
+      collected.results.forEach(ArrowBatch::close);
+    }
+  }
+
   private void run(PagedAttention attention, LayerSpec layer, ManagedRow... rows) {
     try (ArrowBatch batch = managed(layer, rows)) {
       attention.step(batch).close();

@@ -157,6 +157,9 @@ public final class KvCacheManager {
   private void plan(Shard shard, RowRequest row, PlannedRows places)
       throws RowRefusedException, StepFullException {
     Sequence known = shard.sequences.get(row.sequence());
+    if (known != null && known.endStep == stepNumber) {
+      throw new StepFullException("a sequence of the same id ends in the step that is planned");
+    }
     Sequence sequence = known;
     if (sequence != null && sequence.lost != null) {
       if (row.endsAtOnce()) {
@@ -198,6 +201,11 @@ public final class KvCacheManager {
   private void planned(Sequence sequence, RowRequest row) {
     step.add(new PlannedRow(sequence, row));
     undo.add(() -> step.remove(step.size() - 1));
+    if (row.endsNow()) {
+      long before = sequence.endStep;
+      undo.add(() -> sequence.endStep = before);
+      sequence.endStep = stepNumber;
+    }
   }
 
   /** A row without new tokens of a sequence that nobody knows: it sees nothing. */

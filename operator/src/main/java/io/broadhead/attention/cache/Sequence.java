@@ -41,6 +41,9 @@ final class Sequence {
   /** The last step that it was planned for. */
   long lastStep = -1;
 
+  /** The step that its last row in a layer was planned for. */
+  long endStep = -1;
+
   /** What happened in steps before this one is saved. */
   long savedBefore;
 
