@@ -148,13 +148,13 @@ final class BlockTables implements AutoCloseable {
         isManaged, stores.savesContents(), shards, layers.job().kvCache(), layers);
   }
 
-  /** Saves what changed in the caches since the last time. No batch may be pending. */
-  void save() {
+  /** As {@link PagedAttention#save}. */
+  void save(long checkpoint) {
     if (manager != null && stores.savesAnything()) {
       manager.save();
     }
     if (external != null) {
-      external.save();
+      external.save(checkpoint);
     }
   }
 

@@ -250,9 +250,14 @@ public final class PagedAttention implements AutoCloseable {
     return tables.header(shards);
   }
 
-  /** Saves what changed in the caches since the last time. No batch may be pending. */
-  public void save() {
-    tables.save();
+  /**
+   * Saves what changed in the caches since the last time. No batch may be pending.
+   *
+   * @param checkpoint rises from one time to the next; where several of these share the shards of a
+   *     job, the same for all that is saved together
+   */
+  public void save(long checkpoint) {
+    tables.save(checkpoint);
   }
 
   /**

@@ -108,8 +108,8 @@ final class KeyedCacheState implements PartStore, RecordStore {
   // ---- saving and restoring ------------------------------------------------------------------
 
   /** Brings state up to what the caches hold. */
-  void save(PagedAttention attention, int shards) {
-    attention.save();
+  void save(PagedAttention attention, int shards, long checkpoint) {
+    attention.save(checkpoint);
     byte[] current = attention.header(shards).map(CacheHeader::toBytes).orElse(null);
     for (int shard : changed) {
       if (!Arrays.equals(current, headers.put(shard, current))) {

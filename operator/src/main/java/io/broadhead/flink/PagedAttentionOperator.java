@@ -215,7 +215,7 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
   public void snapshotState(StateSnapshotContext context) throws Exception {
     super.snapshotState(context);
     if (state != null) {
-      state.save(attention, settings.shards());
+      state.save(attention, settings.shards(), context.getCheckpointId());
     }
   }
 

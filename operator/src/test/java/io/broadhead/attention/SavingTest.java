@@ -118,7 +118,7 @@ class SavingTest {
       step(attention, a, bad, refused);
       assertThat(refused).hasSize(1);
       refused.clear();
-      attention.save();
+      attention.save(1);
       header = attention.header(1).orElseThrow();
     }
     try (PagedAttention restored = open(job, saved.stores())) {
@@ -150,7 +150,7 @@ class SavingTest {
         ArrowBatch second = StepBatches.of(noLeaks.allocator(), a, DTYPE, List.of(read))) {
       attention.step(first).close();
       attention.step(second).close();
-      attention.save();
+      attention.save(1);
       assertThat(saved.blocks(SHARD)).hasSize(1);
     }
   }
@@ -173,7 +173,7 @@ class SavingTest {
                 ArrowBatch got = attention.step(batch)) {
               assertSameOutput(got, expected);
             }
-            attention.save();
+            attention.save(1);
             CacheHeader header = attention.header(1).orElseThrow();
             attention.close();
             saved = saved.copy();
@@ -217,7 +217,7 @@ class SavingTest {
               }
             }
           }
-          attention.save();
+          attention.save(i);
           header = attention.header(1).orElseThrow();
         }
         saved = saved.copy();
@@ -241,7 +241,7 @@ class SavingTest {
             }
           }
           tokens += step + 1;
-          attention.save();
+          attention.save(tokens);
           long headsOfAllLayers = 2 + 4 + 2;
           assertThat(saved.bytesPut()).isEqualTo(tokens * headsOfAllLayers * 64 * 2 * 2);
         }
@@ -269,7 +269,7 @@ class SavingTest {
     try (PagedAttention attention = open(job, saved.stores());
         ArrowBatch result = attention.step(managed.get(0))) {
       assertThat(result.numRows()).isEqualTo(1);
-      attention.save();
+      attention.save(1);
       header = attention.header(1).orElseThrow();
     }
     try (PagedAttention attention = open(job, saved.stores())) {

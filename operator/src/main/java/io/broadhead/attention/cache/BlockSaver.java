@@ -62,7 +62,7 @@ final class BlockSaver {
     if (!block.isRecorded) {
       long[] ids = block.tokenIds == null ? new long[0] : block.tokenIds;
       long[] known = Arrays.copyOf(ids, Math.min(ids.length, block.knownIds));
-      BlockRecord record = new BlockRecord(block.hash, known, 0, List.copyOf(block.parts));
+      BlockRecord record = new BlockRecord(block.hash, known, List.copyOf(block.parts));
       records.putBlock(block.shard.key, block.id, record.toBytes());
       block.isRecorded = true;
       block.wasRecorded = true;

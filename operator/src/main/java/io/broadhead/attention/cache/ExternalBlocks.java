@@ -33,11 +33,22 @@ public final class ExternalBlocks {
   private static final class Block {
     int shard;
     long writtenAt;
+    long checkpoint;
     int nextPart;
     final List<BlockPart> parts = new ArrayList<>();
 
     Block(int shard) {
       this.shard = shard;
+    }
+
+    /**
+     * Whether it was written to after {@code other}, by a subtask of the same job. Clocks of
+     * different machines are only asked for what one checkpoint has.
+     */
+    boolean isYounger(Block other) {
+      return checkpoint == other.checkpoint
+          ? writtenAt > other.writtenAt
+          : checkpoint > other.checkpoint;
     }
   }
 
@@ -103,12 +114,18 @@ public final class ExternalBlocks {
     }
   }
 
-  /** Saves what was written since the last time. */
-  public void save() {
+  /**
+   * Saves what was written since the last time.
+   *
+   * @param checkpoint rises from one time to the next, and is the same in all subtasks of a job
+   */
+  public void save(long checkpoint) {
     for (int number = dirtyBlocks.nextSetBit(0);
         number >= 0;
         number = dirtyBlocks.nextSetBit(number + 1)) {
-      save(number, blocks.get(number));
+      Block block = blocks.get(number);
+      block.checkpoint = checkpoint;
+      save(number, block);
     }
     dirtyBlocks.clear();
     for (BitSet slots : dirty) {
@@ -137,7 +154,9 @@ public final class ExternalBlocks {
     records.putBlock(
         block.shard,
         number,
-        new BlockRecord(null, new long[0], block.writtenAt, List.copyOf(block.parts)).toBytes());
+        new BlockRecord(
+                null, new long[0], block.writtenAt, block.checkpoint, List.copyOf(block.parts))
+            .toBytes());
   }
 
   /** The slots of a block that were written in a cache. */
@@ -195,9 +214,10 @@ public final class ExternalBlocks {
     Block block = new Block(shard);
     block.parts.addAll(saved.parts());
     block.writtenAt = saved.writtenAt();
+    block.checkpoint = saved.checkpoint();
     block.nextPart = block.parts.stream().mapToInt(BlockPart::number).max().orElse(-1) + 1;
     Block other = blocks.get((int) number);
-    if (other != null && other.writtenAt > block.writtenAt) {
+    if (other != null && other.isYounger(block)) {
       remove((int) number, block);
       return;
     }

@@ -8,6 +8,7 @@ import io.broadhead.attention.testing.SavedCache;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
+import java.util.function.IntUnaryOperator;
 import net.jqwik.api.Example;
 import net.jqwik.api.ForAll;
 import net.jqwik.api.Property;
@@ -62,9 +63,9 @@ class ExternalBlocksPropertyTest {
     long tag = 0;
     for (int choice : choices) {
       if (choice % 7 == 6) {
-        blocks.save();
+        blocks.save(1);
       } else if (choice % 31 == 30) {
-        blocks.save();
+        blocks.save(1);
         open(saved.copy(), NUM_BLOCKS);
       } else {
         int first = choice % (NUM_BLOCKS * BLOCK);
@@ -77,7 +78,7 @@ class ExternalBlocksPropertyTest {
         }
       }
     }
-    blocks.save();
+    blocks.save(1);
     open(saved.copy(), NUM_BLOCKS + 1);
     for (int cache = 0; cache < CACHES; cache++) {
       for (int slot = 0; slot < NUM_BLOCKS * BLOCK; slot++) {
@@ -99,10 +100,10 @@ class ExternalBlocksPropertyTest {
       for (int cache = 0; cache < CACHES; cache++) {
         write(0, cache, slot, slot, 0);
       }
-      blocks.save();
+      blocks.save(1);
       assertThat(saved.bytesPut()).isEqualTo((slot + 1L) * CACHES * 16);
     }
-    blocks.save();
+    blocks.save(1);
     assertThat(saved.bytesPut()).isEqualTo(7L * CACHES * 16);
     assertThat(blocks.counters().bytesSaved()).isEqualTo(saved.bytesPut());
     for (int cache = 0; cache < CACHES; cache++) {
@@ -110,7 +111,7 @@ class ExternalBlocksPropertyTest {
         write(0, cache, slot, 100 + slot, 1); // the producer gave the block to another sequence
       }
     }
-    blocks.save();
+    blocks.save(1);
     assertThat(saved.bytes()).isEqualTo(7L * CACHES * 16);
   }
 
@@ -118,24 +119,35 @@ class ExternalBlocksPropertyTest {
   @Example
   void aBlockIsOfTheShardThatWroteLast() {
     for (int last = 0; last < SHARDS; last++) {
-      SavedCache both = new SavedCache();
-      for (int shard = 0; shard < SHARDS; shard++) {
-        openEmpty(both, NUM_BLOCKS);
-        write(shard, 0, 0, 10 + shard, shard == last ? 2 : 1);
-        blocks.save();
-      }
-      open(both, NUM_BLOCKS);
-      assertThat(memory.get(0, 0, 0)).isEqualTo(10 + last);
-      assertThat(both.bytes()).isEqualTo(16);
-      assertThat(both.blocks(1 - last)).isEmpty();
+      assertShardWins(last, shard -> 1, shard -> shard);
+      assertShardWins(last, shard -> shard, shard -> 1);
+      assertShardWins(last, shard -> shard, shard -> -shard); // a clock is behind another
     }
+  }
+
+  /**
+   * @param checkpoint of 0, or 1 for the shard that wrote last
+   * @param now of the same
+   */
+  private void assertShardWins(int last, IntUnaryOperator checkpoint, IntUnaryOperator now) {
+    SavedCache both = new SavedCache();
+    for (int shard = 0; shard < SHARDS; shard++) {
+      int isLast = shard == last ? 1 : 0;
+      openEmpty(both, NUM_BLOCKS);
+      write(shard, 0, 0, 10 + shard, 5 + now.applyAsInt(isLast));
+      blocks.save(checkpoint.applyAsInt(isLast));
+    }
+    open(both, NUM_BLOCKS);
+    assertThat(memory.get(0, 0, 0)).isEqualTo(10 + last);
+    assertThat(both.bytes()).isEqualTo(16);
+    assertThat(both.blocks(1 - last)).isEmpty();
   }
 
   @Example
   void aSmallerPoolIsRefusedByName() {
     open(new SavedCache(), NUM_BLOCKS);
     write(0, 0, 4 * BLOCK, 1, 0);
-    blocks.save();
+    blocks.save(1);
     assertThatThrownBy(() -> open(saved.copy(), 4))
         .isInstanceOf(IllegalStateException.class)
         .hasMessage(

@@ -52,20 +52,29 @@ class GoldenRecordsTest {
         new BlockRecord(
             new BlockHash(-3, Long.MAX_VALUE),
             new long[0],
-            0,
             List.of(new BlockPart(0, 0, 2, 0, 9), new BlockPart(1, 0, 2, 9, 16)));
-    assertGolden("kv-full-block-v1.bin", expected, BlockRecord::toBytes, BlockRecord::of);
+    assertGolden("kv-full-block-v2.bin", expected, BlockRecord::toBytes, BlockRecord::of);
+    assertReads("kv-full-block-v1.bin", expected);
   }
 
   @Test
   void blocksWithRoom() throws IOException {
-    BlockRecord expected =
-        new BlockRecord(
-            null,
-            new long[] {15496, -1, 0},
-            1_700_000_000_000L,
-            List.of(new BlockPart(4, 1, 33, 5, 8)));
-    assertGolden("kv-block-v1.bin", expected, BlockRecord::toBytes, BlockRecord::of);
+    assertGolden("kv-block-v2.bin", blockWithRoom(300), BlockRecord::toBytes, BlockRecord::of);
+    assertReads("kv-block-v1.bin", blockWithRoom(0));
+  }
+
+  private static BlockRecord blockWithRoom(long checkpoint) {
+    return new BlockRecord(
+        null,
+        new long[] {15496, -1, 0},
+        1_700_000_000_000L,
+        checkpoint,
+        List.of(new BlockPart(4, 1, 33, 5, 8)));
+  }
+
+  private static void assertReads(String name, BlockRecord expected) throws IOException {
+    BlockRecord read = BlockRecord.of(GoldenFiles.read(name));
+    assertThat(read).usingRecursiveComparison().isEqualTo(expected);
   }
 
   @Test
