@@ -27,9 +27,10 @@ record OperatorSettings(
 
   /**
    * @param shards that sequences are divided into
-   * @throws IllegalArgumentException naming a key whose value is not accepted
+   * @throws IllegalArgumentException naming a key that there is not, or whose value is not accepted
    */
   static OperatorSettings of(ReadableConfig options, int shards) {
+    PagedAttentionOptions.requireKnownKeys(options);
     int maxTokens =
         PagedAttentionOptions.atLeast(PagedAttentionOptions.BATCH_MAX_TOKENS, options, 0);
     Duration maxDelay = options.get(PagedAttentionOptions.BATCH_MAX_DELAY);

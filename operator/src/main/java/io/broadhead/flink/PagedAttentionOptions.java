@@ -4,6 +4,10 @@ package io.broadhead.flink;
 import io.broadhead.attention.AttentionConfig;
 import io.broadhead.attention.OutOfBlocks;
 import java.time.Duration;
+import java.util.Set;
+import java.util.TreeSet;
+import java.util.stream.Collectors;
+import java.util.stream.Stream;
 import org.apache.flink.configuration.ConfigOption;
 import org.apache.flink.configuration.ConfigOptions;
 import org.apache.flink.configuration.ReadableConfig;
@@ -104,7 +108,35 @@ public final class PagedAttentionOptions {
                   + " checkpoints they also make smaller batches. Sequences share blocks within a"
                   + " shard only.");
 
+  private static final String PREFIX = "broadhead.";
+
+  private static final Set<String> KEYS =
+      Stream.of(
+              BACKEND,
+              THREADS,
+              DEVICE,
+              DEVICE_RESOURCE,
+              ON_BAD_ROW,
+              OUT_OF_BLOCKS,
+              STATE,
+              BATCH_MAX_TOKENS,
+              BATCH_MAX_DELAY,
+              SHARDS)
+          .map(ConfigOption::key)
+          .collect(Collectors.toCollection(TreeSet::new));
+
   private PagedAttentionOptions() {}
+
+  /**
+   * @throws IllegalArgumentException naming a {@code broadhead.*} key that is none of these
+   */
+  static void requireKnownKeys(ReadableConfig config) {
+    for (String key : config.toMap().keySet()) {
+      if (key.startsWith(PREFIX) && !KEYS.contains(key)) {
+        throw new IllegalArgumentException(key + ": expected one of " + KEYS);
+      }
+    }
+  }
 
   /** Reads and checks what {@link io.broadhead.attention.PagedAttention#open} needs. */
   static AttentionConfig attentionConfig(ReadableConfig config) {

@@ -17,11 +17,14 @@ import io.broadhead.attention.testing.Scenario;
 import io.broadhead.attention.testing.StepBatches;
 import io.broadhead.attention.testing.StepRow;
 import io.broadhead.kernel.KernelException;
+import java.lang.reflect.Field;
 import java.util.List;
 import org.apache.flink.api.common.serialization.SerializerConfigImpl;
 import org.apache.flink.api.common.typeinfo.TypeInformation;
 import org.apache.flink.api.java.typeutils.PojoTypeInfo;
+import org.apache.flink.configuration.ConfigOption;
 import org.apache.flink.configuration.Configuration;
+import org.apache.flink.configuration.PipelineOptions;
 import org.apache.flink.core.memory.DataInputDeserializer;
 import org.apache.flink.core.memory.DataOutputSerializer;
 import org.apache.flink.core.memory.ManagedMemoryUseCase;
@@ -194,6 +197,20 @@ class PagedAttentionOperatorTest {
     assertThatThrownBy(() -> new PagedAttentionOperatorFactory(job, onBadRow, 1))
         .hasMessageContaining("broadhead.on-bad-row")
         .hasStackTraceContaining("side-output");
+  }
+
+  @Test
+  void aMisspeltOptionIsRefusedAtSubmission() throws Exception {
+    Configuration known = new Configuration().set(PipelineOptions.NAME, "not ours");
+    for (Field field : PagedAttentionOptions.class.getFields()) {
+      known.setString(((ConfigOption<?>) field.get(null)).key(), "any");
+    }
+    PagedAttentionOptions.requireKnownKeys(known);
+    Configuration misspelt = new Configuration();
+    misspelt.setString("broadhead.batch.maxtokens", "8");
+    assertThatThrownBy(() -> new PagedAttentionOperatorFactory(job, misspelt, 1))
+        .hasMessageStartingWith("broadhead.batch.maxtokens: expected one of [broadhead.backend, ")
+        .hasMessageContaining("broadhead.batch.max-tokens");
   }
 
   @Test
