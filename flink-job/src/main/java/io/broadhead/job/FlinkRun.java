@@ -10,6 +10,7 @@ import io.broadhead.attention.PagedAttention;
 import io.broadhead.attention.job.Job;
 import io.broadhead.flink.PagedAttentionMetrics;
 import io.broadhead.flink.PagedAttentionOptions;
+import io.broadhead.flink.StateMode;
 import io.broadhead.job.sink.ResultFileSink;
 import io.broadhead.job.source.StepFileSource;
 import io.broadhead.kernel.EngineConfig;
@@ -26,10 +27,13 @@ import java.util.Optional;
 import org.apache.arrow.memory.BufferAllocator;
 import org.apache.flink.api.common.RuntimeExecutionMode;
 import org.apache.flink.configuration.CheckpointingOptions;
+import org.apache.flink.configuration.ConfigOption;
 import org.apache.flink.configuration.Configuration;
 import org.apache.flink.configuration.ExecutionOptions;
 import org.apache.flink.configuration.MemorySize;
 import org.apache.flink.configuration.PipelineOptions;
+import org.apache.flink.configuration.RestartStrategyOptions;
+import org.apache.flink.configuration.StateRecoveryOptions;
 import org.apache.flink.configuration.TaskManagerOptions;
 import org.apache.flink.runtime.client.JobExecutionException;
 import org.apache.flink.runtime.jobmaster.JobResult;
@@ -50,6 +54,14 @@ final class FlinkRun {
   // By name: the command's own cluster has no RocksDB.
   private static final String ROCKSDB_OPTIONS_FACTORY = "state.backend.rocksdb.options-factory";
   private static final String ROCKSDB_OPTIONS = "io.broadhead.flink.KvCacheRocksDBOptions";
+
+  /** Without these, checkpoints of the command's own cluster are gone with the job. */
+  private static final List<ConfigOption<String>> RESTORED_WITH =
+      List.of(
+          RestartStrategyOptions.RESTART_STRATEGY,
+          CheckpointingOptions.CHECKPOINTS_DIRECTORY,
+          CheckpointingOptions.SAVEPOINT_DIRECTORY,
+          StateRecoveryOptions.SAVEPOINT_PATH);
 
   private final RunCommand options;
   private final Job job;
@@ -161,9 +173,13 @@ final class FlinkRun {
     int threads = threadsOf(parallelism);
     Configuration configuration = EmbeddedCluster.defaults();
     configuration.set(TaskManagerOptions.MANAGED_MEMORY_SIZE, managedMemory(parallelism));
-    configuration.addAll(jobConfiguration());
+    Configuration given = jobConfiguration();
+    configuration.addAll(given);
     configuration.set(PagedAttentionOptions.THREADS, threads);
     configuration.set(PagedAttentionOptions.SHARDS, shards(parallelism));
+    if (options.state == null && RESTORED_WITH.stream().noneMatch(given::contains)) {
+      configuration.set(PagedAttentionOptions.STATE, StateMode.NONE);
+    }
     EngineInfo engine = engineInfo(threads);
     if (!options.written.quiet) {
       options.err().println(EngineLine.start(options.spec.name(), engine, job, parallelism));
@@ -313,7 +329,9 @@ final class FlinkRun {
       configuration.set(PagedAttentionOptions.DEVICE_RESOURCE, options.deviceResource);
     }
     configuration.set(PagedAttentionOptions.OUT_OF_BLOCKS, options.pool.outOfBlocks);
-    configuration.set(PagedAttentionOptions.STATE, options.state);
+    if (options.state != null) {
+      configuration.set(PagedAttentionOptions.STATE, options.state);
+    }
     configuration.setString(ROCKSDB_OPTIONS_FACTORY, ROCKSDB_OPTIONS);
     configuration.set(PagedAttentionOptions.BATCH_MAX_TOKENS, options.batchMaxTokens);
     configuration.set(

@@ -110,10 +110,10 @@ final class RunCommand extends EngineCommand {
   @Option(
       names = "--state",
       paramLabel = "WHAT",
-      defaultValue = "full",
       description =
           "What checkpoints and savepoints hold of the KV caches: full, metadata (which sequences"
-              + " there are) or none. Default: ${DEFAULT-VALUE}.")
+              + " there are) or none. Default: full; none without a cluster, where no -D says that"
+              + " the job is restarted or where checkpoints are kept.")
   StateMode state;
 
   @Option(

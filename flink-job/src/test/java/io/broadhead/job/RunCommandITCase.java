@@ -127,6 +127,25 @@ class RunCommandITCase {
     Results.assertClose(Results.read(output), Results.expected(steps), 1e-5);
   }
 
+  /** The caches are larger than what Flink takes into checkpoints that lie in memory. */
+  @Test
+  void checkpointsThatNobodyRestoresAreWithoutCaches() {
+    List<Steps.Layer> layers = List.of(new Steps.Layer("a", 16, 16));
+    Steps steps = Steps.generate(11, DType.FLOAT32, 16, 256, layers, 8, 24);
+    steps.writeJob(job);
+    Path input = steps.writeFile(temp.resolve("steps.arrow"));
+
+    Cli cli = Cli.run(job, input, output, "--checkpoint-interval", 0.05);
+    assertThat(cli).isEqualTo(new Cli(0, "", ""));
+    Results.assertClose(Results.read(output), Results.expected(steps), 1e-5);
+
+    String savepoints = "execution.checkpointing.savepoint-dir=" + temp.toUri();
+    Cli full =
+        Cli.run(job, input, output, "--overwrite", "--checkpoint-interval", 0.05, "-D", savepoints);
+    assertThat(full.code()).isEqualTo(1);
+    assertThat(full.err()).contains("checkpoint");
+  }
+
   @Test
   void neverMixesTwoRuns() {
     Steps steps = Steps.small(5);
