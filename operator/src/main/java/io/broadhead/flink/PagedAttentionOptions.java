@@ -74,7 +74,9 @@ public final class PagedAttentionOptions {
           .withDescription(
               "What checkpoints and savepoints hold of the KV caches. full: keys and values, so that"
                   + " a job that is restored goes on where it was; each token is written once, at the"
-                  + " first checkpoint after its step, or when its sequence makes room for others."
+                  + " first checkpoint after its step, or when its sequence makes room for others;"
+                  + " needs execution.checkpointing.dir, because Flink keeps no more than 5 MiB of a"
+                  + " subtask in the JobManager's memory."
                   + " metadata: which sequences there are; after a restart, rows of these are"
                   + " refused with SEQUENCE_LOST until the producer sends them again from the first"
                   + " token. Needs managed block tables. none: nothing; a job that is restored"
