@@ -33,6 +33,7 @@ import org.apache.flink.configuration.ExecutionOptions;
 import org.apache.flink.configuration.MemorySize;
 import org.apache.flink.configuration.PipelineOptions;
 import org.apache.flink.configuration.RestartStrategyOptions;
+import org.apache.flink.configuration.StateBackendOptions;
 import org.apache.flink.configuration.StateRecoveryOptions;
 import org.apache.flink.configuration.TaskManagerOptions;
 import org.apache.flink.runtime.client.JobExecutionException;
@@ -55,9 +56,10 @@ final class FlinkRun {
   private static final String ROCKSDB_OPTIONS_FACTORY = "state.backend.rocksdb.options-factory";
   private static final String ROCKSDB_OPTIONS = "io.broadhead.flink.KvCacheRocksDBOptions";
 
-  /** Without these, checkpoints of the command's own cluster are gone with the job. */
-  private static final List<ConfigOption<String>> RESTORED_WITH =
+  /** Without these, state on the command's own cluster is on the heap, and gone with the job. */
+  private static final List<ConfigOption<String>> STATE_IS_WANTED =
       List.of(
+          StateBackendOptions.STATE_BACKEND,
           RestartStrategyOptions.RESTART_STRATEGY,
           CheckpointingOptions.CHECKPOINTS_DIRECTORY,
           CheckpointingOptions.SAVEPOINT_DIRECTORY,
@@ -177,7 +179,7 @@ final class FlinkRun {
     configuration.addAll(given);
     configuration.set(PagedAttentionOptions.THREADS, threads);
     configuration.set(PagedAttentionOptions.SHARDS, shards(parallelism));
-    if (options.state == null && RESTORED_WITH.stream().noneMatch(given::contains)) {
+    if (options.state == null && STATE_IS_WANTED.stream().noneMatch(given::contains)) {
       configuration.set(PagedAttentionOptions.STATE, StateMode.NONE);
     }
     EngineInfo engine = engineInfo(threads);

@@ -112,8 +112,8 @@ final class RunCommand extends EngineCommand {
       paramLabel = "WHAT",
       description =
           "What checkpoints and savepoints hold of the KV caches: full, metadata (which sequences"
-              + " there are) or none. Default: full; none without a cluster, where no -D says that"
-              + " the job is restarted or where checkpoints are kept.")
+              + " there are) or none. Default: full; none without a cluster, unless a -D says where"
+              + " state or checkpoints are kept, or that the job is restarted.")
   StateMode state;
 
   @Option(
