@@ -26,6 +26,10 @@ import org.apache.flink.core.io.SimpleVersionedSerializer;
  *
  * <p>Beyond Flink's own file source it only owns the readers' off-heap memory: a batch belongs to
  * the source until the next one is asked for, and a cancelled task leaves none behind.
+ *
+ * <p>In jobs with unaligned checkpoints {@code execution.checkpointing.aligned-checkpoint-timeout}
+ * must be at least a millisecond: Flink 2.3 loses splits of any source that asks for them one by
+ * one where it is zero.
  */
 public final class StepFileSource extends AbstractFileSource<ArrowBatch, FileSourceSplit> {
   private static final long serialVersionUID = 1L;
