@@ -384,17 +384,6 @@ BH_INLINE void store(Float8E5M2* to, Vec v) {
   store_bytes(to, round_float<7, 2, -14>(v, 57344.0f, 0x7eu));
 }
 
-// ---- rows: head sizes are multiples of kTile ----
-
-template <class E>
-BH_INLINE void load_row(const E* from, int count, float* to) {
-  for (int i = 0; i < count; i += kTile) {
-    Run run;
-    load_run(from + i, run);
-    store_run(run, to + i);
-  }
-}
-
 /// Calls `visit` with a value of the element type of queries, keys and values.
 template <class Visit>
 BH_INLINE void with_tensor_dtype(int dtype, Visit&& visit) {

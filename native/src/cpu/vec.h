@@ -129,13 +129,7 @@ BH_INLINE float reduce_add(Vec v) {
   }
 }
 
-/// 0, 1, 2, ... as floats.
-BH_INLINE Vec iota() {
-  Vec v;
-  for (int i = 0; i < kWidth; ++i) v[i] = static_cast<float>(i);
-  return v;
-}
-
+/// 0, 1, 2, ...
 BH_INLINE IntVec iota_int() {
   IntVec v;
   for (int i = 0; i < kWidth; ++i) v[i] = i;

@@ -67,6 +67,7 @@ void StepMemory::find(const LayerSpec& spec, const Step& step) {
   const TensorBytes bytes(spec);
   const bool writes = !spec.read_only_cache;
   columns_.clear();
+  pageable_page_ = 0;
   for (int64_t r = 0; r < step.num_rows; ++r) {
     const StepRow& row = step.rows[r];
     while (static_cast<int32_t>(columns_.size()) <= row.part) {

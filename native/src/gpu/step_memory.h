@@ -76,7 +76,7 @@ class StepMemory {
   std::vector<Part> columns_;
   std::vector<PartTensors> parts_;
   bool queries_on_device_ = true;
-  uintptr_t pageable_page_ = 0;  ///< the last that the driver did not know: it takes long to say so
+  uintptr_t pageable_page_ = 0;  ///< the step's last that the driver did not know, which takes long
 };
 
 }  // namespace broadhead::gpu
