@@ -6,16 +6,19 @@ import io.broadhead.attention.OutOfBlocks;
 import java.time.Duration;
 import java.util.Set;
 import java.util.TreeSet;
-import java.util.stream.Collectors;
-import java.util.stream.Stream;
 import org.apache.flink.configuration.ConfigOption;
 import org.apache.flink.configuration.ConfigOptions;
 import org.apache.flink.configuration.ReadableConfig;
 
 /** Every {@code broadhead.*} key. The job file describes layers; these say how they are run. */
 public final class PagedAttentionOptions {
+  private static final String PREFIX = "broadhead.";
+
+  /** Filled by {@link #option}, and so before the options. */
+  private static final Set<String> KEYS = new TreeSet<>();
+
   public static final ConfigOption<String> BACKEND =
-      ConfigOptions.key("broadhead.backend")
+      option("broadhead.backend")
           .stringType()
           .defaultValue("auto")
           .withDescription(
@@ -23,7 +26,7 @@ public final class PagedAttentionOptions {
                   + " that the doctor command lists.");
 
   public static final ConfigOption<Integer> THREADS =
-      ConfigOptions.key("broadhead.threads")
+      option("broadhead.threads")
           .intType()
           .defaultValue(0)
           .withDescription(
@@ -31,7 +34,7 @@ public final class PagedAttentionOptions {
                   + " core; with several slots in a TaskManager, cores divided by slots is better.");
 
   public static final ConfigOption<Integer> DEVICE =
-      ConfigOptions.key("broadhead.device")
+      option("broadhead.device")
           .intType()
           .defaultValue(0)
           .withDescription(
@@ -39,7 +42,7 @@ public final class PagedAttentionOptions {
                   + " backend ignores it.");
 
   public static final ConfigOption<String> DEVICE_RESOURCE =
-      ConfigOptions.key("broadhead.device-resource")
+      option("broadhead.device-resource")
           .stringType()
           .noDefaultValue()
           .withDescription(
@@ -48,7 +51,7 @@ public final class PagedAttentionOptions {
                   + " operators of a job share them evenly.");
 
   public static final ConfigOption<OnBadRow> ON_BAD_ROW =
-      ConfigOptions.key("broadhead.on-bad-row")
+      option("broadhead.on-bad-row")
           .enumType(OnBadRow.class)
           .defaultValue(OnBadRow.FAIL)
           .withDescription(
@@ -57,7 +60,7 @@ public final class PagedAttentionOptions {
                   + " goes on without it.");
 
   public static final ConfigOption<OutOfBlocks> OUT_OF_BLOCKS =
-      ConfigOptions.key("broadhead.out-of-blocks")
+      option("broadhead.out-of-blocks")
           .enumType(OutOfBlocks.class)
           .defaultValue(OutOfBlocks.SWAP)
           .withDescription(
@@ -68,7 +71,7 @@ public final class PagedAttentionOptions {
                   + " too long for the whole pool is rejected in either of the first two cases.");
 
   public static final ConfigOption<StateMode> STATE =
-      ConfigOptions.key("broadhead.state")
+      option("broadhead.state")
           .enumType(StateMode.class)
           .defaultValue(StateMode.FULL)
           .withDescription(
@@ -83,7 +86,7 @@ public final class PagedAttentionOptions {
                   + " begins with empty caches.");
 
   public static final ConfigOption<Integer> BATCH_MAX_TOKENS =
-      ConfigOptions.key("broadhead.batch.max-tokens")
+      option("broadhead.batch.max-tokens")
           .intType()
           .defaultValue(0)
           .withDescription(
@@ -92,7 +95,7 @@ public final class PagedAttentionOptions {
                   + " need not wait for them. 0: each batch is a step by itself.");
 
   public static final ConfigOption<Duration> BATCH_MAX_DELAY =
-      ConfigOptions.key("broadhead.batch.max-delay")
+      option("broadhead.batch.max-delay")
           .durationType()
           .defaultValue(Duration.ZERO)
           .withDescription(
@@ -100,7 +103,7 @@ public final class PagedAttentionOptions {
                   + " may have. 0: not at all.");
 
   public static final ConfigOption<Integer> SHARDS =
-      ConfigOptions.key("broadhead.shards")
+      option("broadhead.shards")
           .intType()
           .noDefaultValue()
           .withDescription(
@@ -110,24 +113,12 @@ public final class PagedAttentionOptions {
                   + " checkpoints they also make smaller batches. Sequences share blocks within a"
                   + " shard only.");
 
-  private static final String PREFIX = "broadhead.";
-
-  private static final Set<String> KEYS =
-      Stream.of(
-              BACKEND,
-              THREADS,
-              DEVICE,
-              DEVICE_RESOURCE,
-              ON_BAD_ROW,
-              OUT_OF_BLOCKS,
-              STATE,
-              BATCH_MAX_TOKENS,
-              BATCH_MAX_DELAY,
-              SHARDS)
-          .map(ConfigOption::key)
-          .collect(Collectors.toCollection(TreeSet::new));
-
   private PagedAttentionOptions() {}
+
+  private static ConfigOptions.OptionBuilder option(String key) {
+    KEYS.add(key);
+    return ConfigOptions.key(key);
+  }
 
   /**
    * @throws IllegalArgumentException naming a {@code broadhead.*} key that is none of these
