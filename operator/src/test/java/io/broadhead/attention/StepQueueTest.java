@@ -20,6 +20,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.function.Function;
+import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.extension.RegisterExtension;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -30,7 +31,16 @@ class StepQueueTest {
   private static final DType DTYPE = DType.FLOAT16;
 
   @RegisterExtension private final NoLeaks noLeaks = new NoLeaks();
+  private final LayerSpec a = layer("a");
+  private final LayerSpec b = layer("b");
   private final List<ArrowBatch> batches = new ArrayList<>();
+  private final Collected collected = new Collected();
+
+  @AfterEach
+  void close() {
+    batches.forEach(ArrowBatch::close);
+    collected.results.forEach(ArrowBatch::close);
+  }
 
   private static LayerSpec layer(String name) {
     return LayerSpec.builder(name, 4, 64).numKvHeads(2).build();
@@ -89,9 +99,20 @@ class StepQueueTest {
       }
       assertThat(queued.blockTables().map(KvCacheManager::sequences))
           .isEqualTo(apart.blockTables().map(KvCacheManager::sequences));
-    } finally {
-      batches.forEach(ArrowBatch::close);
     }
+  }
+
+  /** Collects what a queue makes of all batches. */
+  private void collect(Job job, int maxTokens) {
+    try (PagedAttention attention = open(job);
+        StepQueue queue = attention.queue(maxTokens)) {
+      batches.forEach(batch -> queue.add(batch, collected));
+      queue.drain();
+    }
+  }
+
+  private void assertRefused(String... messages) {
+    assertThat(collected.refused).extracting(RefusedRow::message).containsExactly(messages);
   }
 
   @ParameterizedTest
@@ -113,7 +134,6 @@ class StepQueueTest {
 
   @Test
   void noPieceOfARowIsComputedWhoseSeqLenIsWrong() {
-    LayerSpec a = layer("a");
     Job job = job(a);
     StepRow prompt = new Scenario(job, DTYPE, 3).next("s", a, 20);
     int firstPiece = 16;
@@ -121,26 +141,12 @@ class StepQueueTest {
     StepRow wrong = prompt.withSeqLen(20 - firstPiece - 1);
     addManaged(a, ManagedRow.of(wrong));
     addManaged(a, ManagedRow.of(prompt));
-    Collected collected = new Collected();
-    try (PagedAttention attention = open(job);
-        StepQueue queue = attention.queue(firstPiece)) {
-      for (ArrowBatch batch : batches) {
-        queue.add(batch, collected);
-        queue.drain();
-      }
-      assertThat(collected.refused)
-          .extracting(RefusedRow::message)
-          .containsExactly(
-              "column seq_len: 3, expected 20 (0 tokens in the cache and 20 new ones)");
-    } finally {
-      collected.results.forEach(ArrowBatch::close);
-      batches.forEach(ArrowBatch::close);
-    }
+    collect(job, firstPiece);
+    assertRefused("column seq_len: 3, expected 20 (0 tokens in the cache and 20 new ones)");
   }
 
   @Test
   void aForkBeginsWithWhatItsParentHadBeforeABatchThatIsDivided() {
-    LayerSpec a = layer("a");
     Job job = job(a);
     Scenario scenario = new Scenario(job, DTYPE, 5);
     addManaged(a, ManagedRow.of(scenario.next("parent", a, 20)));
@@ -152,8 +158,6 @@ class StepQueueTest {
 
   @Test
   void anIdBeginsAgainWhenAllLayersAreDoneWithIt() {
-    LayerSpec a = layer("a");
-    LayerSpec b = layer("b");
     Job job = job(a, b);
     Scenario first = new Scenario(job, DTYPE, 7);
     Scenario second = new Scenario(job, DTYPE, 8);
@@ -178,8 +182,6 @@ class StepQueueTest {
 
   @Test
   void anEndWithoutTokensMayNameTheParentInEveryLayer() {
-    LayerSpec a = layer("a");
-    LayerSpec b = layer("b");
     Job job = job(a, b);
     Scenario scenario = new Scenario(job, DTYPE, 9);
     addManaged(job, layer -> ManagedRow.of(scenario.next("parent", layer, 3)).last());
@@ -194,8 +196,6 @@ class StepQueueTest {
 
   @Test
   void anEndWithoutTokensFollowsWhatOtherLayersHad() {
-    LayerSpec a = layer("a");
-    LayerSpec b = layer("b");
     Job job = job(a, b);
     Scenario scenario = new Scenario(job, DTYPE, 7);
     addManaged(job, layer -> ManagedRow.of(scenario.next("s", layer, 50)));
@@ -205,31 +205,21 @@ class StepQueueTest {
 
   @Test
   void resultsOfASequenceKeepTheirOrder() {
-    LayerSpec a = layer("a");
     Job job = job(a);
     Scenario scenario = new Scenario(job, DTYPE, 8);
     StepRow prompt = scenario.next("long", a, 150);
     addManaged(a, ManagedRow.of(scenario.next("s", a, 3)), ManagedRow.of(prompt));
     addManaged(a, ManagedRow.of(scenario.next("s", a, 1)));
     addManaged(a, ManagedRow.of(scenario.next("other", a, 2)));
-    Collected collected = new Collected();
-    try (PagedAttention attention = open(job);
-        StepQueue queue = attention.queue(32)) {
-      batches.forEach(batch -> queue.add(batch, collected));
-      queue.drain();
-      assertThat(collected.results)
-          .extracting(result -> result.column("sequence_id").getString(0))
-          .containsExactly("other", "s", "s");
-      assertThat(collected.results.get(1).numRows()).isEqualTo(2);
-    } finally {
-      collected.results.forEach(ArrowBatch::close);
-      batches.forEach(ArrowBatch::close);
-    }
+    collect(job, 32);
+    assertThat(collected.results)
+        .extracting(result -> result.column("sequence_id").getString(0))
+        .containsExactly("other", "s", "s");
+    assertThat(collected.results.get(1).numRows()).isEqualTo(2);
   }
 
   @Test
   void rowsThatReadWhatOthersOfTheirBatchWriteStayTogether() {
-    LayerSpec a = layer("a");
     Job job = job(a);
     Scenario scenario = new Scenario(job, DTYPE, 9);
     StepRow prompt = scenario.next("first", a, 64);
@@ -248,7 +238,6 @@ class StepQueueTest {
 
   @Test
   void tokensThatGoElsewhereThanToTheirPositionsStayTogether() {
-    LayerSpec a = layer("a");
     Job job = job(a);
     Scenario scenario = new Scenario(job, DTYPE, 11);
     StepRow prompt = scenario.next("s", a, 40);
@@ -262,7 +251,6 @@ class StepQueueTest {
 
   @Test
   void paddingIsNotDivided() {
-    LayerSpec a = layer("a");
     Job job = job(a);
     StepRow row = new Scenario(job, DTYPE, 13).next("s", a, 40);
     addExternal(a, row.withSeqLen(0).withSlots(new long[40]));
@@ -275,49 +263,18 @@ class StepQueueTest {
     Job job = job(a);
     Scenario scenario = new Scenario(job, DTYPE, 15);
     StepRow good = scenario.next("s", a, 40);
-    StepRow bad =
-        new StepRow(
-            "s",
-            "a",
-            good.query(),
-            good.key(),
-            good.value(),
-            40,
-            good.slots(),
-            good.blocks(),
-            good.positions().clone());
-    bad.positions()[39] = 50;
-    StepRow withFewValues =
-        new StepRow(
-            "s",
-            "a",
-            good.query(),
-            good.key(),
-            Arrays.copyOf(good.value(), 39),
-            40,
-            good.slots(),
-            good.blocks(),
-            good.positions());
-    Collected collected = new Collected();
+    int[] positions = good.positions().clone();
+    positions[39] = 50;
+    StepRow bad = good.withPositions(positions);
+    StepRow withFewValues = good.withValue(Arrays.copyOf(good.value(), 39));
     addManaged(a, ManagedRow.of(bad), ManagedRow.of(scenario.next("other", a, 1)));
     addManaged(a, ManagedRow.of(withFewValues), ManagedRow.of(scenario.next("other", a, 1)));
     addManaged(a, ManagedRow.of(good));
-    try (PagedAttention attention = open(job);
-        StepQueue queue = attention.queue(16)) {
-      batches.forEach(batch -> queue.add(batch, collected));
-      queue.drain();
-      assertThat(collected.refused)
-          .extracting(RefusedRow::message)
-          .containsExactly(
-              "column position: entry 39 is 50, expected 0 .. 49 (rope.max_position 50)",
-              "column value: 39 entries, expected 40 (as many as key)");
-      assertThat(collected.results)
-          .extracting(ArrowBatch::numRows)
-          .containsExactlyInAnyOrder(1, 1, 1);
-    } finally {
-      collected.results.forEach(ArrowBatch::close);
-      batches.forEach(ArrowBatch::close);
-    }
+    collect(job, 16);
+    assertRefused(
+        "column position: entry 39 is 50, expected 0 .. 49 (rope.max_position 50)",
+        "column value: 39 entries, expected 40 (as many as key)");
+    assertThat(collected.results).extracting(ArrowBatch::numRows).containsExactly(1, 1, 1);
   }
 
   @Test
@@ -330,43 +287,31 @@ class StepQueueTest {
     StepRow tooLong = new Scenario(job, DTYPE, 17).next("s", sharing, 40);
     addManaged(sharing, ManagedRow.of(tooLong));
     addManaged(sharing, ManagedRow.of(scenario.next("s", sharing, 30)));
+    collect(job, 16);
     assertRefused(
-        job,
         "column sequence_id: sequence s has 30 tokens in the cache that layer sharing reads,"
             + " expected 40 (those of owner come first)");
+    batches.remove(1).close();
+    assertQueueComputes(job, 16, 1000);
   }
 
   @Test
   void theSeqLenOfALongRowIsThatOfTheWholeRow() {
-    LayerSpec a = layer("a");
     Job job = job(a);
     Scenario scenario = new Scenario(job, DTYPE, 18);
     addManaged(a, ManagedRow.of(scenario.next("s", a, 3)));
     StepRow good = scenario.next("s", a, 40);
     addManaged(a, ManagedRow.of(good.withSeqLen(50)));
     addManaged(a, ManagedRow.of(good));
-    assertRefused(job, "column seq_len: 50, expected 43 (3 tokens in the cache and 40 new ones)");
-  }
-
-  /** The last batch but one has a row that is refused, which nothing is left of. */
-  private void assertRefused(Job job, String message) {
-    Collected collected = new Collected();
-    try (PagedAttention attention = open(job);
-        StepQueue queue = attention.queue(16)) {
-      batches.forEach(batch -> queue.add(batch, collected));
-      queue.drain();
-      assertThat(collected.refused).extracting(RefusedRow::message).containsExactly(message);
-    } finally {
-      collected.results.forEach(ArrowBatch::close);
-      batches.remove(batches.size() - 2).close();
-    }
+    collect(job, 16);
+    assertRefused("column seq_len: 50, expected 43 (3 tokens in the cache and 40 new ones)");
+    batches.remove(1).close();
     assertQueueComputes(job, 16, 1000);
   }
 
   @ParameterizedTest
   @ValueSource(booleans = {true, false})
   void manyQueriesWithoutKeysSeeWhatTheySeeInOneStep(boolean seqLens) {
-    LayerSpec a = layer("a");
     Job job = job(a);
     Scenario scenario = new Scenario(job, DTYPE, 19);
     for (StepRow row : List.of(scenario.next("s", a, 40), scenario.next("s", a, 30, 0))) {

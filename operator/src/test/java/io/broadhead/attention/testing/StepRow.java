@@ -30,6 +30,14 @@ public record StepRow(
     return new StepRow(sequenceId, layer, query, key, this.value, value, slots, blocks, positions);
   }
 
+  public StepRow withValue(double[][] value) {
+    return new StepRow(sequenceId, layer, query, key, value, seqLen, slots, blocks, positions);
+  }
+
+  public StepRow withPositions(int... value) {
+    return new StepRow(sequenceId, layer, query, key, this.value, seqLen, slots, blocks, value);
+  }
+
   public StepRow withLayer(String value) {
     return new StepRow(sequenceId, value, query, key, this.value, seqLen, slots, blocks, positions);
   }
