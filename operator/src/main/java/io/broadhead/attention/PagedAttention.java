@@ -2,7 +2,6 @@
 package io.broadhead.attention;
 
 import io.broadhead.arrow.ArrowBatch;
-import io.broadhead.arrow.DType;
 import io.broadhead.arrow.StepColumns;
 import io.broadhead.arrow.TensorField;
 import io.broadhead.arrow.TypeName;
@@ -13,7 +12,6 @@ import io.broadhead.attention.job.Job;
 import io.broadhead.attention.job.LayerSpec;
 import io.broadhead.kernel.EngineInfo;
 import io.broadhead.kernel.ErrorCode;
-import io.broadhead.kernel.KernelCache;
 import io.broadhead.kernel.KernelEngine;
 import io.broadhead.kernel.KernelException;
 import io.broadhead.kernel.LayerConfig;
@@ -26,7 +24,6 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.function.Consumer;
-import java.util.function.Function;
 import org.apache.arrow.memory.BufferAllocator;
 
 /**
@@ -328,115 +325,12 @@ public final class PagedAttention implements AutoCloseable {
   }
 
   /**
-   * Copies blocks of a layer's cache: block {@code source[i]} to block {@code target[i]}, for each
-   * i in order. Nothing is copied if an id is out of range.
+   * The blocks of the cache that the layer called {@code layer} reads.
    *
-   * @throws KernelException {@link ErrorCode#INVALID_ARGUMENT} naming what is wrong
+   * @throws KernelException {@link ErrorCode#INVALID_ARGUMENT} if it is no layer with a cache
    */
-  public void copyBlocks(String layer, long[] source, long[] target) {
-    if (source.length != target.length) {
-      throw badArgument(
-          layer, "copyBlocks: expected " + source.length + " target blocks, got " + target.length);
-    }
-    withCache(
-        layer,
-        null,
-        cache -> {
-          cache.copyBlocks(source, target);
-          return null;
-        });
-  }
-
-  /**
-   * One block of a layer's cache in logical order: a batch of one row with the columns {@code key}
-   * and {@code value}, each a tensor [block_size, num_kv_heads, head_size] of the cache's element
-   * type. An fp8 cache gives its codes, before {@code k_scale} and {@code v_scale}. The caller
-   * closes the batch.
-   *
-   * @throws KernelException {@link ErrorCode#INVALID_ARGUMENT} naming what is wrong
-   */
-  public ArrowBatch readBlock(String layer, long block) {
-    return swapOut(layer, block);
-  }
-
-  /** Writes what {@link #readBlock} read, or contents of that form, to a block. */
-  public void writeBlock(String layer, long block, ArrowBatch contents) {
-    swapIn(layer, new long[] {block}, contents);
-  }
-
-  /**
-   * Copies blocks of a layer's cache out, one a row, in the form of {@link #readBlock}; whoever
-   * hands out block ids may give the blocks to others then. The caller closes the batch.
-   *
-   * @throws KernelException {@link ErrorCode#INVALID_ARGUMENT} naming what is wrong
-   */
-  public ArrowBatch swapOut(String layer, long... blocks) {
-    return withCache(layer, null, cache -> cache.readBlocks(blocks, allocator));
-  }
-
-  /**
-   * Copies what {@link #swapOut} gave back in: row i to block {@code blocks[i]}, which need not be
-   * the block that it came from, nor in the same process or backend. Reserves the layer's cache if
-   * it has had no batch yet. Nothing is written if anything is wrong.
-   *
-   * @throws KernelException {@link ErrorCode#INVALID_ARGUMENT} or {@link ErrorCode#SCHEMA_MISMATCH}
-   *     naming what is wrong
-   */
-  public void swapIn(String layer, long[] blocks, ArrowBatch contents) {
-    int key = contents.schema().index(StepColumns.KEY);
-    DType stored =
-        key < 0
-            ? null
-            : TensorField.ofTensor(contents.schema().field(key))
-                .map(TensorField::dtype)
-                .filter(LayerSet.ELEMENT_TYPES::contains)
-                .orElse(null);
-    withCache(
-        layer,
-        stored,
-        cache -> {
-          cache.writeBlocks(blocks, contents);
-          return null;
-        });
-  }
-
-  /**
-   * Calls {@code use} with the cache of the layer called {@code name}.
-   *
-   * @param dtype what a cache with kv_cache_dtype auto becomes if there is none yet, or null
-   */
-  private <T> T withCache(String name, DType dtype, Function<KernelCache, T> use) {
-    LayerSpec layer =
-        layers.find(name).orElseThrow(() -> badArgument(name, "expected " + layers.names()));
-    if (!layer.attnType().cached()) {
-      throw badArgument(
-          name, "expected a layer with a KV cache, got one of type " + layer.attnType().label());
-    }
-    try {
-      KernelCache cache = layers.cache(layer).orElse(null);
-      if (cache == null) {
-        Optional<DType> stored =
-            job.cacheOwner(layer).kvCacheDtype().dtype().or(() -> Optional.ofNullable(dtype));
-        if (stored.isEmpty()) {
-          throw badArgument(
-              name,
-              "its cache does not exist before the layer's first batch, which settles kv_cache_dtype"
-                  + " auto; set kv_cache_dtype to reserve it at once");
-        }
-        cache = layers.cache(layer, stored.get());
-      }
-      return use.apply(cache);
-    } catch (KernelException e) {
-      if (e.code() != ErrorCode.INVALID_ARGUMENT && e.code() != ErrorCode.SCHEMA_MISMATCH
-          || e.getMessage().startsWith("layer '")) {
-        throw e;
-      }
-      throw new KernelException(e.code(), e.row(), "layer '" + name + "': " + e.getMessage());
-    }
-  }
-
-  private static KernelException badArgument(String layer, String message) {
-    return new KernelException(ErrorCode.INVALID_ARGUMENT, -1, "layer '" + layer + "': " + message);
+  public CacheBlocks blocks(String layer) {
+    return new CacheBlocks(layers, layer, allocator);
   }
 
   public Job job() {

@@ -88,7 +88,7 @@ class CacheBlocksTest {
       double[][][] before = step(attention, layer, dtype, prompt);
       long[] blocks = ids(prompt.blocks());
 
-      try (ArrowBatch swapped = attention.swapOut("a", blocks)) {
+      try (ArrowBatch swapped = attention.blocks("a").read(blocks)) {
         assertThat(swapped.numRows()).isEqualTo(blocks.length);
         TensorField tensor = TensorField.ofTensor(swapped.schema().field(0)).orElseThrow();
         assertThat(tensor.shape()).containsExactly(blockSize, 2, 64);
@@ -98,13 +98,13 @@ class CacheBlocksTest {
         assertThat(step(attention, layer, dtype, withoutKeys(prompt)))
             .matches(got -> !Arrays.deepEquals(got, before));
 
-        attention.swapIn("a", blocks, swapped);
+        attention.blocks("a").write(blocks, swapped);
         assertThat(step(attention, layer, dtype, withoutKeys(prompt))).isDeepEqualTo(before);
 
         // Other blocks do as well, in another process too.
         long[] moved = LongStream.range(0, NUM_BLOCKS).limit(blocks.length).toArray();
         try (PagedAttention elsewhere = open(job)) {
-          elsewhere.swapIn("a", moved, swapped);
+          elsewhere.blocks("a").write(moved, swapped);
           int[] table = Arrays.stream(moved).mapToInt(block -> (int) block).toArray();
           assertThat(step(elsewhere, layer, dtype, withoutKeys(prompt).withBlocks(table)))
               .isDeepEqualTo(before);
@@ -120,7 +120,7 @@ class CacheBlocksTest {
     StepRow row = new Scenario(job, DType.FLOAT32, 2).next("s", layer, 5);
     try (PagedAttention attention = open(job)) {
       step(attention, layer, DType.FLOAT32, row);
-      try (ArrowBatch block = attention.readBlock("a", row.blocks()[0])) {
+      try (ArrowBatch block = attention.blocks("a").read(row.blocks()[0])) {
         assertThat(block.numRows()).isEqualTo(1);
         for (int token = 0; token < 16; token++) {
           for (int i = 0; i < 2 * 64; i++) {
@@ -130,7 +130,7 @@ class CacheBlocksTest {
             assertThat(element(block, "value", token * 128 + i)).isEqualTo(value);
           }
         }
-        attention.writeBlock("a", 11, block);
+        attention.blocks("a").write(new long[] {11}, block);
       }
       assertThat(step(attention, layer, DType.FLOAT32, withoutKeys(row).withBlocks(11)))
           .isDeepEqualTo(step(attention, layer, DType.FLOAT32, withoutKeys(row)));
@@ -151,7 +151,7 @@ class CacheBlocksTest {
       double[][][] before = step(attention, layer, DType.FLOAT16, row);
       long[] source = ids(row.blocks());
       int[] free = freeBlocks(row.blocks());
-      attention.copyBlocks("b", source, ids(free));
+      attention.blocks("b").copy(source, ids(free));
       assertThat(step(attention, layer, DType.FLOAT16, withoutKeys(row).withBlocks(free)))
           .isDeepEqualTo(before);
     }
@@ -173,37 +173,38 @@ class CacheBlocksTest {
     StepRow row = new Scenario(job, DType.FLOAT32, 2).next("s", layer, 5);
     try (PagedAttention attention = open(job)) {
       refused(
-          () -> attention.readBlock("a", 0),
+          () -> attention.blocks("a").read(0),
           "layer 'a': its cache does not exist before the layer's first batch");
       double[][][] before = step(attention, layer, DType.FLOAT32, row);
       int used = row.blocks()[0];
-      refused(() -> attention.readBlock("a", 12), "layer 'a': block: expected 0 to 11, got 12");
-      refused(() -> attention.swapOut("a", 0, -1), "layer 'a': block: expected 0 to 11, got -1");
+      refused(() -> attention.blocks("a").read(12), "layer 'a': block: expected 0 to 11, got 12");
       refused(
-          () -> attention.copyBlocks("a", new long[] {0, 0}, new long[] {used, 12}),
+          () -> attention.blocks("a").read(0, -1), "layer 'a': block: expected 0 to 11, got -1");
+      refused(
+          () -> attention.blocks("a").copy(new long[] {0, 0}, new long[] {used, 12}),
           "layer 'a': ",
           "12");
       refused(
-          () -> attention.copyBlocks("a", new long[] {0}, new long[0]),
-          "layer 'a': copyBlocks: expected 1 target blocks, got 0");
-      refused(() -> attention.readBlock("x", 0), "layer 'x': expected 'a', 'e', 'f'");
+          () -> attention.blocks("a").copy(new long[] {0}, new long[0]),
+          "layer 'a': copy: expected 1 target blocks, got 0");
+      refused(() -> attention.blocks("x").read(0), "layer 'x': expected 'a', 'e', 'f'");
       refused(
-          () -> attention.readBlock("e", 0),
+          () -> attention.blocks("e").read(0),
           "layer 'e': expected a layer with a KV cache, got one of type encoder");
-      try (ArrowBatch blocks = attention.swapOut("a", 0, 1);
-          ArrowBatch codes = attention.swapOut("f", 0, 1);
+      try (ArrowBatch blocks = attention.blocks("a").read(0, 1);
+          ArrowBatch codes = attention.blocks("f").read(0, 1);
           ArrowBatch keys = StepBatches.select(blocks, "key")) {
         refused(
-            () -> attention.swapIn("a", new long[] {used, 99}, blocks),
+            () -> attention.blocks("a").write(new long[] {used, 99}, blocks),
             "layer 'a': block: expected 0 to 11, got 99");
         refused(
-            () -> attention.swapIn("a", new long[] {used}, blocks),
+            () -> attention.blocks("a").write(new long[] {used}, blocks),
             "layer 'a': contents: expected 1 rows, one for each block, got 2");
         refused(
-            () -> attention.swapIn("a", new long[] {used, 1}, keys),
+            () -> attention.blocks("a").write(new long[] {used, 1}, keys),
             "layer 'a': column value: expected tensor[16, 2, 64]<float32>, got no such column");
         refused(
-            () -> attention.swapIn("a", new long[] {used, 1}, codes),
+            () -> attention.blocks("a").write(new long[] {used, 1}, codes),
             "layer 'a': column key: expected tensor[16, 2, 64]<float32>");
       }
       assertThat(step(attention, layer, DType.FLOAT32, withoutKeys(row))).isDeepEqualTo(before);

@@ -183,14 +183,14 @@ class KnownDefectsTest {
     try (PagedAttention attention = open(job)) {
       long[] everyBlock = IntStream.range(0, 32).asLongStream().toArray();
       step(attention, DType.FLOAT32, scenario.next("other", layer, 1));
-      try (ArrowBatch blocks = attention.swapOut("a", everyBlock)) {
+      try (ArrowBatch blocks = attention.blocks("a").read(everyBlock)) {
         for (String column : List.of("key", "value")) {
           ArrowBuf elements = blocks.column(column).child().values();
           for (long i = 0; i < elements.capacity() / 4; i++) {
             elements.setFloat(4 * i, Float.NaN);
           }
         }
-        attention.swapIn("a", everyBlock, blocks);
+        attention.blocks("a").write(everyBlock, blocks);
       }
       for (StepRow row : List.of(prompt, next)) {
         double[][][] expected = reference.step(layer, List.of(row)).output();
@@ -322,7 +322,7 @@ class KnownDefectsTest {
     try (PagedAttention attention = open(job)) {
       step(attention, DType.FLOAT16, row);
       long slot = row.slots()[0];
-      try (ArrowBatch block = attention.readBlock("a", slot / 16)) {
+      try (ArrowBatch block = attention.blocks("a").read(slot / 16)) {
         byte code = block.column("key").child().values().getByte(slot % 16 * 2 * 64);
         assertThat(code & 0xff).isEqualTo(0xD5);
         assertThat(Numbers.round(-1.2099609375 / 0.08965013f, DType.FLOAT8_E4M3FN)).isEqualTo(-13);
