@@ -101,6 +101,19 @@ abstract class NativeHandle implements AutoCloseable {
     }
   }
 
+  /** Closes those that are not null, as far as a constructor has come. */
+  static void closeAll(AutoCloseable... resources) {
+    for (AutoCloseable resource : resources) {
+      if (resource != null) {
+        try {
+          resource.close();
+        } catch (Exception e) {
+          throw new IllegalStateException(e);
+        }
+      }
+    }
+  }
+
   /** Called by a constructor that failed after this one: nothing native exists yet. */
   final void abandon() {
     closed.set(true);

@@ -29,7 +29,15 @@ public final class PlannedRows implements AutoCloseable {
     slots = new ScratchMemory(allocator);
     blockOffsets = new ScratchMemory(allocator);
     blocks = new ScratchMemory(allocator);
-    clear();
+    boolean done = false;
+    try {
+      clear();
+      done = true;
+    } finally {
+      if (!done) {
+        close();
+      }
+    }
   }
 
   /** Forgets all rows. */

@@ -157,6 +157,7 @@ public final class ResultDraft implements AutoCloseable {
   /** The result with the nodes and buffers of {@code passed} in front. */
   private ArrowBatch finish(
       ArrowBatch passed, int[] passedNodes, int[] passedBuffers, long bytesCopied) {
+    long tokensLeft = setOffsets(); // may fail for want of memory, so before buffers are retained
     long[] lengths = new long[columns.schema().nodeCount()];
     long[] nullCounts = new long[lengths.length];
     ArrowBuf[] buffers = new ArrowBuf[columns.schema().bufferCount()];
@@ -170,7 +171,6 @@ public final class ResultDraft implements AutoCloseable {
       buffers[buffer++] = passed.retained(from);
     }
     int rowsLeft = rowsLeft();
-    long tokensLeft = setOffsets();
     ArrowBuf none = allocator.getEmpty();
     long offsetBytes = (rowsLeft + 1L) * Integer.BYTES;
     for (int column = 0; column < columns.produced().columnCount(); column++) {

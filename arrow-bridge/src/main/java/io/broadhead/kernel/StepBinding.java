@@ -277,16 +277,4 @@ public final class StepBinding extends NativeHandle {
     }
     closeAll(ownPart, partStructs, stats, error);
   }
-
-  private static void closeAll(AutoCloseable... resources) {
-    for (AutoCloseable resource : resources) {
-      if (resource != null) {
-        try {
-          resource.close();
-        } catch (Exception e) {
-          throw new IllegalStateException(e);
-        }
-      }
-    }
-  }
 }

@@ -38,11 +38,19 @@ public final class StepPart implements AutoCloseable {
     this.schema = schema;
     this.results = results;
     long release = broadhead.bh_borrowed_release();
-    this.columnArrays = new CArrays(allocator, schema.columns(), release);
-    this.resultArrays = new CArrays(allocator, results.produced(), release);
-    this.planned = new PlannedRows(allocator);
     this.chunk = new ScratchMemory(allocator);
     this.resultOffsets = new ScratchMemory(allocator);
+    boolean done = false;
+    try {
+      this.planned = new PlannedRows(allocator);
+      this.columnArrays = new CArrays(allocator, schema.columns(), release);
+      this.resultArrays = new CArrays(allocator, results.produced(), release);
+      done = true;
+    } finally {
+      if (!done) {
+        close();
+      }
+    }
   }
 
   /** What {@link StepSchema#planned} leaves to the operator; filled before this is pointed. */
@@ -209,10 +217,6 @@ public final class StepPart implements AutoCloseable {
   @Override
   public void close() {
     batch = null;
-    columnArrays.close();
-    resultArrays.close();
-    planned.close();
-    chunk.close();
-    resultOffsets.close();
+    NativeHandle.closeAll(columnArrays, resultArrays, planned, chunk, resultOffsets);
   }
 }

@@ -47,7 +47,8 @@ final class BlockPool {
   }
 
   /**
-   * Gives {@code block} a place and its first user.
+   * Gives {@code block} a place and its first user; changes nothing if the block that had it cannot
+   * be evicted.
    *
    * @return false if every place is in use
    */
@@ -56,11 +57,11 @@ final class BlockPool {
     if (place == head) {
       return false;
     }
-    unlink(place);
     if (blocks[place] != null) {
       evicted.accept(blocks[place]);
       blocks[place].place = CacheBlock.NOWHERE;
     }
+    unlink(place);
     blocks[place] = block;
     block.place = place;
     block.users = 1;

@@ -74,8 +74,16 @@ final class Residency {
       return;
     }
     take(block, sequence);
+    boolean loaded = false;
+    try {
+      saver.load(block);
+      loaded = true;
+    } finally {
+      if (!loaded) {
+        pool.release(block, false);
+      }
+    }
     counters.blocksSwappedIn++;
-    saver.load(block);
   }
 
   /** A resident sequence has {@code block} no longer. */
@@ -119,17 +127,20 @@ final class Residency {
             pool.use(block);
           }
         });
+    boolean entered = false;
     try {
       bringIn(sequence.own, sequence);
       bringIn(sequence.cross, sequence);
-    } catch (StepFullException e) {
-      sequence.forEachBlock(
-          block -> {
-            if (block.place != CacheBlock.NOWHERE) {
-              pool.release(block, true);
-            }
-          });
-      throw e;
+      entered = true;
+    } finally {
+      if (!entered) {
+        sequence.forEachBlock(
+            block -> {
+              if (block.place != CacheBlock.NOWHERE) {
+                pool.release(block, true);
+              }
+            });
+      }
     }
     enter(sequence);
   }
