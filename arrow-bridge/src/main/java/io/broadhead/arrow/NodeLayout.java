@@ -61,7 +61,7 @@ record NodeLayout(
           "column "
               + path
               + ": expected plain values, got dictionary-encoded "
-              + field.getType()
+              + TypeName.of(field)
               + "; decode it before writing the batch");
     }
     if (field.getType() instanceof ArrowType.FixedSizeList list && list.getListSize() < 0) {
@@ -92,7 +92,7 @@ record NodeLayout(
               "column "
                   + path
                   + ": expected a primitive, utf8, binary, list or struct layout, got "
-                  + field.getType()
+                  + TypeName.of(field)
                   + ", which a step batch cannot carry");
     };
   }

@@ -133,7 +133,7 @@ public record TensorField(DType dtype, List<Integer> shape, boolean canonical) {
     List<Integer> shape = List.of(list.getListSize());
     if (canonical) {
       Optional<List<Integer>> declared = shapeOf(tensor.getMetadata().get(EXTENSION_METADATA_KEY));
-      if (declared.isEmpty() || product(declared.get()) != list.getListSize()) {
+      if (declared.isEmpty() || !isOf(declared.get(), list.getListSize())) {
         return Optional.empty();
       }
       shape = declared.get();
@@ -161,8 +161,16 @@ public record TensorField(DType dtype, List<Integer> shape, boolean canonical) {
                     : Optional.empty());
   }
 
-  private static long product(List<Integer> shape) {
-    return shape.stream().mapToLong(Integer::longValue).reduce(1, Math::multiplyExact);
+  /** Whether a tensor of {@code shape} has {@code elements} elements, and at least one. */
+  private static boolean isOf(List<Integer> shape, int elements) {
+    long product = 1;
+    for (int size : shape) {
+      product *= size;
+      if (size < 1 || product > elements) {
+        return false;
+      }
+    }
+    return product == elements;
   }
 
   private static Optional<List<Integer>> shapeOf(String json) {

@@ -51,7 +51,7 @@ public final class TypeName {
         case DOUBLE -> "float64";
       };
     }
-    return type.toString().toLowerCase(Locale.ROOT);
+    return type.toString().replaceAll("(?<=[a-z0-9])(?=[A-Z])", "_").toLowerCase(Locale.ROOT);
   }
 
   private static String element(Field list) {

@@ -79,17 +79,17 @@ class BatchSchemaTest {
             new FieldType(false, ArrowType.Utf8.INSTANCE, new DictionaryEncoding(1, false, null)),
             null);
     refused("layer", "dictionary-encoded", dictionary);
-    refused("notes", "Utf8View", Field.nullable("notes", ArrowType.Utf8View.INSTANCE));
+    refused("notes", "utf8_view", Field.nullable("notes", ArrowType.Utf8View.INSTANCE));
     refused(
         "either",
-        "Union",
+        "union",
         new Field(
             "either",
             FieldType.nullable(new ArrowType.Union(UnionMode.Sparse, new int[] {0})),
             List.of(LENGTH)));
     refused(
         "outer.inner",
-        "BinaryView",
+        "binary_view",
         new Field(
             "outer",
             FieldType.nullable(ArrowType.Struct.INSTANCE),

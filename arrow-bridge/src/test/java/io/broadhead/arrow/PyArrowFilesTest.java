@@ -98,7 +98,7 @@ class PyArrowFilesTest {
     assertThatThrownBy(() -> ArrowFile.open(resource("view.arrow"), allocator))
         .isInstanceOf(MalformedArrowException.class)
         .hasMessageContaining("column sequence_id")
-        .hasMessageContaining("Utf8View");
+        .hasMessageContaining("utf8_view");
   }
 
   @ParameterizedTest

@@ -12,6 +12,7 @@ import org.apache.arrow.vector.types.pojo.FieldType;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
+import org.junit.jupiter.params.provider.ValueSource;
 
 class TensorFieldTest {
   @ParameterizedTest
@@ -73,18 +74,27 @@ class TensorFieldTest {
         .as("dtype and storage disagree")
         .isEmpty();
     assertThat(TensorField.of(Field.notNullable("x", ArrowType.Utf8.INSTANCE))).isEmpty();
-    assertThat(
-            TensorField.of(
-                column(
-                    Map.of(),
-                    Map.of(
-                        "ARROW:extension:name",
-                        "arrow.fixed_shape_tensor",
-                        "ARROW:extension:metadata",
-                        "{\"shape\":[3,4]}"),
-                    Map.of(),
-                    DType.FLOAT16.storage())))
-        .as("shape and list size disagree")
+  }
+
+  @ParameterizedTest
+  @ValueSource(
+      strings = {
+        "3,4",
+        "-2,-4",
+        "",
+        // Products that overflow.
+        "65536,65536,0",
+        "2147483647,2147483647,4",
+        "4294967296,8"
+      })
+  void aShapeOfOtherElementsIsNone(String shape) {
+    Map<String, String> extension =
+        Map.of(
+            "ARROW:extension:name",
+            "arrow.fixed_shape_tensor",
+            "ARROW:extension:metadata",
+            "{\"shape\":[" + shape + "]}");
+    assertThat(TensorField.of(column(Map.of(), extension, Map.of(), DType.FLOAT16.storage())))
         .isEmpty();
   }
 

@@ -25,6 +25,7 @@ class TypeNameTest {
         Arguments.of(INT32, "int32"),
         Arguments.of(Field.nullable("x", new ArrowType.Int(8, false)), "uint8"),
         Arguments.of(Field.nullable("x", new ArrowType.Utf8()), "utf8"),
+        Arguments.of(Field.nullable("x", new ArrowType.LargeUtf8()), "large_utf8"),
         Arguments.of(of(new ArrowType.List(), INT32), "list<int32>"),
         Arguments.of(of(new ArrowType.LargeList(), INT32), "large_list<int32>"),
         Arguments.of(of(new ArrowType.FixedSizeList(3), INT32), "fixed_size_list<int32>[3]"),
