@@ -8,6 +8,7 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.channels.FileChannel;
 import java.nio.channels.WritableByteChannel;
+import java.nio.file.FileSystemException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
@@ -272,8 +273,17 @@ public final class ArrowBatchFileWriter implements AutoCloseable {
   }
 
   private void drain(ByteBuffer bytes) throws IOException {
-    while (bytes.hasRemaining()) {
-      out.write(bytes);
+    try {
+      while (bytes.hasRemaining()) {
+        out.write(bytes);
+      }
+    } catch (IOException e) {
+      if (target == null) {
+        throw e;
+      }
+      // A full disk does not say which file it is about.
+      throw (IOException)
+          new FileSystemException(target.toString(), null, e.getMessage()).initCause(e);
     }
   }
 

@@ -164,6 +164,12 @@ abstract class BenchModeCommand extends ReportingCommand {
         size ->
             requireOption(
                 size >= 16 && size % 16 == 0, "--block-size", "a positive multiple of 16", size));
+    if (csv != null) {
+      Failure.requireFolderOf(csv, "--csv");
+    }
+    if (plots != null) {
+      Files.createDirectories(plots);
+    }
     List<Cell> cells = cells();
     try (Peers peers = peers();
         StatusLine status = new StatusLine(err())) {

@@ -64,6 +64,9 @@ final class CompareCommand extends ReportingCommand {
       each(expected, allocator, comparison::expect);
       each(result, allocator, comparison::compare);
     }
+    if (comparison.rows() == 0) {
+      throw new WorkFailedException(result + ": expected result rows, got none");
+    }
     List<String> problems = comparison.finish();
     out().println(comparison.line());
     problems.stream().limit(PROBLEMS_SHOWN).forEach(err()::println);

@@ -6,6 +6,7 @@ import io.broadhead.arrow.ArrowColumn;
 import io.broadhead.arrow.DType;
 import io.broadhead.arrow.StepColumns;
 import io.broadhead.arrow.TensorField;
+import io.broadhead.arrow.TypeName;
 import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.List;
@@ -113,10 +114,12 @@ final class Comparison {
   /** The problems found, rows that never came included. */
   List<String> finish() {
     waiting.keySet().stream().map(key -> key + ": missing").sorted().forEach(problems::add);
-    if (rows == 0) {
-      problems.add("no result row was found");
-    }
     return problems;
+  }
+
+  /** Result rows so far. */
+  long rows() {
+    return rows;
   }
 
   /** What was compared, as {@code key=value} pairs. */
@@ -151,6 +154,10 @@ final class Comparison {
             origin + ", column " + needed + ": expected it, got no such column");
       }
     }
+    requireType(batch, StepColumns.SEQUENCE_ID, "int64 or utf8", origin);
+    if (batch.schema().contains(StepColumns.LAYER)) {
+      requireType(batch, StepColumns.LAYER, "utf8", origin);
+    }
     var field = batch.schema().field(batch.schema().index(column));
     return TensorField.of(field)
         .filter(tensor -> TOLERANCE.containsKey(tensor.dtype()))
@@ -161,7 +168,16 @@ final class Comparison {
                         + ", column "
                         + column
                         + ": expected a list of float32, float16 or bfloat16 tensors, got "
-                        + field));
+                        + TypeName.of(field)));
+  }
+
+  private static void requireType(ArrowBatch batch, String column, String types, String origin)
+      throws WorkFailedException {
+    String type = TypeName.of(batch.schema().field(batch.schema().index(column)));
+    if (!List.of(types.split(" or ")).contains(type)) {
+      throw new WorkFailedException(
+          origin + ", column " + column + ": expected " + types + ", got " + type);
+    }
   }
 
   private static void forEachRow(

@@ -132,6 +132,8 @@ class BenchCommandTest {
     Files.writeString(csv(), "a,b\n1,2\n");
     Cli report = Cli.run("bench", "report", csv());
     assertThat(report.code()).isOne();
-    assertThat(report.err()).contains("results.csv, line 2: expected a column model");
+    assertThat(report.err())
+        .contains("results.csv: line 2: expected a column model")
+        .hasLineCount(1);
   }
 }

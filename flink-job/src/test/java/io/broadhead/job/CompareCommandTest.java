@@ -124,6 +124,15 @@ class CompareCommandTest {
         .contains("result.arrow, batch 0, column output: expected it, got no such column");
   }
 
+  @Test
+  void aResultWithoutRowsIsExplained() throws IOException {
+    write(expected, "expected", DType.FLOAT32, new Row(1, "a", 1, 2));
+    result = Files.createDirectory(temp.resolve("none"));
+
+    assertThat(compare()).isEqualTo(Main.FAILED);
+    assertThat(printed.strip()).endsWith("none: expected result rows, got none");
+  }
+
   private int compare(String... options) {
     StringWriter text = new StringWriter();
     PrintWriter writer = new PrintWriter(text, true);

@@ -3,6 +3,7 @@ package io.broadhead.job.bench;
 
 import io.broadhead.arrow.DType;
 import java.io.IOException;
+import java.nio.file.FileSystemException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -80,7 +81,8 @@ public final class ResultFile {
       try {
         results.add(result(fields(names, lines.get(i).split(",", -1))));
       } catch (IllegalArgumentException e) {
-        throw new IOException(file + ", line " + (i + 1) + ": " + e.getMessage(), e);
+        throw new FileSystemException(
+            file.toString(), null, "line " + (i + 1) + ": " + e.getMessage());
       }
     }
     return results;

@@ -61,7 +61,7 @@ class ResultFileTest {
     assertThatThrownBy(() -> ResultFile.read(file))
         .isInstanceOf(IOException.class)
         .hasMessageContaining(
-            "results.csv, line 2: expected rows as COUNTxTOKENS@CONTEXT, got one");
+            "results.csv: line 2: expected rows as COUNTxTOKENS@CONTEXT, got one");
     Files.writeString(file, text + "decode,gpt-2\n");
     assertThatThrownBy(() -> ResultFile.read(file))
         .hasMessageContaining("line 3: expected 21 fields");

@@ -44,6 +44,7 @@ public final class InvalidJobException extends RuntimeException {
   }
 
   static InvalidJobException expected(String key, String accepted, Object got) {
-    return new InvalidJobException(key, "expected " + accepted + ", got " + got);
+    return new InvalidJobException(
+        key, "expected " + accepted + ", got " + ("".equals(got) ? "''" : got));
   }
 }

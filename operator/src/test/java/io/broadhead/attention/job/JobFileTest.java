@@ -340,7 +340,9 @@ class JobFileTest {
         badFile("layers: [{name: a, num_heads: 1}]\n", "layers[0].head_size: missing", "32, 64"),
         badFile("layers: [{name: 5, num_heads: 1}]\n", "layers[0].name", "got 5 (quote it"),
         badFile(
-            "layers: [{name: '', num_heads: 1, head_size: 32}]\n", "layers[0].name", "not empty"),
+            "layers: [{name: '', num_heads: 1, head_size: 32}]\n",
+            "layers[0].name",
+            "not empty, got ''"),
         badFile(
             "layers: [{name: a, num_heads: 1, head_size: 100}]\n",
             "job.yaml:1:45: layers[0].head_size: expected one of 32, 64, 80, 96, 128",
