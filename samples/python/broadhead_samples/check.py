@@ -5,10 +5,12 @@ The error of a row is max|result - expected| / max(1, max|expected|); the defaul
 result's dtype. The command exits with 1 if any row is missing, surplus, of another shape or beyond tolerance.
 """
 
+import argparse
+
 import numpy as np
 
 from broadhead_samples import command_line, dtypes, jobfile
-from broadhead_samples.consume import ResultRow, read_batches, read_rows, tensor_rows
+from broadhead_samples.consume import ResultRow, read_batches, read_rows, require_columns, tensor_rows
 from broadhead_samples.rope import rotate
 
 EXAMPLE = """\
@@ -40,6 +42,8 @@ class Cache:
 
     def write(self, slots, key, value):
         """Stores key and value [n_k, num_kv_heads, head_size] at slots [n_k]; negative slots are skipped."""
+        if len(slots) != len(key):
+            raise ValueError(f"column slot_mapping: {len(slots)} entries, expected {len(key)}")
         for token, slot in enumerate(slots):
             if slot >= 0:
                 pair = self.blocks.setdefault(slot // self.shape[0], np.zeros((2, *self.shape)))
@@ -48,6 +52,8 @@ class Cache:
 
     def gather(self, table, length):
         """The first `length` positions of a block table: key and value [length, num_kv_heads, head_size]."""
+        if length is None or not 0 <= length <= len(table) * self.shape[0]:
+            raise ValueError(f"column seq_len: {length}, expected 0 to what {len(table)} blocks hold")
         used = table[: -(-length // self.shape[0])]
         empty = np.zeros((2, *self.shape))
         pairs = [self.blocks.get(int(block), empty) for block in used]
@@ -68,22 +74,34 @@ class Reference:
         self.ended = set()  # (layer, sequence) whose last row has come
         for name, layer in self.layers.items():
             target = layer.get("kv_sharing_target_layer_name")
+            if target and target not in self.caches:
+                raise ValueError(f"layer '{name}': expected to share with an earlier layer, got '{target}'")
             size = (self.kv_cache.get("block_size", 16), layer["num_kv_heads"], layer["head_size"])
             self.caches[name] = self.caches[target] if target else Cache(*size)
 
     def step(self, batch):
         """One step batch -> its ResultRows: `output` [n_q, num_heads, head_size], `lse` [n_q, num_heads]."""
         names = batch.schema.names
+        if len(set(names)) < len(names):
+            raise ValueError(f"expected columns of different names, got {', '.join(names)}")
+        require_columns(batch, "sequence_id", *(["layer"] if len(self.layers) > 1 else []))
+        for together in (("key", "value"), ("block_table", "slot_mapping", "seq_len")):
+            if any(column in names for column in together[:2]):
+                require_columns(batch, *together)
+        if not batch.num_rows:
+            return []
         name = batch.column("layer")[0].as_py() if "layer" in names else next(iter(self.layers))
         if name not in self.layers:
             raise ValueError(f"column layer: '{name}' is not a layer of the job file")
         layer, rows = self.layers[name], batch.num_rows
+        if layer.get("rope"):
+            require_columns(batch, "position")
         ids = batch.column("sequence_id").to_pylist()
         query, dtype = _tensors(batch, "query", (rows, layer["num_heads"], layer["head_size"]))
         key, key_dtype = _tensors(batch, "key", (rows, layer["num_kv_heads"], layer["head_size"]))
         value, _ = _tensors(batch, "value", (rows, layer["num_kv_heads"], layer["head_size"]))
         dtype = dtype or key_dtype
-        lists = {c: batch.column(c).to_pylist() for c in _INDEX_COLUMNS if c in names}
+        lists = {c: _integers(batch.column(c), c) for c in _INDEX_COLUMNS if c in names}
         lengths = batch.column("seq_len").to_pylist() if "seq_len" in names else [None] * rows
         ends = batch.column("end_of_sequence").to_pylist() if "end_of_sequence" in names else [False] * rows
         parents = (
@@ -161,6 +179,13 @@ class Reference:
         return k[:length], v[:length]
 
 
+def _integers(column, name):
+    """The rows of a list column; a null list is None."""
+    if column.flatten().null_count:
+        raise ValueError(f"column {name}: expected no nulls inside lists, got some")
+    return column.to_pylist()
+
+
 def _tensors(batch, name, shape):
     """A tensor column as float64 arrays [n, heads, head_size]; empty arrays if the column is absent."""
     if name not in batch.schema.names:
@@ -205,8 +230,12 @@ def attend(layer, query, key, value, length):
 def reference_rows(job, steps):
     """Yields the reference's ResultRow for every row of the step batches at path `steps`."""
     reference = Reference(job)
-    for batch in read_batches(steps):
-        yield from reference.step(batch)
+    for i, batch in enumerate(read_batches(steps)):
+        try:
+            rows = reference.step(batch)
+        except ValueError as error:
+            raise ValueError(f"{steps}, batch {i}: {error}") from error
+        yield from rows
 
 
 def keyed(rows):
@@ -254,7 +283,7 @@ class Comparison:
         expected, output = np.asarray(want.output, np.float64), np.asarray(got.output, np.float64)
         expected = expected.reshape(len(expected), -1)
         output = output.reshape(len(output), -1)
-        tolerance = self.tolerance or TOLERANCE[got.dtype]
+        tolerance = TOLERANCE[got.dtype] if self.tolerance is None else self.tolerance
         fresh = {"rows": 0, "tokens": 0, "worst": 0.0, "lse": None, "bad": 0}
         entry = self.by_layer.setdefault(key[1], fresh)
         entry["rows"], entry["tokens"] = entry["rows"] + 1, entry["tokens"] + len(expected)
@@ -303,6 +332,13 @@ def _name(key):
     return f"sequence {key[0]}, layer '{key[1]}', its row {key[2]}"
 
 
+def _tolerance(text):
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"expected 0 or more, got {text}")
+    return value
+
+
 @command_line.command
 def main(argv=None):
     """Command line entry; returns the exit code."""
@@ -315,7 +351,7 @@ def main(argv=None):
     parser.add_argument("--job", help="job file (needed with --steps, and for output_scale)")
     parser.add_argument("--steps", help="step batches to compute the reference from")
     parser.add_argument("--expected", help="stored expectation (column 'expected')")
-    parser.add_argument("--tolerance", type=float, help="largest allowed error (default: by dtype)")
+    parser.add_argument("--tolerance", type=_tolerance, help="largest allowed error (default: by dtype)")
     args = parser.parse_args(argv)
     if bool(args.steps) == bool(args.expected) or (args.steps and not args.job):
         parser.error("give either --job and --steps, or --expected")

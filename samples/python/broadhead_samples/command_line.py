@@ -22,6 +22,14 @@ def parser(prog, description, example):
     )
 
 
+def _text(error):
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error}; an extra of broadhead-samples has it, trace or bench"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return error
+
+
 def command(main):
     """Makes a command of a main function: what the user got wrong is told in one line, with exit code 1."""
 
@@ -29,8 +37,8 @@ def command(main):
     def told(argv=None):
         try:
             return main(argv)
-        except (ValueError, OSError) as error:
-            print(f"{pathlib.Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        except (ValueError, OSError, ModuleNotFoundError) as error:
+            print(f"{pathlib.Path(sys.argv[0]).name}: {_text(error)}", file=sys.stderr)
             return 1
 
     return told

@@ -65,13 +65,27 @@ def read_batches(path):
     for file in files_of(path):
         with pa.memory_map(str(file)) as source:
             try:
-                reader = pa.ipc.open_file(source)
-            except pa.ArrowInvalid:
-                source.seek(0)
-                yield from pa.ipc.open_stream(source)
-            else:
-                for i in range(reader.num_record_batches):
-                    yield reader.get_batch(i)
+                yield from _batches(source)
+            except pa.ArrowInvalid as error:
+                raise ValueError(f"{file}: expected an Arrow IPC file or stream: {error}") from error
+
+
+def _batches(source):
+    try:
+        reader = pa.ipc.open_file(source)
+    except pa.ArrowInvalid:
+        source.seek(0)
+        yield from pa.ipc.open_stream(source)
+    else:
+        for i in range(reader.num_record_batches):
+            yield reader.get_batch(i)
+
+
+def require_columns(batch, *needed):
+    """Raises ValueError unless the batch has these columns."""
+    for name in needed:
+        if name not in batch.schema.names:
+            raise ValueError(f"expected a column '{name}', got {', '.join(batch.schema.names)}")
 
 
 def tensor_rows(batch, name):
@@ -80,11 +94,13 @@ def tensor_rows(batch, name):
     A null list is an empty one. Lists may start above offset zero.
     """
     column, field = batch.column(name), batch.schema.field(name)
-    values = column.values
+    values = column.values if pa.types.is_list(field.type) else column
     if isinstance(values.type, pa.FixedShapeTensorType):
         shape, values = tuple(values.type.shape), values.storage
-    else:
+    elif pa.types.is_fixed_size_list(values.type):
         shape = (values.type.list_size,)
+    if values is column or not pa.types.is_fixed_size_list(values.type):
+        raise ValueError(f"column {name}: expected a list of tensors, got {field.type}")
     logical = (field.metadata or {}).get(b"dtype", b"").decode()
     width = int(np.prod(shape))
     flat = values.values.to_numpy(zero_copy_only=False)
@@ -104,10 +120,12 @@ def read_rows(path, column="output"):
     """Yields a ResultRow for every row of the result batches at `path` (file, stream or folder)."""
     for batch in read_batches(path):
         names = batch.schema.names
-        if column not in names:
-            raise ValueError(f"{path}: expected a column '{column}', got {', '.join(names)}")
-        outputs, dtype = tensor_rows(batch, column)
-        lse = tensor_rows(batch, "lse")[0] if "lse" in names else [None] * batch.num_rows
+        try:
+            require_columns(batch, "sequence_id", column)
+            outputs, dtype = tensor_rows(batch, column)
+            lse = tensor_rows(batch, "lse")[0] if "lse" in names else [None] * batch.num_rows
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         others = {n: batch.column(n) for n in names if n not in ("sequence_id", "layer", column, "lse")}
         layers = batch.column("layer").to_pylist() if "layer" in names else [""] * batch.num_rows
         for r, sequence_id in enumerate(batch.column("sequence_id").to_pylist()):
@@ -128,8 +146,10 @@ def main(argv=None):
     parser.add_argument("--npz", help="write every row's output to this .npz: layer/sequence/nth -> array")
     args = parser.parse_args(argv)
     arrays, seen, count, tokens = {}, {}, 0, 0
-    print(f"{'sequence':>12} {'layer':<28} {'output':<18} {'dtype':<14} {'mean |x|':>9}  passed through")
     for row in read_rows(args.result):
+        if not count:
+            title = f"{'sequence':>12} {'layer':<28} {'output':<18} {'dtype':<14} {'mean |x|':>9}"
+            print(f"{title}  passed through")
         nth = seen[(row.sequence_id, row.layer)] = seen.get((row.sequence_id, row.layer), -1) + 1
         if count < args.limit:
             mean = float(np.abs(row.output).mean()) if row.output.size else 0.0
@@ -138,6 +158,8 @@ def main(argv=None):
         if args.npz:
             arrays[f"{row.layer}/{row.sequence_id}/{nth}"] = row.output
         count, tokens = count + 1, tokens + len(row.output)
+    if not count:
+        raise ValueError(f"{args.result}: expected result rows, got none")
     print(f"{count} rows, {len(seen)} sequence and layer pairs, {tokens} tokens")
     if args.npz:
         np.savez(args.npz, **arrays)

@@ -5,7 +5,45 @@ Covers the YAML that a job file uses: block mappings and lists, flow mappings an
 scalars, comments. Anything else (anchors, tags, multi-line strings) is an error that names the line.
 """
 
+import math
 import re
+
+#: Types of the values of a job file's keys; lists hold numbers
+_KV_CACHE = {"block_size": int, "num_blocks": int, "memory_fraction": float, "dtype": str}
+_LAYER = {
+    "name": str,
+    "num_heads": int,
+    "num_kv_heads": int,
+    "head_size": int,
+    "scale": float,
+    "attn_type": str,
+    "sliding_window": int,
+    "logits_soft_cap": float,
+    "alibi_slopes": list,
+    "sinks": list,
+    "kv_cache_dtype": str,
+    "k_scale": float,
+    "v_scale": float,
+    "output_scale": float,
+    "kv_sharing_target_layer_name": str,
+    "rope": dict,
+    "return_lse": bool,
+}
+_DTYPES = ("auto", "float16", "bfloat16", "float32", "fp8", "fp8_e4m3", "fp8_e5m2")
+_CHOICES = {
+    "attn_type": ("decoder", "encoder", "encoder_only", "encoder_decoder"),
+    "dtype": _DTYPES,
+    "kv_cache_dtype": _DTYPES,
+}
+_WORDS = {
+    int: "an integer",
+    float: "a finite number",
+    str: "text",
+    bool: "true or false",
+    list: "a list of finite numbers",
+    dict: "a mapping",
+}
+_HEAD_SIZES = (32, 64, 80, 96, 128, 160, 192, 224, 256)
 
 _SCALAR_WORDS = {"true": True, "false": False, "null": None, "~": None, "": None}
 _INT = re.compile(r"[-+]?[0-9]+$")
@@ -15,14 +53,63 @@ _KEY = re.compile(r"([A-Za-z_][\w.\-]*)\s*:(?:\s+|$)")
 
 def load_job(path):
     """Reads a job file into a dict with keys `kv_cache` (dict) and `layers` (list of dicts)."""
-    with open(path, encoding="utf-8") as source:
-        job = parse(source.read(), str(path))
+    try:
+        with open(path, encoding="utf-8") as source:
+            text = source.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected text in UTF-8, got other bytes") from error
+    return checked(parse(text, str(path)), path)
+
+
+def checked(job, name="job.yaml"):
+    """The job without keys whose value is null, with its defaults; raises ValueError if a key is wrong.
+
+    What the sizes of tensors and blocks follow from is checked, and that keys are known and of their types.
+    """
     if not isinstance(job, dict) or not isinstance(job.get("layers"), list) or not job["layers"]:
-        raise ValueError(f"{path}: expected a mapping with a non-empty list 'layers'")
-    job.setdefault("kv_cache", {})
-    for layer in job["layers"]:
-        layer.setdefault("num_kv_heads", layer["num_heads"])
-    return job
+        raise ValueError(f"{name}: expected a mapping with a non-empty list 'layers'")
+    for key in job.keys() - {"kv_cache", "layers"}:
+        raise ValueError(f"{name}: unknown key '{key}', expected kv_cache or layers")
+    kv_cache = _mapping(job.get("kv_cache") or {}, _KV_CACHE, f"{name}: kv_cache")
+    if kv_cache.get("block_size", 16) % 16 or kv_cache.get("block_size", 16) < 1:
+        size = kv_cache["block_size"]
+        raise ValueError(f"{name}: kv_cache.block_size: expected a positive multiple of 16, got {size}")
+    return {
+        "kv_cache": kv_cache,
+        "layers": [_layer(layer, f"{name}: layers[{i}]") for i, layer in enumerate(job["layers"])],
+    }
+
+
+def _layer(values, path):
+    layer = _mapping(values, _LAYER, path)
+    for key in ("name", "num_heads", "head_size"):
+        if key not in layer:
+            raise ValueError(f"{path}.{key}: missing")
+    heads, kv_heads = layer["num_heads"], layer.setdefault("num_kv_heads", layer["num_heads"])
+    if heads < 1 or kv_heads < 1 or heads % kv_heads:
+        raise ValueError(f"{path}.num_kv_heads: expected a number that divides {heads}, got {kv_heads}")
+    if layer["head_size"] not in _HEAD_SIZES:
+        raise ValueError(f"{path}.head_size: expected one of {_HEAD_SIZES}, got {layer['head_size']}")
+    return layer
+
+
+def _mapping(values, types, path):
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping, got {values!r}")
+    for key, value in values.items():
+        if key not in types:
+            raise ValueError(f"{path}.{key}: unknown key, expected one of {', '.join(types)}")
+        numbers = value if types[key] is list and isinstance(value, list) else [value]
+        wanted = (int, float) if types[key] in (float, list) else (types[key],)
+        if value is not None and not all(type(v) in wanted and _is_finite(v) for v in numbers):
+            raise ValueError(f"{path}.{key}: expected {_WORDS[types[key]]}, got {value!r}")
+        if value is not None and value not in _CHOICES.get(key, [value]):
+            raise ValueError(f"{path}.{key}: expected one of {', '.join(_CHOICES[key])}, got {value}")
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _is_finite(value):
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def parse(text, name="job.yaml"):

@@ -390,6 +390,8 @@ def write_steps(folder, stem, batches, kind="file", compression=None):
     The order of the batches is kept within each schema. Returns the path.
     """
     groups = one_schema(batches)
+    if not groups:
+        raise ValueError(f"{stem}: expected at least one batch, got none")
     single = pathlib.Path(folder) / f"{stem}.arrow"
     for other in (single, single.with_suffix("")):
         if other.is_dir() or (len(groups) > 1 and other.exists()):
@@ -481,9 +483,12 @@ def _parser():
 @command_line.command
 def main(argv=None):
     """Command line entry; returns the exit code."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if not args.managed and (args.beams > 1 or args.shared_prefix):
+        parser.error("--beams and --shared-prefix need --managed")
     rng = np.random.default_rng(args.seed)
-    job = demo_job(args, rng)
+    job = jobfile.checked(demo_job(args, rng))
     folder = pathlib.Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     compression = None if args.compression == "none" else args.compression

@@ -4,6 +4,7 @@
 import contextlib
 import io
 import pathlib
+import re
 import tempfile
 import unittest
 
@@ -100,6 +101,31 @@ layers:
         for text in ("a: 1\nb: &x 2", "a: 1\nb", "a: 1\nb: [1, 2", "a: 1\na: 2"):
             with self.assertRaisesRegex(ValueError, "job.yaml:2"):
                 jobfile.parse(text)
+
+    def test_knows_the_keys_of_the_reference_page(self):
+        page = pathlib.Path(__file__).parents[3] / "docs/reference/job-file.md"
+        sections = re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.M)
+        keys = {s.split("`")[1]: set(re.findall(r"^\| `(\w+)`", s, re.M)) for s in sections if s[0] == "`"}
+        self.assertEqual(keys["kv_cache"], set(jobfile._KV_CACHE))
+        self.assertEqual(keys["layers[]"], set(jobfile._LAYER))
+
+    def test_null_counts_as_absent(self):
+        job = jobfile.checked(jobfile.parse("layers: [{name: a, num_heads: 4, head_size: 32, scale: null}]"))
+        self.assertEqual(job["layers"], [{"name": "a", "num_heads": 4, "head_size": 32, "num_kv_heads": 4}])
+
+    def test_what_is_wrong_is_named(self):
+        for wrong, message in {
+            "scal: 1.0": r"layers\[0\].scal: unknown key",
+            "scale: .nan": r"layers\[0\].scale: expected a finite number, got '.nan'",
+            "scale: 1e999": r"layers\[0\].scale: expected a finite number, got inf",
+            "sinks: [1, x]": r"layers\[0\].sinks: expected a list of finite numbers",
+            "attn_type: x": r"layers\[0\].attn_type: expected one of decoder, .*, got x",
+            "return_lse: 1": r"layers\[0\].return_lse: expected true or false, got 1",
+            "num_kv_heads: 3": r"layers\[0\].num_kv_heads: expected a number that divides 4, got 3",
+        }.items():
+            text = f"layers: [{{name: a, num_heads: 4, head_size: 32, {wrong}}}]"
+            with self.subTest(wrong), self.assertRaisesRegex(ValueError, message):
+                jobfile.checked(jobfile.parse(text))
 
 
 class BatchesTest(unittest.TestCase):
@@ -212,6 +238,12 @@ class CheckTest(unittest.TestCase):
                 self.assertEqual(code, 1)
                 self.assertIn("missing in the result", text)
 
+    def test_batches_without_rows_have_no_results(self):
+        layer = {"name": "a", "num_heads": 2, "num_kv_heads": 1, "head_size": 32}
+        builder = produce.StepBatchBuilder(layer="a").add(1, query=np.zeros((2, 2, 32)))
+        reference = check.Reference({"layers": [layer]})
+        self.assertEqual(reference.step(builder.build().slice(0, 0)), [])
+
     def test_consume_prints_and_saves(self):
         with tempfile.TemporaryDirectory() as folder:
             result, saved = str(pathlib.Path(folder, "r.arrow")), str(pathlib.Path(folder, "r.npz"))
@@ -232,12 +264,55 @@ class CheckTest(unittest.TestCase):
         for action in produce._parser()._actions:
             self.assertTrue(action.help, action.option_strings)
 
-    def test_mistakes_are_told_in_one_line(self):
+    def assert_told(self, main, args, message):
+        """The command ends with 1, and one line that has `message`."""
         told = io.StringIO()
         with contextlib.redirect_stderr(told):
-            code, _ = quietly(consume.main, ["nowhere.arrow"])
+            code, _ = quietly(main, args)
         self.assertEqual(code, 1)
-        self.assertRegex(told.getvalue(), r"\A[^\n]*nowhere.arrow[^\n]*\n\Z")
+        self.assertRegex(told.getvalue(), rf"\A[^\n]*{message}[^\n]*\n\Z")
+
+    def test_mistakes_are_told_in_one_line(self):
+        with tempfile.TemporaryDirectory() as folder:
+            self.assert_told(consume.main, ["nowhere.arrow"], "nowhere.arrow")
+            self.assert_told(consume.main, [folder], "expected result rows, got none")
+            text = pathlib.Path(folder, "text.arrow")
+            text.write_text("no batches")
+            self.assert_told(consume.main, [str(text)], "text.arrow: expected an Arrow IPC file or stream")
+            self.assert_told(produce.main, [str(text)], "text.arrow: File exists")
+            self.assert_told(produce.main, [folder, "--heads", "7"], "num_kv_heads: expected a number")
+            self.assert_told(produce.main, [folder, "--scale", "nan"], "scale: expected a finite number")
+            self.assert_told(produce.main, [folder, "--steps", "0"], "expected at least one batch")
+
+    def test_wrong_steps_are_told_with_their_batch(self):
+        with tempfile.TemporaryDirectory() as folder:
+            self.assertEqual(quietly(produce.main, [folder, "--steps", "4"])[0], 0)
+            job = str(pathlib.Path(folder, "job.yaml"))
+            batches = list(consume.read_batches(pathlib.Path(folder, "steps.arrow")))
+            wrong = str(pathlib.Path(folder, "wrong.arrow"))
+            args = ["--job", job, "--steps", wrong, wrong]
+            for column in ("sequence_id", "seq_len", "block_table", "layer", "value"):
+                produce.write_ipc(wrong, [batch.drop_columns([column]) for batch in batches])
+                self.assert_told(check.main, args, rf"wrong.arrow, batch 0: expected a column '{column}'")
+            at = batches[0].schema.get_field_index("seq_len")
+            long = pa.array([9999] * batches[0].num_rows, pa.int32())
+            produce.write_ipc(wrong, [batches[0].set_column(at, "seq_len", long)])
+            self.assert_told(check.main, args, "wrong.arrow, batch 0: column seq_len: 9999, expected 0 to")
+
+    def test_the_tolerance_is_the_given_one(self):
+        with tempfile.TemporaryDirectory() as folder:
+            result, expected = (str(pathlib.Path(folder, name)) for name in ("r.arrow", "e.arrow"))
+            row = consume.ResultRow(5, "a", np.ones((2, 1, 4), np.float32), None, "float32", {})
+            write_output(result, [row], shift=1e-6)
+            field, output = produce.tensor_list([row.output], (1, 4), "float32", "expected")
+            schema = pa.schema([("sequence_id", pa.int64()), ("layer", pa.utf8()), field])
+            batch = pa.RecordBatch.from_arrays([pa.array([5]), pa.array(["a"]), output], schema=schema)
+            produce.write_ipc(expected, [batch])
+            compare = ["--expected", expected, result]
+            self.assertEqual(quietly(check.main, compare)[0], 0)
+            self.assertEqual(quietly(check.main, [*compare, "--tolerance", "0"])[0], 1)
+            with self.assertRaises(SystemExit), contextlib.redirect_stderr(io.StringIO()):
+                check.main([*compare, "--tolerance", "nan"])
 
 
 if __name__ == "__main__":
