@@ -282,8 +282,9 @@ public final class ArrowBatchFileWriter implements AutoCloseable {
         throw e;
       }
       // A full disk does not say which file it is about.
-      throw (IOException)
-          new FileSystemException(target.toString(), null, e.getMessage()).initCause(e);
+      IOException named = new FileSystemException(target.toString(), null, e.getMessage());
+      named.addSuppressed(e);
+      throw named;
     }
   }
 
