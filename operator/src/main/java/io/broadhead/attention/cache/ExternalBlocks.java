@@ -55,8 +55,20 @@ public final class ExternalBlocks {
   /** A run of written tokens of a block in one cache. */
   private record Run(int from, int to) {}
 
+  /**
+   * @throws IllegalStateException if the pool has so many slots that what was written to them
+   *     cannot be noted
+   */
   public ExternalBlocks(
       CacheShape shape, BlockMemory memory, PartStore store, RecordStore records) {
+    int mostBlocks = Integer.MAX_VALUE / shape.blockSize();
+    if (shape.numBlocks() > mostBlocks) {
+      throw new IllegalStateException(
+          "kv_cache.num_blocks: expected at most "
+              + mostBlocks
+              + " where caches with external block tables are saved, got "
+              + shape.numBlocks());
+    }
     this.blockSize = shape.blockSize();
     this.numBlocks = shape.numBlocks();
     this.caches = shape.caches();

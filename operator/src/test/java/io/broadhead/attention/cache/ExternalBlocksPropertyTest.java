@@ -94,6 +94,14 @@ class ExternalBlocksPropertyTest {
   }
 
   @Example
+  void aPoolWithTooManySlotsIsRefused() {
+    CacheShape shape = new CacheShape(BLOCK, 1 << 29, LAYERS);
+    assertThatThrownBy(() -> new ExternalBlocks(shape, memory, saved, saved))
+        .isInstanceOf(IllegalStateException.class)
+        .hasMessageStartingWith("kv_cache.num_blocks: expected at most 536870911 where");
+  }
+
+  @Example
   void onlyWhatWasWrittenIsSaved() {
     open(new SavedCache(), NUM_BLOCKS);
     for (int slot = 0; slot < 7; slot++) {
