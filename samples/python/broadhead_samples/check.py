@@ -85,17 +85,19 @@ class Reference:
         if len(set(names)) < len(names):
             raise ValueError(f"expected columns of different names, got {', '.join(names)}")
         require_columns(batch, "sequence_id", *(["layer"] if len(self.layers) > 1 else []))
-        for together in (("key", "value"), ("block_table", "slot_mapping", "seq_len")):
-            if any(column in names for column in together[:2]):
-                require_columns(batch, *together)
         if not batch.num_rows:
             return []
         name = batch.column("layer")[0].as_py() if "layer" in names else next(iter(self.layers))
         if name not in self.layers:
             raise ValueError(f"column layer: '{name}' is not a layer of the job file")
         layer, rows = self.layers[name], batch.num_rows
+        encoder = layer.get("attn_type", "decoder") in ("encoder", "encoder_only")
         if layer.get("rope"):
             require_columns(batch, "position")
+        if "key" in names or "value" in names:
+            require_columns(batch, "key", "value")
+        if not encoder and ("block_table" in names or "slot_mapping" in names):
+            require_columns(batch, "block_table", "slot_mapping", "seq_len")
         ids = batch.column("sequence_id").to_pylist()
         query, dtype = _tensors(batch, "query", (rows, layer["num_heads"], layer["head_size"]))
         key, key_dtype = _tensors(batch, "key", (rows, layer["num_kv_heads"], layer["head_size"]))
@@ -116,7 +118,7 @@ class Reference:
                 q = quantize(rotate(q, position, layer["rope"]), dtype) if len(q) else q
                 k = quantize(rotate(k, position, layer["rope"]), dtype) if len(k) else k
             m = lengths[r]
-            if layer.get("attn_type", "decoder") in ("encoder", "encoder_only"):
+            if encoder:
                 m = len(k)
             elif "block_table" in lists:
                 self._append(layer, dtype, k, v, lists["slot_mapping"][r] or [])
