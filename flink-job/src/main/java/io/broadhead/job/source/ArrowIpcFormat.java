@@ -38,12 +38,19 @@ final class ArrowIpcFormat implements BulkFormat<ArrowBatch, FileSourceSplit> {
   private static final int FILE_HEAD = 8;
 
   private final transient SourceMemory memory;
+  private final transient FetcherThreads threads;
+
+  /** One that only tells its type and makes no readers. */
+  ArrowIpcFormat() {
+    this(null, null);
+  }
 
   /**
-   * @param memory null for a format that only tells its type and makes no readers
+   * @param threads gets those in which readers are made
    */
-  ArrowIpcFormat(SourceMemory memory) {
+  ArrowIpcFormat(SourceMemory memory, FetcherThreads threads) {
     this.memory = memory;
+    this.threads = threads;
   }
 
   @Override
@@ -71,6 +78,7 @@ final class ArrowIpcFormat implements BulkFormat<ArrowBatch, FileSourceSplit> {
   }
 
   private Reader<ArrowBatch> open(FileSourceSplit split, long skip) throws IOException {
+    threads.add();
     Batches batches = StepFiles.isLocal(split.path()) ? openLocal(split) : openRemote(split);
     try {
       for (long i = 0; i < skip; i++) {

@@ -25,7 +25,8 @@ import org.apache.flink.core.io.SimpleVersionedSerializer;
  * element, files and batches come in order where the source has parallelism 1.
  *
  * <p>Beyond Flink's own file source it only owns the readers' off-heap memory: a batch belongs to
- * the source until the next one is asked for, and a cancelled task leaves none behind.
+ * the source until the next one is asked for, and a cancelled task leaves none behind, nor a
+ * thread.
  *
  * <p>In jobs with unaligned checkpoints {@code execution.checkpointing.aligned-checkpoint-timeout}
  * must be at least a millisecond: Flink 2.3 loses splits of any source that asks for them one by
@@ -45,7 +46,7 @@ public final class StepFileSource extends AbstractFileSource<ArrowBatch, FileSou
         new Path[] {input},
         () -> new StepFileEnumerator(splitBytes),
         OrderedSplitAssigner::new,
-        new ArrowIpcFormat(null),
+        new ArrowIpcFormat(),
         watching);
   }
 
@@ -79,14 +80,18 @@ public final class StepFileSource extends AbstractFileSource<ArrowBatch, FileSou
     SourceMemory memory =
         new SourceMemory(
             context.metricGroup().addGroup(PagedAttentionMetrics.GROUP).counter(BATCHES_READ));
+    FetcherThreads threads = new FetcherThreads();
     return new OwningReader(
-        new FileSourceReader<>(context, new ArrowIpcFormat(memory), context.getConfiguration()),
-        memory);
+        new FileSourceReader<>(
+            context, new ArrowIpcFormat(memory, threads), context.getConfiguration()),
+        memory,
+        threads);
   }
 
-  /** Flink's reader, and the memory that outlives its last batch. */
+  /** Flink's reader, its threads, and the memory that outlives its last batch. */
   @SuppressWarnings("try") // closing Flink's reader may be interrupted
-  private record OwningReader(SourceReader<ArrowBatch, FileSourceSplit> reader, SourceMemory memory)
+  private record OwningReader(
+      SourceReader<ArrowBatch, FileSourceSplit> reader, SourceMemory memory, FetcherThreads threads)
       implements SourceReader<ArrowBatch, FileSourceSplit> {
 
     @Override
@@ -142,6 +147,7 @@ public final class StepFileSource extends AbstractFileSource<ArrowBatch, FileSou
     @Override
     public void close() throws Exception {
       try (memory) {
+        threads.endWaiting();
         reader.close();
       }
     }

@@ -85,7 +85,7 @@ class ArrowIpcFormatTest {
     Path file = steps.writeFile(temp.resolve("steps.arrow"));
     List<String> batches = new ArrayList<>();
     try (SourceMemory memory = new SourceMemory(new SimpleCounter())) {
-      ArrowIpcFormat format = new ArrowIpcFormat(memory);
+      ArrowIpcFormat format = new ArrowIpcFormat(memory, new FetcherThreads());
       for (FileSourceSplit split : splits(file, bytes)) {
         batches.addAll(read(format, split, Integer.MAX_VALUE, new ArrayList<>()));
       }
@@ -114,7 +114,7 @@ class ArrowIpcFormatTest {
       List<String> batches;
       try (SourceMemory memory = new SourceMemory(new SimpleCounter())) {
         FileSourceSplit split = splits(file, Long.MAX_VALUE).get(0);
-        batches = read(new ArrowIpcFormat(memory), split, before, positions);
+        batches = read(new ArrowIpcFormat(memory, new FetcherThreads()), split, before, positions);
         FileSourceSplit checkpointed =
             split.updateWithCheckpointedPosition(positions.get(before - 1));
         FileSourceSplit restored =
@@ -122,7 +122,11 @@ class ArrowIpcFormatTest {
                 FileSourceSplitSerializer.INSTANCE.getVersion(),
                 FileSourceSplitSerializer.INSTANCE.serialize(checkpointed));
         batches.addAll(
-            read(new ArrowIpcFormat(memory), restored, Integer.MAX_VALUE, new ArrayList<>()));
+            read(
+                new ArrowIpcFormat(memory, new FetcherThreads()),
+                restored,
+                Integer.MAX_VALUE,
+                new ArrayList<>()));
       }
       assertThat(batches).containsExactlyElementsOf(expected());
     }
@@ -134,7 +138,7 @@ class ArrowIpcFormatTest {
     Path file = steps.writeFile(temp.resolve("steps.arrow"));
     try (SourceMemory memory = new SourceMemory(new SimpleCounter());
         BulkFormat.Reader<ArrowBatch> reader =
-            new ArrowIpcFormat(memory)
+            new ArrowIpcFormat(memory, new FetcherThreads())
                 .createReader(new Configuration(), splits(file, Long.MAX_VALUE).get(0))) {
       BulkFormat.RecordIterator<ArrowBatch> iterator = reader.readBatch();
       ArrowBatch first = iterator.next().getRecord();
@@ -152,7 +156,7 @@ class ArrowIpcFormatTest {
     Path file = steps.writeFile(temp.resolve("steps.arrow"));
     FileSourceSplit split = splits(file, Long.MAX_VALUE).get(0);
     SourceMemory memory = new SourceMemory(new SimpleCounter());
-    ArrowIpcFormat format = new ArrowIpcFormat(memory);
+    ArrowIpcFormat format = new ArrowIpcFormat(memory, new FetcherThreads());
     try (BulkFormat.Reader<ArrowBatch> reader = format.createReader(new Configuration(), split);
         BulkFormat.Reader<ArrowBatch> late = format.createReader(new Configuration(), split)) {
       ArrowBatch taken = reader.readBatch().next().getRecord();
