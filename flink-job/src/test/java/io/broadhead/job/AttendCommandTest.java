@@ -5,6 +5,7 @@ import static org.assertj.core.api.Assertions.assertThat;
 
 import io.broadhead.arrow.Compression;
 import io.broadhead.arrow.DType;
+import io.broadhead.attention.testing.NoLeaks;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
@@ -17,7 +18,7 @@ import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.EnumSource;
 
-@ExtendWith(Leaks.class)
+@ExtendWith(NoLeaks.class)
 class AttendCommandTest {
   @TempDir Path temp;
 

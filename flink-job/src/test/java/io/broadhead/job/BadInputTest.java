@@ -4,6 +4,7 @@ package io.broadhead.job;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import io.broadhead.arrow.DType;
+import io.broadhead.attention.testing.NoLeaks;
 import java.io.IOException;
 import java.io.RandomAccessFile;
 import java.nio.file.Files;
@@ -23,7 +24,7 @@ import org.junit.jupiter.params.provider.EnumSource;
 import org.junit.jupiter.params.provider.MethodSource;
 
 /** Every bad input ends in one line that says where, exit code 1, and no output. */
-@ExtendWith(Leaks.class)
+@ExtendWith(NoLeaks.class)
 class BadInputTest {
   @TempDir Path temp;
 

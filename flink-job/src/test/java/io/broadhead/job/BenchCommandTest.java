@@ -3,6 +3,7 @@ package io.broadhead.job;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
+import io.broadhead.attention.testing.NoLeaks;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -15,7 +16,7 @@ import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
 /** Every mode with shapes so small that nothing is learnt about speed. */
-@ExtendWith(Leaks.class)
+@ExtendWith(NoLeaks.class)
 class BenchCommandTest {
   @TempDir Path temp;
 

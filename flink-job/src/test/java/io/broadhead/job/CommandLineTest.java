@@ -3,6 +3,7 @@ package io.broadhead.job;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
+import io.broadhead.attention.testing.NoLeaks;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import org.junit.jupiter.api.Test;
@@ -12,7 +13,7 @@ import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
-@ExtendWith(Leaks.class)
+@ExtendWith(NoLeaks.class)
 class CommandLineTest {
   @TempDir Path temp;
 

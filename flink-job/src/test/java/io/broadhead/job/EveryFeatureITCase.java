@@ -13,6 +13,7 @@ import io.broadhead.attention.job.AttnType;
 import io.broadhead.attention.job.Job;
 import io.broadhead.attention.job.JobFile;
 import io.broadhead.attention.job.LayerSpec;
+import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.attention.testing.ReferenceAttention;
 import io.broadhead.attention.testing.Scenario;
 import io.broadhead.attention.testing.StepBatches;
@@ -32,7 +33,7 @@ import org.junit.jupiter.params.provider.EnumSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
 /** Every feature of a layer, from a job file through the commands to result files. */
-@ExtendWith(Leaks.class)
+@ExtendWith(NoLeaks.class)
 class EveryFeatureITCase {
   /** A layer for each feature. */
   private static final String JOB =

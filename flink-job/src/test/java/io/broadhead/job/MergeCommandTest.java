@@ -4,6 +4,7 @@ package io.broadhead.job;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import io.broadhead.arrow.DType;
+import io.broadhead.attention.testing.NoLeaks;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Arrays;
@@ -17,7 +18,7 @@ import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 
-@ExtendWith(Leaks.class)
+@ExtendWith(NoLeaks.class)
 class MergeCommandTest {
   private static final int BLOCK_SIZE = 16;
 

@@ -4,6 +4,7 @@ package io.broadhead.job;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import io.broadhead.arrow.DType;
+import io.broadhead.attention.testing.NoLeaks;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
@@ -13,7 +14,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.extension.ExtendWith;
 import org.junit.jupiter.api.io.TempDir;
 
-@ExtendWith(Leaks.class)
+@ExtendWith(NoLeaks.class)
 class RunCommandITCase {
   private static final List<Steps.Layer> TWO_LAYERS =
       List.of(new Steps.Layer("a", 4, 2), new Steps.Layer("b", 4, 2));
@@ -79,7 +80,7 @@ class RunCommandITCase {
     Results.assertClose(Results.read(output), Results.read(attended), 1e-6);
   }
 
-  /** Whoever takes a batch from the network closes it: {@link Leaks} would find it. */
+  /** Whoever takes a batch from the network closes it: {@link NoLeaks} would find it. */
   @Test
   void nothingNeedsToBeChained() {
     Steps steps = Steps.generate(10, DType.FLOAT32, 16, 64, TWO_LAYERS, 6, 8);

@@ -6,7 +6,7 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.Compression;
-import io.broadhead.job.Leaks;
+import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.job.Steps;
 import java.io.IOException;
 import java.nio.file.Path;
@@ -26,7 +26,7 @@ import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
-@ExtendWith(Leaks.class)
+@ExtendWith(NoLeaks.class)
 class ArrowIpcFormatTest {
   @TempDir Path temp;
 

@@ -4,7 +4,7 @@ package io.broadhead.job.source;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import io.broadhead.arrow.ArrowBatch;
-import io.broadhead.job.Leaks;
+import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.job.Steps;
 import java.nio.file.Path;
 import java.time.Duration;
@@ -24,7 +24,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.extension.ExtendWith;
 import org.junit.jupiter.api.io.TempDir;
 
-@ExtendWith(Leaks.class)
+@ExtendWith(NoLeaks.class)
 class StepFileSourceITCase {
   @TempDir Path temp;
 
