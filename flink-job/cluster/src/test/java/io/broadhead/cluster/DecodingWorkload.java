@@ -148,7 +148,8 @@ final class DecodingWorkload {
     expected.put(
         layer.name() + " for " + row.sequenceId() + " at " + row.seqLen(),
         reference.step(layer, List.of(row)).output()[0]);
-    return new ManagedRow(row, null, null, sequence.left == 1);
+    ManagedRow managed = ManagedRow.of(row);
+    return sequence.left == 1 ? managed.last() : managed;
   }
 
   int expectedRows() {

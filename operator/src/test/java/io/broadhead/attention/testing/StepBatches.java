@@ -90,6 +90,9 @@ public final class StepBatches {
     if (managedRows.stream().anyMatch(ManagedRow::ends)) {
       batch.bools(StepColumns.END_OF_SEQUENCE, managedRows.stream().map(ManagedRow::ends).toList());
     }
+    if (managedRows.stream().anyMatch(row -> row.group() != null)) {
+      batch.ids(StepColumns.SEQUENCE_GROUP, managedRows.stream().map(ManagedRow::group).toList());
+    }
     return batch.build(rows.size());
   }
 

@@ -18,6 +18,10 @@ public record StepRow(
     int[] blocks,
     int[] positions) {
 
+  public StepRow withSequenceId(Object value) {
+    return new StepRow(value, layer, query, key, this.value, seqLen, slots, blocks, positions);
+  }
+
   public StepRow withSlots(long... value) {
     return new StepRow(sequenceId, layer, query, key, this.value, seqLen, value, blocks, positions);
   }
