@@ -3,6 +3,7 @@ package io.broadhead.job;
 
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.Compression;
+import io.broadhead.attention.RefusedRow;
 import io.broadhead.attention.job.Job;
 import io.broadhead.flink.ArrowBatchTypeInfo;
 import io.broadhead.flink.PagedAttentionOperator;
@@ -49,32 +50,39 @@ record AttentionPipeline(
 
   /** Adds the job to {@code env}; {@code options} are the {@code broadhead.*} ones. */
   void addTo(StreamExecutionEnvironment env, ReadableConfig options) {
+    SingleOutputStreamOperator<ArrowBatch> results =
+        PagedAttentionStream.of(read(env), job).options(options).parallelism(parallelism).attend();
+    write(results, results.getSideOutput(PagedAttentionOperator.REFUSED_ROWS));
+  }
+
+  /** The batches of the step files. */
+  DataStream<ArrowBatch> read(StreamExecutionEnvironment env) {
     CheckpointConfig checkpoints = env.getCheckpointConfig();
     if (checkpoints.getAlignedCheckpointTimeout().compareTo(SHORTEST_ALIGNMENT) < 0) {
       checkpoints.setAlignedCheckpointTimeout(SHORTEST_ALIGNMENT);
     }
-    SingleOutputStreamOperator<ArrowBatch> steps =
-        env.fromSource(source, WatermarkStrategy.noWatermarks(), SOURCE)
-            .setParallelism(1)
-            .uid(SOURCE);
-    SingleOutputStreamOperator<ArrowBatch> attended =
-        PagedAttentionStream.of(steps, job).options(options).parallelism(parallelism).attend();
-    DataStream<ArrowBatch> results =
+    return env.fromSource(source, WatermarkStrategy.noWatermarks(), SOURCE)
+        .setParallelism(1)
+        .uid(SOURCE);
+  }
+
+  /** Files of results and of refused rows. */
+  void write(DataStream<ArrowBatch> results, DataStream<RefusedRow> refusedRows) {
+    DataStream<ArrowBatch> counted =
         countSequences
-            ? attended
+            ? results
                 .flatMap(new ResultCounter())
                 .returns(ArrowBatchTypeInfo.INSTANCE)
                 .name(COUNTER)
                 .uid(COUNTER)
                 .setParallelism(parallelism)
-            : attended;
-    results
+            : results;
+    counted
         .sinkTo(ResultFileSink.results(output, ResultLayout.of(job), compression))
         .name(RESULTS)
         .uid(RESULTS)
         .setParallelism(parallelism);
-    attended
-        .getSideOutput(PagedAttentionOperator.REFUSED_ROWS)
+    refusedRows
         .sinkTo(ResultFileSink.refused(refused))
         .name(REFUSED)
         .uid(REFUSED)
