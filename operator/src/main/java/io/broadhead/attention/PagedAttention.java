@@ -195,8 +195,7 @@ public final class PagedAttention implements AutoCloseable {
 
   /**
    * Finds every row that a step would refuse, in row order; computes nothing. Only what rows say of
-   * sequences that are lost, or have ended in their layer, counts: those are forgotten as by a
-   * step.
+   * sequences that have ended in their layer counts: those are forgotten as by a step.
    *
    * @throws InvalidBatchException if the schema is wrong
    */

@@ -139,7 +139,7 @@ final class StepRunner {
 
   /**
    * Refuses the first bad row of {@code runs}, and changes nothing else but what is kept of
-   * sequences that are lost or have ended.
+   * sequences that have ended in the layer.
    *
    * @return whether there is none
    */
@@ -246,26 +246,37 @@ final class StepRunner {
     int to = run.isWhole() ? batch.rows().tokens(row) : run.to();
     try {
       RowRequest request = batch.request(row, run.from(), to);
-      try {
-        manager.plan(batch.shard(row), request, part.planned());
-        return Place.PLACED;
-      } catch (StepFullException e) {
-        if (!step.isEmpty() || part.planned().rows() > 0) {
-          return Place.LATER;
-        }
-        RowRefusedException shortage = manager.shortage(batch.shard(row), request, e);
-        if (outOfBlocks == OutOfBlocks.FAIL) {
-          RefusedRow refused = batch.refused(row, shortage.code(), shortage.getMessage());
-          throw new KernelException(shortage.code(), row, refused.toString());
-        }
-        if (stays) {
-          manager.giveUp(batch.shard(row), request);
-        }
-        throw shortage;
-      }
+      return place(batch, row, request, part, stays);
     } catch (RowRefusedException e) {
       batch.refuse(row, e.code(), e.getMessage());
       return Place.REFUSED;
+    }
+  }
+
+  private Place place(PendingBatch batch, int row, RowRequest request, StepPart part, boolean stays)
+      throws RowRefusedException {
+    int shard = batch.shard(row);
+    try {
+      manager.plan(shard, request, part.planned());
+      return Place.PLACED;
+    } catch (StepFullException e) {
+      if (!step.isEmpty() || part.planned().rows() > 0) {
+        return Place.LATER;
+      }
+      RowRefusedException shortage = manager.shortage(shard, request, e);
+      if (outOfBlocks == OutOfBlocks.FAIL) {
+        RefusedRow refused = batch.refused(row, shortage.code(), shortage.getMessage());
+        throw new KernelException(shortage.code(), row, refused.toString());
+      }
+      if (stays) {
+        manager.giveUp(shard, request);
+      }
+      throw shortage;
+    } catch (RowRefusedException e) {
+      if (stays && e.code() == ErrorCode.SEQUENCE_LOST) {
+        manager.passOver(shard, request);
+      }
+      throw e;
     }
   }
 

@@ -56,6 +56,10 @@ class LostSequencesTest {
     }
   }
 
+  private ArrowBatch withoutSeqLen(LayerSpec layer, ManagedRow row) {
+    return StepBatches.managed(noLeaks.allocator(), layer, DTYPE, false, List.of(row));
+  }
+
   private void drain(StepQueue queue) {
     queue.drain();
     collected.results.forEach(ArrowBatch::close);
@@ -149,6 +153,23 @@ class LostSequencesTest {
       }
       drain(queue);
       assertThat(collected.refused).extracting(RefusedRow::layer).containsExactly("a", "b");
+      assertThat(attention.blockTables().map(KvCacheManager::sequences)).hasValue(0L);
+    }
+  }
+
+  @Test
+  void checkingTheLastRowOfALostSequenceForgetsNothing() {
+    try (PagedAttention attention = open();
+        ArrowBatch prompt = withoutSeqLen(A, tokens("s", A, 80));
+        ArrowBatch lastOfB = withoutSeqLen(B, tokens("s", B, 1).last());
+        ArrowBatch lastOfA = withoutSeqLen(A, tokens("s", A, 1).last())) {
+      for (ArrowBatch batch : List.of(prompt, lastOfB)) {
+        attention.step(batch, collected::refused).close();
+      }
+      List<RefusedRow> checked = attention.check(lastOfA);
+      attention.step(lastOfA, collected::refused).close();
+      assertThat(checked).extracting(RefusedRow::code).containsExactly(ErrorCode.SEQUENCE_LOST);
+      assertThat(collected.refused).hasSize(3).endsWith(checked.get(0));
       assertThat(attention.blockTables().map(KvCacheManager::sequences)).hasValue(0L);
     }
   }

@@ -218,11 +218,6 @@ public final class KvCacheManager {
   /** Null if {@code row} begins the lost sequence anew. */
   private Sequence restarted(Sequence sequence, RowRequest row) throws RowRefusedException {
     if (!sequence.isRestartedBy(row)) {
-      if (hasEnded(sequence, row)) {
-        residency.end(sequence);
-      } else if (row.ends()) {
-        sequence.lastStep = stepNumber;
-      }
       throw sequence.lostRow();
     }
     Map<Object, Sequence> sequences = sequence.shard.sequences;
@@ -416,6 +411,19 @@ public final class KvCacheManager {
    */
   public void giveUp(int shard, RowRequest row) {
     lose(shard(shard), row, "it was given up for want of blocks in layer " + row.layer().name());
+  }
+
+  /** Such a row was refused because its sequence is lost; it may have been its last one. */
+  public void passOver(int shard, RowRequest row) {
+    Sequence sequence = shard(shard).sequences.get(row.sequence());
+    if (sequence == null || sequence.lost == null) {
+      return; // its parent is lost
+    }
+    if (hasEnded(sequence, row)) {
+      residency.end(sequence);
+    } else if (row.ends()) {
+      sequence.lastStep = stepNumber;
+    }
   }
 
   private void lose(Shard shard, RowRequest row, String why) {
