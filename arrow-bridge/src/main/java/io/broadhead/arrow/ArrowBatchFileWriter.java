@@ -8,7 +8,6 @@ import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.channels.FileChannel;
 import java.nio.channels.WritableByteChannel;
-import java.nio.file.FileSystemException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
@@ -44,6 +43,7 @@ public final class ArrowBatchFileWriter implements AutoCloseable {
   private static final int SMALL = 16 * 1024;
 
   private final WritableByteChannel out;
+  private final String name;
   private final ByteBuffer gathered = ByteBuffer.allocate(GATHERED).order(ByteOrder.LITTLE_ENDIAN);
   private final FlatBufferBuilder builder = new FlatBufferBuilder(1024);
   private final Path target;
@@ -63,11 +63,13 @@ public final class ArrowBatchFileWriter implements AutoCloseable {
 
   private ArrowBatchFileWriter(
       WritableByteChannel out,
+      String name,
       Path target,
       Path unfinished,
       Compression compression,
       BufferAllocator allocator) {
     this.out = out;
+    this.name = name;
     this.target = target;
     this.unfinished = unfinished;
     this.compression = compression;
@@ -82,13 +84,19 @@ public final class ArrowBatchFileWriter implements AutoCloseable {
             target.getFileName() + UNFINISHED + UUID.randomUUID().toString().substring(0, 8));
     WritableByteChannel out =
         FileChannel.open(unfinished, StandardOpenOption.CREATE_NEW, StandardOpenOption.WRITE);
-    return new ArrowBatchFileWriter(out, target, unfinished, compression, allocator);
+    return new ArrowBatchFileWriter(
+        out, target.toString(), target, unfinished, compression, allocator);
   }
 
-  /** Writes to {@code out}, which stays the caller's and is not closed. */
+  /**
+   * Writes to {@code out}, which stays the caller's and is not closed.
+   *
+   * @param name of the file, for errors
+   */
   public static ArrowBatchFileWriter to(
-      OutputStream out, Compression compression, BufferAllocator allocator) {
-    return new ArrowBatchFileWriter(new StreamChannel(out), null, null, compression, allocator);
+      OutputStream out, String name, Compression compression, BufferAllocator allocator) {
+    return new ArrowBatchFileWriter(
+        new StreamChannel(out), name, null, null, compression, allocator);
   }
 
   /** Unlike Java's own, passes arrays on as they are. */
@@ -278,13 +286,7 @@ public final class ArrowBatchFileWriter implements AutoCloseable {
         out.write(bytes);
       }
     } catch (IOException e) {
-      if (target == null) {
-        throw e;
-      }
-      // A full disk does not say which file it is about.
-      IOException named = new FileSystemException(target.toString(), null, e.getMessage());
-      named.addSuppressed(e);
-      throw named;
+      throw FileFailure.of(name, e);
     }
   }
 

@@ -14,6 +14,7 @@ import java.io.OutputStream;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.channels.Channels;
+import java.nio.file.FileSystemException;
 import java.nio.file.Files;
 import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
@@ -349,7 +350,8 @@ class IpcFilesTest {
   @Test
   void anotherSchemaIsRefused(BufferAllocator allocator) throws IOException {
     try (ArrowBatchFileWriter writer =
-            ArrowBatchFileWriter.to(OutputStream.nullOutputStream(), Compression.NONE, allocator);
+            ArrowBatchFileWriter.to(
+                OutputStream.nullOutputStream(), "none", Compression.NONE, allocator);
         ArrowBatch batch = step(allocator, 2).build();
         ArrowBatch other = step(allocator, 2).utf8("tag", row -> "t").build()) {
       writer.write(batch);
@@ -357,6 +359,19 @@ class IpcFilesTest {
           .isInstanceOf(IllegalArgumentException.class)
           .hasMessageContaining("batch 1")
           .hasMessageContaining("tag");
+    }
+  }
+
+  @Test
+  void aFullDiskIsToldWithTheFile(BufferAllocator allocator) throws IOException {
+    try (OutputStream disk = Files.newOutputStream(Path.of("/dev/full"));
+        ArrowBatchFileWriter writer =
+            ArrowBatchFileWriter.to(disk, "out.arrow", Compression.NONE, allocator);
+        ArrowBatch batch = step(allocator, 2).build()) {
+      writer.write(batch);
+      assertThatThrownBy(writer::finish)
+          .isInstanceOf(FileSystemException.class)
+          .hasMessage("out.arrow: No space left on device");
     }
   }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.job;
 
+import io.broadhead.arrow.FileFailure;
 import io.broadhead.arrow.StepInput;
 import io.broadhead.attention.RefusedRow;
 import io.broadhead.job.sink.RefusedRows;
@@ -36,7 +37,7 @@ final class RefusedFile implements AutoCloseable {
       writer.newLine();
       count++;
     } catch (IOException e) {
-      throw new UncheckedIOException(e);
+      throw new UncheckedIOException(FileFailure.of(file.toString(), e));
     }
   }
 
@@ -47,7 +48,11 @@ final class RefusedFile implements AutoCloseable {
   /** Gives the file its name. */
   void finish() throws IOException {
     if (writer != null) {
-      writer.close();
+      try {
+        writer.close();
+      } catch (IOException e) {
+        throw FileFailure.of(file.toString(), e);
+      }
       writer = null;
       Files.move(unfinished, file, StandardCopyOption.REPLACE_EXISTING);
     } else {

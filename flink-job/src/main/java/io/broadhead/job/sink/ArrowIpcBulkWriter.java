@@ -22,11 +22,15 @@ final class ArrowIpcBulkWriter implements BulkWriter<ArrowBatch> {
     this.out = out;
   }
 
-  /** Makes writers; serializable. */
-  static BulkWriter.Factory<ArrowBatch> factory(Compression compression) {
+  /**
+   * Makes writers; serializable.
+   *
+   * @param folder of the files, for errors: Flink does not tell which file it is
+   */
+  static BulkWriter.Factory<ArrowBatch> factory(String folder, Compression compression) {
     return out ->
         new ArrowIpcBulkWriter(
-            ArrowBatchFileWriter.to(out, compression, FlinkAllocator.root()), out);
+            ArrowBatchFileWriter.to(out, folder, compression, FlinkAllocator.root()), out);
   }
 
   @Override

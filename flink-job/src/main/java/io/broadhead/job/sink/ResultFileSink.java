@@ -3,7 +3,9 @@ package io.broadhead.job.sink;
 
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.Compression;
+import io.broadhead.arrow.FileFailure;
 import io.broadhead.attention.RefusedRow;
+import java.io.IOException;
 import java.nio.charset.StandardCharsets;
 import org.apache.flink.api.common.serialization.Encoder;
 import org.apache.flink.connector.file.sink.FileSink;
@@ -38,7 +40,7 @@ public final class ResultFileSink {
   /** Complete Arrow IPC files, whose names sort in the order in which they were begun. */
   public static FileSink<ArrowBatch> results(
       Path folder, ResultLayout layout, Compression compression) {
-    return FileSink.forBulkFormat(folder, ArrowIpcBulkWriter.factory(compression))
+    return FileSink.forBulkFormat(folder, ArrowIpcBulkWriter.factory(folder.getPath(), compression))
         .withBucketAssigner(new ResultBucketAssigner(layout))
         .withRollingPolicy(OnCheckpointRollingPolicy.build())
         .withOutputFileConfig(new PartNames(RESULTS, RESULT_SUFFIX))
@@ -47,8 +49,15 @@ public final class ResultFileSink {
 
   /** Refused rows, one JSON object a line. */
   public static FileSink<RefusedRow> refused(Path folder) {
+    String name = folder.getPath();
     Encoder<RefusedRow> lines =
-        (row, out) -> out.write((RefusedRows.json(row) + "\n").getBytes(StandardCharsets.UTF_8));
+        (row, out) -> {
+          try {
+            out.write((RefusedRows.json(row) + "\n").getBytes(StandardCharsets.UTF_8));
+          } catch (IOException e) {
+            throw FileFailure.of(name, e);
+          }
+        };
     return FileSink.forRowFormat(folder, lines)
         .withBucketAssigner(new BasePathBucketAssigner<>())
         .withRollingPolicy(OnCheckpointRollingPolicy.build())
