@@ -101,7 +101,7 @@ int32_t describe(int32_t device, DeviceInfo* info) {
   info->memory = static_cast<int64_t>(total);
   info->free_memory = static_cast<int64_t>(free);
   hipFuncAttributes attributes;
-  const auto* any_kernel = reinterpret_cast<const void*>(plain_kernel({}).kernel);
+  const auto* any_kernel = reinterpret_cast<const void*>(plain_kernel({}, BH_FLOAT32, 0).kernel);
   if (hipFuncGetAttributes(&attributes, any_kernel) != hipSuccess) {
     (void)hipGetLastError();
     std::snprintf(info->reason, sizeof info->reason,
@@ -249,7 +249,7 @@ bool is_hopper() {
 }
 
 KernelLaunch decode_kernel(const LayerArgs& layer, int cache_dtype, int rows) {
-  if (!is_fast(layer, cache_dtype)) return plain_kernel(layer);
+  if (!is_fast(layer, cache_dtype)) return plain_kernel(layer, cache_dtype, rows);
   KernelLaunch launch{};
   switch (layer.head_size) {
 #define BH_CASE(head)                                                     \

@@ -215,6 +215,13 @@ BH_INLINE void widen_four(uint32_t codes, uint32_t* words, Float8E5M2) {
   words[1] = from_float16<T>(byte_permute(codes, 0, 0x3424));
 }
 
+/// 16 codes of E to as many numbers of T.
+template <class T, class E>
+BH_INLINE void widen_chunk(const Chunk& codes, Chunk (&wide)[2]) {
+#pragma unroll
+  for (int w = 0; w < 4; ++w) widen_four<T>(codes.words[w], wide[w / 2].words + w % 2 * 2, E{});
+}
+
 // ---- dtypes known at run time ----
 
 /// Calls visit(element type) for a dtype of tensors.
@@ -226,18 +233,6 @@ BH_INLINE void with_tensor_dtype(int dtype, Visit&& visit) {
     visit(Float16{});
   } else {
     visit(BFloat16{});
-  }
-}
-
-/// Calls visit(element type) for any dtype.
-template <class Visit>
-BH_INLINE void with_dtype(int dtype, Visit&& visit) {
-  if (dtype == BH_FLOAT8_E4M3FN) {
-    visit(Float8E4M3{});
-  } else if (dtype == BH_FLOAT8_E5M2) {
-    visit(Float8E5M2{});
-  } else {
-    with_tensor_dtype(dtype, visit);
   }
 }
 

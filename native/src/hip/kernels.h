@@ -36,8 +36,8 @@ BH_FOR_EACH_HEAD_SIZE(BH_DECLARE)
 /// Threads that run in step on the current device.
 int wave_size();
 
-/// Attention for any dtypes, in float32.
-KernelLaunch plain_kernel(const LayerArgs& layer);
+/// Attention for any dtypes, in float32. `rows` is the largest number of query rows of an item.
+KernelLaunch plain_kernel(const LayerArgs& layer, int cache_dtype, int rows);
 
 LaunchOf<UpdateArgs> update_kernel(const LayerArgs& layer, int cache_dtype);
 int update_blocks(const UpdateArgs& update);

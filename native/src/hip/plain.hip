@@ -9,64 +9,60 @@ namespace {
 
 constexpr int kThreads = 128;
 
-BH_INLINE float load_element(int dtype, const char* bytes) {
-  float number = 0;
-  with_dtype(dtype, [&](auto element) {
-    using E = decltype(element);
-    number = widen(*reinterpret_cast<const E*>(bytes));
-  });
-  return number;
-}
+/// Numbers that a thread takes at once.
+constexpr int kRun = 4;
+struct alignas(16) Run {
+  float numbers[kRun];
+};
 
-BH_HOST_DEVICE constexpr int element_bytes(int dtype) {
-  return dtype == BH_FLOAT32 ? 4 : dtype == BH_FLOAT16 || dtype == BH_BFLOAT16 ? 2 : 1;
-}
-
-/// An item's memory. Keys have a column more than the head so that 16 of them lie in 16 banks.
+/// An item's memory, for a cache of E. Keys have a run more than the head, so that a run of 8 of
+/// them lies in 8 different bank groups.
+template <class E>
 struct Plain {
   const LayerArgs& layer;
   const StepArgs& step;
+  float* query;  ///< [rows][head_size]
+  float* sums;   ///< [rows][head_size]
+  float* tile;   ///< [kTile][head_size + kRun]: keys, then values
   QueryRow* rows;
-  float* query;    ///< [rows][head_size]
-  float* sums;     ///< [rows][head_size]
-  float* tile;     ///< [kTile][head_size + 1]: keys, then values
   float* weights;  ///< [rows][kTile]
   float* maximum;
   float* denominator;
   float* factor;
   int32_t* last;
 
-  static constexpr size_t bytes(int head_size) {
-    const int count = plain_rows(head_size);
+  /// For an item of so many rows.
+  static constexpr size_t bytes(int head_size, int count) {
     return sizeof(QueryRow) * static_cast<size_t>(count) +
-           sizeof(float) * static_cast<size_t>(2 * count * head_size + kTile * (head_size + 1) +
+           sizeof(float) * static_cast<size_t>(2 * count * head_size + kTile * (head_size + kRun) +
                                                count * kTile + 3 * count + 4);
   }
 
-  BH_INLINE Plain(const LayerArgs& of, const StepArgs& at, char* memory) : layer(of), step(at) {
-    const int most = plain_rows(layer.head_size);
-    rows = reinterpret_cast<QueryRow*>(memory);
-    query = reinterpret_cast<float*>(rows + most);
-    sums = query + most * layer.head_size;
-    tile = sums + most * layer.head_size;
-    weights = tile + kTile * (layer.head_size + 1);
-    maximum = weights + most * kTile;
-    denominator = maximum + most;
-    factor = denominator + most;
-    last = reinterpret_cast<int32_t*>(factor + most);
+  BH_INLINE Plain(const LayerArgs& of, const StepArgs& at, int count, char* memory)
+      : layer(of), step(at) {
+    query = reinterpret_cast<float*>(memory);
+    sums = query + count * layer.head_size;
+    tile = sums + count * layer.head_size;
+    rows = reinterpret_cast<QueryRow*>(tile + kTile * (layer.head_size + kRun));
+    weights = reinterpret_cast<float*>(rows + count);
+    maximum = weights + count * kTile;
+    denominator = maximum + count;
+    factor = denominator + count;
+    last = reinterpret_cast<int32_t*>(factor + count);
   }
 
-  BH_INLINE void run(const AttendItem& item, int group) {
+  BH_INLINE void run(const AttendItem& item, int group, int count) {
     const int size = layer.head_size;
-    const int count = item.num_tokens * layer.group_size;
     const int self = static_cast<int>(threadIdx.x);
-    describe_rows(layer, step, item, group, plain_rows(size), rows);
+    describe_rows(layer, step, item, group, count, rows);
     __syncthreads();
-    const int bytes = tensor_bytes(layer);
-    for (int i = self; i < count * size; i += kThreads) {
-      query[i] = load_element(layer.dtype, rows[i / size].query + i % size * bytes);
-      sums[i] = 0;
-    }
+    with_tensor_dtype(layer.dtype, [&](auto element) {
+      using T = decltype(element);
+      for (int i = self; i < count * size; i += kThreads) {
+        query[i] = widen(reinterpret_cast<const T*>(rows[i / size].query)[i % size]);
+        sums[i] = 0;
+      }
+    });
     if (self < count) {
       maximum[self] = -infinity();
       denominator[self] = 0;
@@ -76,38 +72,25 @@ struct Plain {
     for (int key = item.first_key; key < item.end_key; key += kTile) {
       const int t = key / kTile;
       const char* keys =
-          keys_of(step.cache, blocks[t / tiles_per_block], group / layer.groups_per_kv_head);
-      const int token = t % tiles_per_block * kTile;
+          keys_of(step.cache, blocks[t / tiles_per_block], group / layer.groups_per_kv_head) +
+          t % tiles_per_block * kTile * step.cache.row_bytes;
       __syncthreads();
-      load_tile(item, keys, token, key);
+      load_tile(item, keys, key);
       __syncthreads();
       for (int i = self; i < count * kTile; i += kThreads) {
-        const float* q = query + i / kTile * size;
-        const float* k = tile + i % kTile * (size + 1);
-        float product = 0;
-        for (int d = 0; d < size; ++d) product += q[d] * k[d];
         const QueryRow& row = rows[i / kTile];
         const int position = key + i % kTile;
         const bool seen = position >= row.first && position < row.end;
-        weights[i] = seen ? transform_score(layer, row.slope, product, position - row.position)
+        weights[i] = seen ? transform_score(layer, row.slope, product(i / kTile, i % kTile),
+                                            position - row.position)
                           : -infinity();
       }
       __syncthreads();
-      load_tile(item, keys + step.cache.half_bytes, token, key);
+      load_tile(item, keys + step.cache.half_bytes, key);
       if (self < count) weigh(self);
       __syncthreads();
-      for (int i = self; i < count * size; i += kThreads) {
-        const float* w = weights + i / size * kTile;
-        const float* v = tile + i % size;
-        float sum = sums[i] * factor[i / size];
-        // A weight of zero does not undo a value that is infinite or not a number.
-        const int first = rows[i / size].first - key;
-        const int end = rows[i / size].end - key;
-#pragma unroll
-        for (int k = 0; k < kTile; ++k) {
-          if (k >= first && k < end) sum += w[k] * v[k * (size + 1)];
-        }
-        sums[i] = sum;
+      for (int i = self * kRun; i < count * size; i += kThreads * kRun) {
+        add_values(i / size, i % size, key);
       }
     }
     __syncthreads();
@@ -116,19 +99,67 @@ struct Plain {
 
  private:
   /// Keys or values of a tile; what no token of the item sees becomes zero.
-  BH_INLINE void load_tile(const AttendItem& item, const char* half, int token, int key) const {
-    const CacheView& cache = step.cache;
+  BH_INLINE void load_tile(const AttendItem& item, const char* half, int key) const {
+    constexpr int kNumbers = kChunk / int{sizeof(E)};
     const int size = layer.head_size;
-    const int bytes = element_bytes(cache.dtype);
-    for (int i = static_cast<int>(threadIdx.x); i < kTile * size; i += kThreads) {
-      const int k = i / size;
-      const int d = i % size;
+    const int chunks = size / kNumbers;
+    for (int i = static_cast<int>(threadIdx.x); i < kTile * chunks; i += kThreads) {
+      const int k = i / chunks;
+      const int c = i % chunks;
       const bool seen = key + k >= item.first_seen && key + k < item.end_key;
-      tile[k * (size + 1) + d] =
-          seen
-              ? load_element(cache.dtype, half + half_offset(cache.row_bytes, token + k, d * bytes))
-              : 0;
+      Chunk chunk = {};
+      if (seen) {
+        chunk = load_constant(reinterpret_cast<const Chunk*>(
+            half + half_offset(step.cache.row_bytes, k, c * kChunk)));
+      }
+      E elements[kNumbers];
+      __builtin_memcpy(elements, &chunk, sizeof chunk);
+#pragma unroll
+      for (int r = 0; r < kNumbers / kRun; ++r) {
+        Run run;
+#pragma unroll
+        for (int e = 0; e < kRun; ++e) run.numbers[e] = widen(elements[r * kRun + e]);
+        *run_of_tile(k, c * kNumbers + r * kRun) = run;
+      }
     }
+  }
+
+  BH_INLINE Run* run_of_tile(int key, int dimension) const {
+    return reinterpret_cast<Run*>(tile + key * (layer.head_size + kRun) + dimension);
+  }
+
+  BH_INLINE float product(int row, int key) const {
+    const auto* q = reinterpret_cast<const Run*>(query + row * layer.head_size);
+    const Run* k = run_of_tile(key, 0);
+    Run sum = {};
+#pragma unroll 4
+    for (int i = 0; i < layer.head_size / kRun; ++i) {
+      const Run a = q[i];
+      const Run b = k[i];
+#pragma unroll
+      for (int e = 0; e < kRun; ++e) sum.numbers[e] += a.numbers[e] * b.numbers[e];
+    }
+    return sum.numbers[0] + sum.numbers[1] + (sum.numbers[2] + sum.numbers[3]);
+  }
+
+  /// Adds weighted values of a tile's keys to a run of a row's sums.
+  BH_INLINE void add_values(int row, int dimension, int key) const {
+    auto* to = reinterpret_cast<Run*>(sums + row * layer.head_size + dimension);
+    const float* w = weights + row * kTile;
+    Run sum = *to;
+#pragma unroll
+    for (int e = 0; e < kRun; ++e) sum.numbers[e] *= factor[row];
+    // A weight of zero does not undo a value that is infinite or not a number.
+    const int first = rows[row].first - key;
+    const int end = rows[row].end - key;
+#pragma unroll
+    for (int k = 0; k < kTile; ++k) {
+      if (k < first || k >= end) continue;
+      const Run v = *run_of_tile(k, dimension);
+#pragma unroll
+      for (int e = 0; e < kRun; ++e) sum.numbers[e] += w[k] * v.numbers[e];
+    }
+    *to = sum;
   }
 
   BH_INLINE void weigh(int row) const {
@@ -148,7 +179,6 @@ struct Plain {
   }
 
   BH_INLINE void write(const AttendItem& item, int group, int count) const {
-    constexpr int kRun = 8;
     const int size = layer.head_size;
     for (int i = static_cast<int>(threadIdx.x); i < count * (size / kRun); i += kThreads) {
       const int row = i / (size / kRun);
@@ -178,22 +208,40 @@ struct Plain {
   }
 };
 
-__global__ void __launch_bounds__(kThreads) plain(LayerArgs layer, const StepArgs* arguments) {
+template <class E>
+__global__ void __launch_bounds__(kThreads, 6) plain(LayerArgs layer, const StepArgs* arguments) {
   const StepArgs& step = *arguments;
-  Plain kernel(layer, step, shared_memory());
   int i = static_cast<int>(blockIdx.x);
   if (step.decode_items()[i].num_tokens == 0) return;
   while (i >= 0) {
-    kernel.run(step.decode_items()[i], static_cast<int>(blockIdx.y));
-    i = step.decode_items()[i].next;
+    const AttendItem& item = step.decode_items()[i];
+    const int count = item.num_tokens * layer.group_size;
+    Plain<E>(layer, step, count, shared_memory()).run(item, static_cast<int>(blockIdx.y), count);
+    i = item.next;
     __syncthreads();
   }
 }
 
+template <class E>
+KernelLaunch launch_of(int head_size, int rows) {
+  return {&plain<E>, Plain<E>::bytes(head_size, rows), kThreads, rows};
+}
+
 }  // namespace
 
-KernelLaunch plain_kernel(const LayerArgs& layer) {
-  return {&plain, Plain::bytes(layer.head_size), kThreads, plain_rows(layer.head_size)};
+KernelLaunch plain_kernel(const LayerArgs& layer, int cache_dtype, int rows) {
+  switch (cache_dtype) {
+    case BH_FLOAT8_E4M3FN:
+      return launch_of<Float8E4M3>(layer.head_size, rows);
+    case BH_FLOAT8_E5M2:
+      return launch_of<Float8E5M2>(layer.head_size, rows);
+    case BH_BFLOAT16:
+      return launch_of<BFloat16>(layer.head_size, rows);
+    case BH_FLOAT16:
+      return launch_of<Float16>(layer.head_size, rows);
+    default:
+      return launch_of<Float32>(layer.head_size, rows);
+  }
 }
 
 }  // namespace broadhead::gpu

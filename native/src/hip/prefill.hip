@@ -131,14 +131,12 @@ struct Prefill {
           const int token = at / kGroupBytes * kPanelTokens + rest / width;
           const int byte =
               (panel * kPanel + ((rest % width / kChunk) ^ swizzle(width, token)) * kChunk) * 2;
-          uint32_t words[8];
-#pragma unroll
-          for (int w = 0; w < 4; ++w) widen_four<T>(codes.words[w], words + 2 * w, E{});
+          Chunk wide[2];
+          widen_chunk<T, E>(codes, wide);
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
             const auto offset = half_offset(kRowBytes, token, byte + c * kChunk);
-            *reinterpret_cast<Chunk*>(to + offset) = {
-                {words[4 * c], words[4 * c + 1], words[4 * c + 2], words[4 * c + 3]}};
+            *reinterpret_cast<Chunk*>(to + offset) = wide[c];
           }
         }
       }
@@ -232,49 +230,43 @@ struct Prefill {
 };
 
 template <class T, class E, int kHead>
-__global__ void __launch_bounds__(kWaves* kWave)
+__global__ void __launch_bounds__(Prefill<T, E, kHead>::kThreads)
     prefill(LayerArgs layer, const StepArgs* arguments) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ != 900  // Hopper has its own
   using Kernel = Prefill<T, E, kHead>;
   auto& shared = shared_memory_of<typename Kernel::Shared>();
   const int groups = layer.num_groups;
   Kernel{layer, *arguments, shared}.run(
       arguments->prefill_items[static_cast<int>(blockIdx.x) / groups],
       static_cast<int>(blockIdx.x) % groups);
+#endif
 }
 
 template <class T, class E>
-KernelLaunch launch_of() {
+KernelLaunch launch_of([[maybe_unused]] bool is_hopper) {
+#if defined(__CUDACC__)
+  if (is_hopper) {
+    using Kernel = HopperPrefill<T, E, BH_HEAD_SIZE>;
+    return {&prefill_hopper<T, E, BH_HEAD_SIZE>, sizeof(typename Kernel::Shared), Kernel::kThreads,
+            Kernel::kRows};
+  }
+#endif
   using Kernel = Prefill<T, E, BH_HEAD_SIZE>;
   return {&prefill<T, E, BH_HEAD_SIZE>, kSharedBytes<typename Kernel::Shared>, 0, Kernel::kRows};
 }
 
 template <class T>
-KernelLaunch for_cache(int cache_dtype) {
-  if (cache_dtype == BH_FLOAT8_E4M3FN) return launch_of<T, Float8E4M3>();
-  if (cache_dtype == BH_FLOAT8_E5M2) return launch_of<T, Float8E5M2>();
-  return launch_of<T, T>();
+KernelLaunch for_cache(int cache_dtype, bool is_hopper) {
+  if (cache_dtype == BH_FLOAT8_E4M3FN) return launch_of<T, Float8E4M3>(is_hopper);
+  if (cache_dtype == BH_FLOAT8_E5M2) return launch_of<T, Float8E5M2>(is_hopper);
+  return launch_of<T, T>(is_hopper);
 }
-
-#if defined(__CUDACC__)
-template <class T>
-KernelLaunch hopper_launch_of() {
-  using Kernel = HopperPrefill<T, BH_HEAD_SIZE>;
-  return {&prefill_hopper<T, BH_HEAD_SIZE>, sizeof(typename Kernel::Shared), Kernel::kThreads,
-          Kernel::kRows};
-}
-#endif
 
 }  // namespace
 
-KernelLaunch BH_HEAD_NAME(prefill)(int dtype, int cache_dtype, [[maybe_unused]] bool is_hopper) {
-#if defined(__CUDACC__)
-  if constexpr (has_hopper_prefill(BH_HEAD_SIZE)) {
-    if (is_hopper && cache_dtype == dtype) {
-      return dtype == BH_BFLOAT16 ? hopper_launch_of<BFloat16>() : hopper_launch_of<Float16>();
-    }
-  }
-#endif
-  return dtype == BH_BFLOAT16 ? for_cache<BFloat16>(cache_dtype) : for_cache<Float16>(cache_dtype);
+KernelLaunch BH_HEAD_NAME(prefill)(int dtype, int cache_dtype, bool is_hopper) {
+  return dtype == BH_BFLOAT16 ? for_cache<BFloat16>(cache_dtype, is_hopper)
+                              : for_cache<Float16>(cache_dtype, is_hopper);
 }
 
 }  // namespace broadhead::gpu

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Prefill on Hopper: one warp brings keys and values by bulk copies, the other warps of its
-// warpgroup clear what must not be multiplied, two warpgroups multiply. The next keys' scores are
-// multiplied before these keys' values, and their softmax runs beside the latter. The cache is laid
-// out so that what the copies bring is what wgmma reads.
+// warpgroup clear what must not be multiplied and widen fp8, two warpgroups multiply. The next
+// keys' scores are multiplied before these keys' values, and their softmax runs beside the latter.
+// The cache is laid out so that what the copies bring is what wgmma reads.
 #pragma once
 
 #include "hip/softmax.h"
@@ -10,63 +10,102 @@
 
 namespace broadhead::gpu {
 
-/// Head sizes of whole panels.
-constexpr bool has_hopper_prefill(int head_size) { return head_size % 64 == 0; }
+constexpr int round_up(int size, int unit) { return (size + unit - 1) / unit * unit; }
 
-template <class T, int kHead>
+/// Tensors of T on a cache of E.
+template <class T, class E, int kHead>
 struct HopperPrefill {
+  /// fp8 is copied to a ring of its own first, and widened from there.
+  static constexpr bool kWidens = sizeof(E) < sizeof(T);
   static constexpr int kConsumers = 2;
   static constexpr int kRows = 64 * kConsumers;
   static constexpr int kKeys = kHead <= 128 ? 128 : 64;
-  static constexpr int kPanels = kHead / 64;
   static constexpr int kThreads = (1 + kConsumers) * hopper::kGroupThreads;
-  static constexpr int kRowBytes = kPanels * kPanel;
-  static constexpr int kPanelBytes = kPanelTokens * kPanel;
-  static constexpr int kGroupBytes = kPanelTokens * kRowBytes;  ///< of 8 tokens, or rows
-  static constexpr int kTileBytes = kTile * kRowBytes;
-  static constexpr int kHalfBytes = kKeys * kRowBytes;
-  static constexpr int kQueryBytes = kRows * kRowBytes;
+  static constexpr int kRowBytes = kHead * 2;
+  static constexpr int kPanels = kHead / 64;                 ///< of 128 bytes
+  static constexpr int kLastWidth = kRowBytes % kPanel;      ///< bytes of one more panel, or 0
+  static constexpr int kPanelBytes = kPanelTokens * kPanel;  ///< of 8 tokens, or rows
+  static constexpr int kWidest = kPanels > 0 ? kPanel : kLastWidth;
+  /// From 8 tokens, or rows, to the next 8: panels begin at multiples of their size.
+  static constexpr int kGroupBytes = round_up(kPanelTokens * kRowBytes, kPanelTokens* kWidest);
+  static constexpr int kTileBytes = kTile / kPanelTokens * kGroupBytes;
+  static constexpr int kHalfBytes = kKeys / kTile * kTileBytes;
+  static constexpr int kQueryBytes = kRows / kPanelTokens * kGroupBytes;
   static constexpr int kScores = kKeys / 2;  ///< numbers of a thread
   static constexpr int kResults = kHead / 2;
-  static constexpr int kValueColumns = kHead % 128 == 0 ? 128 : 64;
+  static constexpr int kValueColumns = kPanels % 2 == 0 ? 128 : 64;
   /// Registers of a thread at launch, and after the roles part. What the copying threads give is
   /// all that there is to take: a warpgroup that asks for more waits for ever.
   static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
-  static constexpr int kCopyingRegisters = 40;
-  static constexpr int kConsumerRegisters = 232;
+  static constexpr int kCopyingRegisters = kWidens ? 56 : 40;
+  static constexpr int kConsumerRegisters = kWidens ? 224 : 232;
   static_assert(kCopyingRegisters + kConsumers * kConsumerRegisters <=
                 (1 + kConsumers) * kLaunchRegisters);
 
-  /// A ring of halves: keys 0, keys 1, values 0, keys 2, values 1 and so on, as they are used.
-  static constexpr int kFittingSlots =
-      (hopper::kSharedBytes - kQueryBytes - kRows * int{sizeof(RowMask)} - 512) / kHalfBytes;
-  static constexpr int kSlots = kFittingSlots < 8 ? kFittingSlots : 8;
+  static constexpr int kCodeBytes = kWidens ? kKeys * kHead : kChunk;
+  /// Tokens of a copy, which lie side by side in the cache and in shared memory.
+  static constexpr int kCopyTokens =
+      kWidens || kGroupBytes == kPanelTokens * kRowBytes ? kTile : kPanelTokens;
+  static constexpr int kCopyBytes = kCopyTokens * kHead * int{sizeof(E)};
+  static constexpr int kCopies = kKeys / kCopyTokens;
+  static_assert(kCopies <= kWave);
+
+  /// Rings of halves: keys 0, keys 1, values 0, keys 2, values 1 and so on, as they are used.
+  static constexpr int kRingBytes =
+      hopper::kSharedBytes - kQueryBytes - kRows * int{sizeof(RowMask)} - 512;
+  static constexpr int kMostSlots = kWidens ? 4 : 8;
+  static constexpr int at_most(int count, int most) { return count < most ? count : most; }
+  static constexpr int kSlots = at_most(kRingBytes / kHalfBytes, kMostSlots);
+  static constexpr int kCodeSlots =
+      kWidens ? at_most((kRingBytes - kSlots * kHalfBytes) / kCodeBytes, kMostSlots) : 1;
+  static_assert(kSlots > 3 && kCodeSlots > (kWidens ? 1 : 0));
+
+  template <int kCount, int kBytes>
+  struct Ring {
+    char slots[kCount][kBytes];
+    uint64_t full[kCount], empty[kCount];
+
+    struct Place {
+      int slot = 0;
+      uint32_t parity = 0;
+      /// This place; then it is the next one.
+      BH_INLINE Place take() {
+        const Place taken = *this;
+        if (++slot == kCount) {
+          slot = 0;
+          parity ^= 1;
+        }
+        return taken;
+      }
+    };
+
+    BH_INLINE void begin(int readers) {
+      for (int s = 0; s < kCount; ++s) {
+        hopper::init_barrier(&full[s], 1);
+        hopper::init_barrier(&empty[s], readers);
+      }
+    }
+    BH_INLINE void wait_until_full(const Place& place) {
+      hopper::wait(&full[place.slot], place.parity);
+    }
+    BH_INLINE void wait_until_empty(const Place& place) {
+      hopper::wait(&empty[place.slot], place.parity ^ 1);
+    }
+  };
+  using Halves = Ring<kSlots, kHalfBytes>;
+  using Codes = Ring<kCodeSlots, kCodeBytes>;
+  using Place = typename Halves::Place;
 
   struct Shared {
     char query[kQueryBytes];
-    char slots[kSlots][kHalfBytes];
+    Halves halves;
+    Codes codes;
     RowMask rows[kRows];
-    uint64_t full[kSlots], empty[kSlots];
     uint64_t copied[kSlots];  ///< values that are not full before some of them are cleared
     int32_t last;
     int32_t is_unbounded;  ///< infinities or NaNs were made zero
   };
   static_assert(sizeof(Shared) <= hopper::kSharedBytes);
-
-  /// A half's place in the ring.
-  struct Place {
-    int slot = 0;
-    uint32_t parity = 0;
-    /// This place; then it is the next one.
-    BH_INLINE Place take() {
-      const Place taken = *this;
-      if (++slot == kSlots) {
-        slot = 0;
-        parity ^= 1;
-      }
-      return taken;
-    }
-  };
 
   /// The threads that multiply.
   struct Consumers {
@@ -94,18 +133,22 @@ struct HopperPrefill {
   BH_INLINE void run() {
     if (threadIdx.x == 0) {
       shared.is_unbounded = 0;
-      for (int s = 0; s < kSlots; ++s) {
-        hopper::init_barrier(&shared.full[s], 1);
-        hopper::init_barrier(&shared.empty[s], kConsumers);
-        hopper::init_barrier(&shared.copied[s], 1);
-      }
+      shared.halves.begin(kConsumers);
+      shared.codes.begin(1);
+      for (uint64_t& barrier : shared.copied) hopper::init_barrier(&barrier, 1);
       hopper::fence_barrier_init();
     }
     __syncthreads();
     if (threadIdx.x < hopper::kGroupThreads) {
       hopper::give_registers<kCopyingRegisters>();
       if (threadIdx.x < kWave) {
-        copy();
+        if constexpr (kWidens) {
+          copy(shared.codes);
+        } else {
+          copy(shared.halves);
+        }
+      } else if constexpr (kWidens) {
+        widen_halves();
       } else {
         clear();
       }
@@ -116,6 +159,12 @@ struct HopperPrefill {
   }
 
  private:
+  /// Offset of byte `byte` of a token's head, or of a row, among those in shared memory.
+  BH_INLINE static int offset_of(int row, int byte) {
+    return row / kPanelTokens * kGroupBytes +
+           static_cast<int>(half_offset(kRowBytes, row % kPanelTokens, byte));
+  }
+
   /// Keys that all rows see. Neither the first key nor the last that a token sees is before those
   /// of the token before it.
   struct WholeRange {
@@ -131,53 +180,54 @@ struct HopperPrefill {
 
   // ---- the warp that copies ----
 
-  /// A lane copies at most one of the tiles of 16 tokens: its keys among number n of what is
+  /// A lane makes at most one of the copies of a half: its keys among number n of what is
   /// multiplied at once. Copies are limited by how many they are, not by their bytes.
   BH_INLINE const char* source(int n) const {
-    static_assert(kKeys / kTile <= kWave);
     const CacheView& cache = step.cache;
-    const int tiles_per_block = cache.block_size / kTile;
-    const int tile = (first_key + n * kKeys) / kTile + lane_index();
-    if (lane_index() >= kKeys / kTile || tile * kTile >= item.end_key) return nullptr;
-    const int32_t block = step.blocks[item.blocks + tile / tiles_per_block];
+    const int token = first_key + n * kKeys + lane_index() * kCopyTokens;
+    if (lane_index() >= kCopies || token >= item.end_key) return nullptr;
+    const int32_t block = step.blocks[item.blocks + token / cache.block_size];
     return keys_of(cache, block, group / layer.groups_per_kv_head) +
-           tile % tiles_per_block * kTileBytes;
+           token % cache.block_size / kCopyTokens * kCopyBytes;
   }
 
-  BH_INLINE void copy_half(const Place& place, int n, const char* from, uint64_t* full) const {
+  template <class Ring>
+  BH_INLINE void copy_half(Ring& ring, const typename Ring::Place& place, int n, const char* from,
+                           uint64_t* full) const {
+    constexpr int kStride = sizeof ring.slots[0] / kCopies;
     const int left = item.end_key - first_key - n * kKeys;
-    const int count = (left < kKeys ? left + kTile - 1 : kKeys) / kTile;
-    hopper::wait(&shared.empty[place.slot], place.parity ^ 1);
-    if (lane_index() == 0) hopper::arrive_expecting(full, count * kTileBytes);
+    const int count = (left < kKeys ? left + kCopyTokens - 1 : kKeys) / kCopyTokens;
+    ring.wait_until_empty(place);
+    if (lane_index() == 0) hopper::arrive_expecting(full, count * kCopyBytes);
     __syncwarp();
     if (from) {
-      hopper::copy_bulk(shared.slots[place.slot] + lane_index() * kTileBytes, from, kTileBytes,
-                        full);
+      hopper::copy_bulk(ring.slots[place.slot] + lane_index() * kStride, from, kCopyBytes, full);
     }
   }
 
-  BH_INLINE void copy() const {
+  template <class Ring>
+  BH_INLINE void copy(Ring& ring) const {
     const WholeRange whole = whole_range();
-    Place at;
+    typename Ring::Place at;
     const char* from = source(0);
     const char* next = source(1);
-    if (tiles > 0) copy_half(at.take(), 0, from, shared.full);
+    if (tiles > 0) copy_half(ring, at.take(), 0, from, ring.full);
     for (int n = 0; n < tiles; ++n) {
       const char* after = source(n + 2);  // on its way while this waits for room
       if (n + 1 < tiles) {
-        const Place keys = at.take();
-        copy_half(keys, n + 1, next, &shared.full[keys.slot]);
+        const auto keys = at.take();
+        copy_half(ring, keys, n + 1, next, &ring.full[keys.slot]);
       }
-      const Place values = at.take();
-      const bool ragged = !whole.contains(first_key + n * kKeys, kKeys);
-      copy_half(values, n, from ? from + step.cache.half_bytes : nullptr,
-                ragged ? &shared.copied[values.slot] : &shared.full[values.slot]);
+      const auto values = at.take();
+      const bool cleared = !kWidens && !whole.contains(first_key + n * kKeys, kKeys);
+      copy_half(ring, values, n, from ? from + step.cache.half_bytes : nullptr,
+                cleared ? &shared.copied[values.slot] : &ring.full[values.slot]);
       from = next;
       next = after;
     }
   }
 
-  // ---- the warps that clear what is not to be multiplied ----
+  // ---- the warps that clear what is not to be multiplied, and widen fp8 ----
 
   BH_INLINE void clear() const {
     const WholeRange whole = whole_range();
@@ -192,13 +242,19 @@ struct HopperPrefill {
       if (whole.contains(key, kKeys)) continue;
       hopper::wait(&shared.copied[slot], parities >> slot & 1);
       parities ^= 1u << slot;
-      const bool found = clear_ragged(key, whole, shared.slots[slot], team);
-      hopper::fence_stores();
-      const bool any_found = team.synchronize_any(found);
-      if (team.index() == 0) {
-        if (any_found) shared.is_unbounded = 1;
-        hopper::arrive(&shared.full[slot]);
-      }
+      const bool found = clear_ragged(key, whole, shared.halves.slots[slot], team);
+      tell_full(slot, found, team);
+    }
+  }
+
+  /// Tells the consumers, once the whole team comes here; `found`: this thread made infinities or
+  /// NaNs zero.
+  BH_INLINE void tell_full(int slot, bool found, const Cleaners& team) const {
+    hopper::fence_stores();
+    const bool any_found = team.synchronize_any(found);
+    if (team.index() == 0) {
+      if (any_found) shared.is_unbounded = 1;
+      hopper::arrive(&shared.halves.full[slot]);
     }
   }
 
@@ -211,19 +267,81 @@ struct HopperPrefill {
     for (int i = team.index(); i < kKeys * kRowChunks; i += team.size()) {
       const int key = i / kRowChunks;
       if (whole.contains(tile_key + key, 1)) continue;
-      auto& chunk =
-          *reinterpret_cast<Chunk*>(values + half_offset(kRowBytes, key, i % kRowChunks * kChunk));
+      auto& chunk = *reinterpret_cast<Chunk*>(values + offset_of(key, i % kRowChunks * kChunk));
       Chunk kept = {};
-      if (tile_key + key >= item.first_seen && tile_key + key < item.end_key) {
+      if (is_seen(tile_key + key)) {
         kept = chunk;
-#pragma unroll
-        for (uint32_t& word : kept.words) {
-          const uint32_t bits = unbounded_bits<T>(word);
-          found |= bits != 0;
-          word &= ~bits;
-        }
+        found |= drop_unbounded(kept);
       }
       chunk = kept;
+    }
+    return found;
+  }
+
+  /// Whether any row of the item sees a key.
+  BH_INLINE bool is_seen(int key) const { return key >= item.first_seen && key < item.end_key; }
+
+  /// Makes infinities and NaNs zero; tells whether there were any.
+  BH_INLINE static bool drop_unbounded(Chunk& numbers) {
+    bool found = false;
+#pragma unroll
+    for (uint32_t& word : numbers.words) {
+      const uint32_t bits = unbounded_bits<E>(word);
+      found |= bits != 0;
+      word &= ~bits;
+    }
+    return found;
+  }
+
+  BH_INLINE void widen_halves() const {
+    const WholeRange whole = whole_range();
+    const Cleaners team;
+    typename Codes::Place from;
+    Place to;
+    auto widen_next = [&](int n, bool are_values) {
+      const auto codes = from.take();
+      const Place wide = to.take();
+      const int key = first_key + n * kKeys;
+      const bool ragged = !whole.contains(key, kKeys);
+      shared.codes.wait_until_full(codes);
+      shared.halves.wait_until_empty(wide);
+      const bool found = widen_half(key, whole, ragged, are_values, shared.codes.slots[codes.slot],
+                                    shared.halves.slots[wide.slot], team);
+      tell_full(wide.slot, found, team);
+      if (team.index() == 0) hopper::arrive(&shared.codes.empty[codes.slot]);
+    };
+    if (tiles > 0) widen_next(0, false);
+    for (int n = 0; n < tiles; ++n) {
+      if (n + 1 < tiles) widen_next(n + 1, false);
+      widen_next(n, true);
+    }
+  }
+
+  /// What no row sees becomes zero, and of values that some rows see infinities and NaNs; tells
+  /// whether it found such.
+  BH_INLINE bool widen_half(int tile_key, const WholeRange& whole, bool ragged, bool are_values,
+                            const char* codes, char* wide, const Cleaners& team) const {
+    constexpr int kRowChunks = kHead / kChunk;
+    bool found = false;
+#pragma unroll 2
+    for (int i = team.index(); i < kKeys * kRowChunks; i += team.size()) {
+      const int key = i / kRowChunks;
+      const int byte = i % kRowChunks * kChunk;
+      Chunk chunk = {};
+      if (!ragged || is_seen(tile_key + key)) {
+        chunk = *reinterpret_cast<const Chunk*>(codes + half_offset(kHead, key, byte));
+        if (ragged && are_values && !whole.contains(tile_key + key, 1)) {
+          found |= drop_unbounded(chunk);
+        }
+      }
+      Chunk numbers[2];
+      widen_chunk<T, E>(chunk, numbers);
+      // Threads side by side begin with different halves of a line, which are in different banks.
+      const bool turn = 2 * byte / kPanel % 2 != 0;
+      *reinterpret_cast<Chunk*>(wide + offset_of(key, 2 * byte + turn * kChunk)) =
+          turn ? numbers[1] : numbers[0];
+      *reinterpret_cast<Chunk*>(wide + offset_of(key, 2 * byte + !turn * kChunk)) =
+          turn ? numbers[0] : numbers[1];
     }
     return found;
   }
@@ -273,7 +391,7 @@ struct HopperPrefill {
         const State before = state;
         weigh(first_key + n * kKeys, range, first_row, scores, state);
         // The loop within keeps ptxas from waiting for the results before the weights.
-        wait_until_full(at);
+        shared.halves.wait_until_full(at);
         hopper::wait_for_products<0>();
         release(values);
         rescale(before, state, results);
@@ -285,19 +403,19 @@ struct HopperPrefill {
     write(first_row, state, results);
   }
 
-  BH_INLINE void wait_until_full(const Place& place) const {
-    hopper::wait(&shared.full[place.slot], place.parity);
-  }
-
   /// Tells the copying warp that a warpgroup is done with a half.
   BH_INLINE void release(const Place& place) const {
-    if (threadIdx.x % hopper::kGroupThreads == 0) hopper::arrive(&shared.empty[place.slot]);
+    if (threadIdx.x % hopper::kGroupThreads == 0) hopper::arrive(&shared.halves.empty[place.slot]);
   }
 
   BH_INLINE void load_queries(int consumer, int thread) const {
     constexpr int kRowChunks = kRowBytes / kChunk;
     constexpr int kLoads = 64 * kRowChunks / hopper::kGroupThreads;
-    constexpr int kAhead = kLoads % 8 == 0 ? 8 : 4;
+    constexpr int kAhead = [] {
+      int ahead = 8;
+      while (kLoads % ahead != 0) --ahead;
+      return ahead;
+    }();
     for (int base = 0; base < kLoads; base += kAhead) {
       Chunk loaded[kAhead];
 #pragma unroll
@@ -313,42 +431,62 @@ struct HopperPrefill {
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
         const int i = (base + a) * hopper::kGroupThreads + thread;
-        const auto offset =
-            half_offset(kRowBytes, consumer * 64 + i / kRowChunks, i % kRowChunks * kChunk);
-        *reinterpret_cast<Chunk*>(shared.query + offset) = loaded[a];
+        const int row = consumer * 64 + i / kRowChunks;
+        *reinterpret_cast<Chunk*>(shared.query + offset_of(row, i % kRowChunks * kChunk)) =
+            loaded[a];
       }
     }
   }
 
   BH_INLINE void start_scores(const Place& place, int consumer, float* scores) const {
-    wait_until_full(place);
-    const uint64_t query = hopper::describe_matrix(
-        hopper::shared_address(shared.query) + consumer * 64 * kRowBytes, kGroupBytes);
-    const uint64_t keys =
-        hopper::describe_matrix(hopper::shared_address(shared.slots[place.slot]), kGroupBytes);
+    shared.halves.wait_until_full(place);
+    const uint32_t query =
+        hopper::shared_address(shared.query) + consumer * 64 / kPanelTokens * kGroupBytes;
+    const uint32_t keys = hopper::shared_address(shared.halves.slots[place.slot]);
     hopper::fence_registers();
+    if constexpr (kPanels > 0) {
+      const uint64_t a = hopper::describe_matrix<kPanel>(query, kGroupBytes);
+      const uint64_t b = hopper::describe_matrix<kPanel>(keys, kGroupBytes);
 #pragma unroll
-    for (int i = 0; i < kHead / 16; ++i) {
-      const int at = i / 4 * kPanelBytes + i % 4 * 32;
-      hopper::multiply<T, kKeys>(hopper::advance(query, at), hopper::advance(keys, at), i > 0,
-                                 scores);
+      for (int i = 0; i < kPanels * 4; ++i) {
+        const int at = i / 4 * kPanelBytes + i % 4 * 32;
+        hopper::multiply<T, kKeys>(hopper::advance(a, at), hopper::advance(b, at), i > 0, scores);
+      }
+    }
+    if constexpr (kLastWidth > 0) {
+      constexpr int kLast = kPanels * kPanelBytes;
+      const uint64_t a = hopper::describe_matrix<kLastWidth>(query + kLast, kGroupBytes);
+      const uint64_t b = hopper::describe_matrix<kLastWidth>(keys + kLast, kGroupBytes);
+#pragma unroll
+      for (int at = 0; at < kLastWidth; at += 32) {
+        hopper::multiply<T, kKeys>(hopper::advance(a, at), hopper::advance(b, at),
+                                   kPanels > 0 || at > 0, scores);
+      }
     }
     hopper::commit_products();
   }
 
   BH_INLINE void start_results(const Place& place, const uint32_t* weights, float* results) const {
-    wait_until_full(place);
-    const uint64_t values = hopper::describe_matrix(
-        hopper::shared_address(shared.slots[place.slot]), kGroupBytes, kPanelBytes);
+    shared.halves.wait_until_full(place);
+    const uint32_t values = hopper::shared_address(shared.halves.slots[place.slot]);
     hopper::fence_registers();
 #pragma unroll
     for (int i = 0; i < kKeys / 16; ++i) {
+      if constexpr (kPanels > 0) {
+        const uint64_t b = hopper::describe_matrix<kPanel>(values, kGroupBytes, kPanelBytes);
 #pragma unroll
-      for (int c = 0; c < kHead / kValueColumns; ++c) {
-        hopper::accumulate<T, kValueColumns>(
-            weights + 4 * i,
-            hopper::advance(values, i * kTileBytes + c * (kValueColumns / 64) * kPanelBytes),
-            results + c * kValueColumns / 2);
+        for (int c = 0; c < kPanels * 64 / kValueColumns; ++c) {
+          hopper::accumulate<T, kValueColumns>(
+              weights + 4 * i,
+              hopper::advance(b, i * kTileBytes + c * (kValueColumns / 64) * kPanelBytes),
+              results + c * kValueColumns / 2);
+        }
+      }
+      if constexpr (kLastWidth > 0) {
+        const uint64_t b =
+            hopper::describe_matrix<kLastWidth>(values + kPanels * kPanelBytes, kGroupBytes);
+        hopper::accumulate<T, kLastWidth / 2>(weights + 4 * i, hopper::advance(b, i * kTileBytes),
+                                              results + kPanels * 32);
       }
     }
     hopper::commit_products();
@@ -464,17 +602,17 @@ struct HopperPrefill {
       }
     }
     if (shared.is_unbounded) {
-      write_unbounded<T, T>(layer, step, item, group, shared.rows, Consumers{});
+      write_unbounded<T, E>(layer, step, item, group, shared.rows, Consumers{});
     }
     finish_item<T>(layer, step, item, group, &shared.last, Consumers{});
   }
 };
 
-template <class T, int kHead>
-__global__ void __launch_bounds__(HopperPrefill<T, kHead>::kThreads, 1)
+template <class T, class E, int kHead>
+__global__ void __launch_bounds__(HopperPrefill<T, E, kHead>::kThreads, 1)
     prefill_hopper(LayerArgs layer, const StepArgs* arguments) {
 #if __CUDA_ARCH__ == 900
-  using Kernel = HopperPrefill<T, kHead>;
+  using Kernel = HopperPrefill<T, E, kHead>;
   auto& shared = shared_memory_of<typename Kernel::Shared>();
   const int item = static_cast<int>(blockIdx.x) / layer.num_groups;
   const int group = static_cast<int>(blockIdx.x) % layer.num_groups;

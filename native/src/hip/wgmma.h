@@ -8,9 +8,9 @@
 // registers: words {row g, 2t}, {row g + 8, 2t}, {row g, 2t + 8}, {row g + 8, 2t + 8}, so that two
 // blocks of 8 columns of C, rounded, are the A of the next product.
 //
-// Matrices in shared memory are panels of 128 bytes a row, as hip/cache_layout.h has them: the
-// 128-byte swizzle. Queries and keys are contiguous along the contracted index, values along the
-// other.
+// Matrices in shared memory are panels of 128 bytes a row, the last one of 128, 64 or 32, as
+// hip/cache_layout.h has them: the swizzles of as many bytes. Queries and keys are contiguous along
+// the contracted index, values along the other.
 #pragma once
 
 #include "hip/element.h"
@@ -24,13 +24,15 @@ BH_INLINE uint32_t shared_address(const void* memory) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(memory));
 }
 
-/// Describes a matrix in shared memory. `group_stride`: bytes from 8 rows to the next 8;
-/// `panel_stride`: from a panel of 64 columns to the next, for matrices that are contiguous along
-/// the columns of C.
+/// Describes a matrix of panels of kWidth bytes in shared memory; 8 rows of one begin at a multiple
+/// of their size. `group_stride`: bytes from 8 rows to the next 8; `panel_stride`: from a panel to
+/// the next, for matrices that are contiguous along the columns of C.
+template <int kWidth>
 BH_INLINE uint64_t describe_matrix(uint32_t address, uint32_t group_stride,
                                    uint32_t panel_stride = 16) {
-  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
-  return kSwizzle128 | uint64_t{group_stride >> 4} << 32 | uint64_t{panel_stride >> 4} << 16 |
+  static_assert(kWidth == 128 || kWidth == 64 || kWidth == 32);
+  constexpr uint64_t kSwizzle = kWidth == 128 ? 1 : kWidth == 64 ? 2 : 3;
+  return kSwizzle << 62 | uint64_t{group_stride >> 4} << 32 | uint64_t{panel_stride >> 4} << 16 |
          uint64_t{(address & 0x3ffffu) >> 4};
 }
 
@@ -47,9 +49,12 @@ BH_INLINE void wait_for_products() {
 }
 
 #define BH_C4(c, i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
-#define BH_C16(c, i) BH_C4(c, i), BH_C4(c, i + 4), BH_C4(c, i + 8), BH_C4(c, i + 12)
+#define BH_C8(c, i) BH_C4(c, i), BH_C4(c, i + 4)
+#define BH_C16(c, i) BH_C8(c, i), BH_C8(c, i + 8)
 #define BH_C32(c, i) BH_C16(c, i), BH_C16(c, i + 16)
 #define BH_C64(c, i) BH_C32(c, i), BH_C32(c, i + 32)
+#define BH_LIST8 "{%0,%1,%2,%3,%4,%5,%6,%7}"
+#define BH_LIST16 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}"
 #define BH_LIST32                                                                           \
   "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23," \
   "%24,%25,%26,%27,%28,%29,%30,%31}"
@@ -65,14 +70,15 @@ BH_INLINE void multiply(uint64_t a, uint64_t b, bool add, float* c);
 template <class T, int kColumns>
 BH_INLINE void accumulate(const uint32_t* a, uint64_t b, float* c);
 
-#define BH_PRODUCTS(T, type, n, list, numbers, p0, p1, p2, p3, p4)                                 \
-  template <>                                                                                      \
-  BH_INLINE void multiply<T, n>(uint64_t a, uint64_t b, bool add, float* c) {                      \
-    asm volatile("{.reg .pred p; setp.ne.b32 p, " p2 ", 0; wgmma.mma_async.sync.aligned.m64n" #n   \
-                 "k16.f32." type "." type " " list ", " p0 ", " p1 ", p, 1, 1, 0, 0;}"             \
-                 : numbers(c, 0)                                                                   \
-                 : "l"(a), "l"(b), "r"(static_cast<int>(add)));                                    \
-  }                                                                                                \
+#define BH_MULTIPLY(T, type, n, list, numbers, p0, p1, p2)                                       \
+  template <>                                                                                    \
+  BH_INLINE void multiply<T, n>(uint64_t a, uint64_t b, bool add, float* c) {                    \
+    asm volatile("{.reg .pred p; setp.ne.b32 p, " p2 ", 0; wgmma.mma_async.sync.aligned.m64n" #n \
+                 "k16.f32." type "." type " " list ", " p0 ", " p1 ", p, 1, 1, 0, 0;}"           \
+                 : numbers(c, 0)                                                                 \
+                 : "l"(a), "l"(b), "r"(static_cast<int>(add)));                                  \
+  }
+#define BH_ACCUMULATE(T, type, n, list, numbers, p0, p1, p2, p3, p4)                               \
   template <>                                                                                      \
   BH_INLINE void accumulate<T, n>(const uint32_t* a, uint64_t b, float* c) {                       \
     asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " " list ", {" p0 \
@@ -80,11 +86,18 @@ BH_INLINE void accumulate(const uint32_t* a, uint64_t b, float* c);
                  : numbers(c, 0)                                                                   \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                            \
   }
-BH_PRODUCTS(Float16, "f16", 64, BH_LIST32, BH_C32, "%32", "%33", "%34", "%35", "%36")
-BH_PRODUCTS(Float16, "f16", 128, BH_LIST64, BH_C64, "%64", "%65", "%66", "%67", "%68")
-BH_PRODUCTS(BFloat16, "bf16", 64, BH_LIST32, BH_C32, "%32", "%33", "%34", "%35", "%36")
-BH_PRODUCTS(BFloat16, "bf16", 128, BH_LIST64, BH_C64, "%64", "%65", "%66", "%67", "%68")
+#define BH_PRODUCTS(T, type)                                                       \
+  BH_MULTIPLY(T, type, 64, BH_LIST32, BH_C32, "%32", "%33", "%34")                 \
+  BH_MULTIPLY(T, type, 128, BH_LIST64, BH_C64, "%64", "%65", "%66")                \
+  BH_ACCUMULATE(T, type, 16, BH_LIST8, BH_C8, "%8", "%9", "%10", "%11", "%12")     \
+  BH_ACCUMULATE(T, type, 32, BH_LIST16, BH_C16, "%16", "%17", "%18", "%19", "%20") \
+  BH_ACCUMULATE(T, type, 64, BH_LIST32, BH_C32, "%32", "%33", "%34", "%35", "%36") \
+  BH_ACCUMULATE(T, type, 128, BH_LIST64, BH_C64, "%64", "%65", "%66", "%67", "%68")
+BH_PRODUCTS(Float16, "f16")
+BH_PRODUCTS(BFloat16, "bf16")
 #undef BH_PRODUCTS
+#undef BH_ACCUMULATE
+#undef BH_MULTIPLY
 
 // ---- barriers in shared memory, and copies that arrive at them ----
 
