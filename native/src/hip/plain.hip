@@ -69,25 +69,26 @@ struct Plain {
     }
     const int tiles_per_block = step.cache.block_size / kTile;
     const int32_t* blocks = step.blocks + item.blocks;
-    for (int key = item.first_key; key < item.end_key; key += kTile) {
+    auto keys_from = [&](int key) {
       const int t = key / kTile;
-      const char* keys =
-          keys_of(step.cache, blocks[t / tiles_per_block], group / layer.groups_per_kv_head) +
-          t % tiles_per_block * kTile * step.cache.row_bytes;
+      return keys_of(step.cache, blocks[t / tiles_per_block], group / layer.groups_per_kv_head) +
+             t % tiles_per_block * kTile * step.cache.row_bytes;
+    };
+    Half half;
+    const char* keys = keys_from(item.first_key);
+    load(item, keys, item.first_key, half);
+    for (int key = item.first_key; key < item.end_key; key += kTile) {
       __syncthreads();
-      load_tile(item, keys, key);
+      keep(half);
+      load(item, keys + step.cache.half_bytes, key, half);
       __syncthreads();
-      for (int i = self; i < count * kTile; i += kThreads) {
-        const QueryRow& row = rows[i / kTile];
-        const int position = key + i % kTile;
-        const bool seen = position >= row.first && position < row.end;
-        weights[i] = seen ? transform_score(layer, row.slope, product(i / kTile, i % kTile),
-                                            position - row.position)
-                          : -infinity();
+      weigh(count, key);
+      __syncthreads();
+      keep(half);
+      if (key + kTile < item.end_key) {
+        keys = keys_from(key + kTile);
+        load(item, keys, key + kTile, half);
       }
-      __syncthreads();
-      load_tile(item, keys + step.cache.half_bytes, key);
-      if (self < count) weigh(self);
       __syncthreads();
       for (int i = self * kRun; i < count * size; i += kThreads * kRun) {
         add_values(i / size, i % size, key);
@@ -98,28 +99,44 @@ struct Plain {
   }
 
  private:
-  /// Keys or values of a tile; what no token of the item sees becomes zero.
-  BH_INLINE void load_tile(const AttendItem& item, const char* half, int key) const {
-    constexpr int kNumbers = kChunk / int{sizeof(E)};
-    const int size = layer.head_size;
-    const int chunks = size / kNumbers;
-    for (int i = static_cast<int>(threadIdx.x); i < kTile * chunks; i += kThreads) {
-      const int k = i / chunks;
-      const int c = i % chunks;
-      const bool seen = key + k >= item.first_seen && key + k < item.end_key;
-      Chunk chunk = {};
+  /// A thread's part of a tile's keys or values.
+  static constexpr int kNumbers = kChunk / int{sizeof(E)};  ///< of a chunk
+  static constexpr int kMostChunks = kTile * 256 / kNumbers / kThreads;
+  struct Half {
+    Chunk chunks[kMostChunks];
+  };
+
+  /// Loads keys or values of a tile; what no token of the item sees becomes zero.
+  BH_INLINE void load(const AttendItem& item, const char* from, int key, Half& half) const {
+    const int row_chunks = layer.head_size / kNumbers;
+#pragma unroll
+    for (int c = 0; c < kMostChunks; ++c) {
+      const int i = c * kThreads + static_cast<int>(threadIdx.x);
+      const int k = i / row_chunks;
+      const bool seen = k < kTile && key + k >= item.first_seen && key + k < item.end_key;
+      half.chunks[c] = {};
       if (seen) {
-        chunk = load_constant(reinterpret_cast<const Chunk*>(
-            half + half_offset(step.cache.row_bytes, k, c * kChunk)));
+        half.chunks[c] = load_constant(reinterpret_cast<const Chunk*>(
+            from + half_offset(step.cache.row_bytes, k, i % row_chunks * kChunk)));
       }
+    }
+  }
+
+  /// Puts it where all threads read it.
+  BH_INLINE void keep(const Half& half) const {
+    const int row_chunks = layer.head_size / kNumbers;
+#pragma unroll
+    for (int c = 0; c < kMostChunks; ++c) {
+      const int i = c * kThreads + static_cast<int>(threadIdx.x);
+      if (i >= kTile * row_chunks) break;
       E elements[kNumbers];
-      __builtin_memcpy(elements, &chunk, sizeof chunk);
+      __builtin_memcpy(elements, &half.chunks[c], kChunk);
 #pragma unroll
       for (int r = 0; r < kNumbers / kRun; ++r) {
         Run run;
 #pragma unroll
         for (int e = 0; e < kRun; ++e) run.numbers[e] = widen(elements[r * kRun + e]);
-        *run_of_tile(k, c * kNumbers + r * kRun) = run;
+        *run_of_tile(i / row_chunks, i % row_chunks * kNumbers + r * kRun) = run;
       }
     }
   }
@@ -162,20 +179,37 @@ struct Plain {
     *to = sum;
   }
 
-  BH_INLINE void weigh(int row) const {
-    float* w = weights + row * kTile;
-    float highest = -infinity();
-    for (int k = 0; k < kTile; ++k) highest = fmaxf(highest, w[k]);
-    highest = fmaxf(maximum[row], highest * kLog2E);
-    const float subtract = highest == -infinity() ? 0.0f : highest;
-    factor[row] = highest == maximum[row] ? 1.0f : exp2f(maximum[row] - highest);
-    float sum = denominator[row] * factor[row];
-    for (int k = 0; k < kTile; ++k) {
-      w[k] = exp2f(fmaf(w[k], kLog2E, -subtract));
-      sum += w[k];
+  /// Weights of a tile's keys; 16 lanes have a row's. Sums so far are to be multiplied by `factor`.
+  BH_INLINE void weigh(int count, int key) const {
+    for (int base = 0; base < count * kTile; base += kThreads) {
+      const int i = base + static_cast<int>(threadIdx.x);
+      const bool is_used = i < count * kTile;
+      const int r = is_used ? i / kTile : 0;
+      const QueryRow& row = rows[r];
+      const int position = key + i % kTile;
+      float score = -infinity();
+      if (is_used && position >= row.first && position < row.end) {
+        score = transform_score(layer, row.slope, product(r, i % kTile), position - row.position);
+      }
+      const float before = maximum[r];
+      const float after =
+          fmaxf(before, over_tile(score, [](float a, float b) { return fmaxf(a, b); }) * kLog2E);
+      const float weight = exp2f(fmaf(score, kLog2E, after == -infinity() ? 0.0f : -after));
+      const float sum = over_tile(weight, [](float a, float b) { return a + b; });
+      if (!is_used) continue;
+      weights[i] = weight;
+      if (i % kTile > 0) continue;
+      factor[r] = before == after ? 1.0f : exp2f(before - after);
+      denominator[r] = denominator[r] * factor[r] + sum;
+      maximum[r] = after;
     }
-    maximum[row] = highest;
-    denominator[row] = sum;
+  }
+
+  template <class Op>
+  BH_INLINE static float over_tile(float x, Op&& op) {
+#pragma unroll
+    for (int mask = 1; mask < kTile; mask *= 2) x = op(x, shuffle_xor(x, mask));
+    return x;
   }
 
   BH_INLINE void write(const AttendItem& item, int group, int count) const {
@@ -209,7 +243,7 @@ struct Plain {
 };
 
 template <class E>
-__global__ void __launch_bounds__(kThreads, 6) plain(LayerArgs layer, const StepArgs* arguments) {
+__global__ void __launch_bounds__(kThreads, 4) plain(LayerArgs layer, const StepArgs* arguments) {
   const StepArgs& step = *arguments;
   int i = static_cast<int>(blockIdx.x);
   if (step.decode_items()[i].num_tokens == 0) return;

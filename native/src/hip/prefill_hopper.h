@@ -42,6 +42,7 @@ struct HopperPrefill {
   static_assert(kCopyingRegisters + kConsumers * kConsumerRegisters <=
                 (1 + kConsumers) * kLaunchRegisters);
 
+  static constexpr int kWidensAtOnce = kHead < 256 ? 4 : 2;
   static constexpr int kCodeBytes = kWidens ? kKeys * kHead : kChunk;
   /// Tokens of a copy, which lie side by side in the cache and in shared memory.
   static constexpr int kCopyTokens =
@@ -298,50 +299,48 @@ struct HopperPrefill {
     const Cleaners team;
     typename Codes::Place from;
     Place to;
-    auto widen_next = [&](int n, bool are_values) {
+    for (int m = 0; m < 2 * tiles; ++m) {
+      const bool are_values = m == 2 * tiles - 1 || (m > 0 && m % 2 == 0);
+      const int n = are_values ? (m - 1) / 2 : (m + 1) / 2;
       const auto codes = from.take();
       const Place wide = to.take();
-      const int key = first_key + n * kKeys;
-      const bool ragged = !whole.contains(key, kKeys);
       shared.codes.wait_until_full(codes);
       shared.halves.wait_until_empty(wide);
-      const bool found = widen_half(key, whole, ragged, are_values, shared.codes.slots[codes.slot],
-                                    shared.halves.slots[wide.slot], team);
+      const bool found =
+          widen_half(first_key + n * kKeys, whole, are_values, shared.codes.slots[codes.slot],
+                     shared.halves.slots[wide.slot], team);
       tell_full(wide.slot, found, team);
       if (team.index() == 0) hopper::arrive(&shared.codes.empty[codes.slot]);
-    };
-    if (tiles > 0) widen_next(0, false);
-    for (int n = 0; n < tiles; ++n) {
-      if (n + 1 < tiles) widen_next(n + 1, false);
-      widen_next(n, true);
     }
   }
 
   /// What no row sees becomes zero, and of values that some rows see infinities and NaNs; tells
-  /// whether it found such.
-  BH_INLINE bool widen_half(int tile_key, const WholeRange& whole, bool ragged, bool are_values,
+  /// whether it found such. A thread keeps its place in the rows.
+  BH_INLINE bool widen_half(int tile_key, const WholeRange& whole, bool are_values,
                             const char* codes, char* wide, const Cleaners& team) const {
     constexpr int kRowChunks = kHead / kChunk;
+    const int step_keys = team.size() / kRowChunks;
+    if (team.index() >= step_keys * kRowChunks) return false;
+    const int byte = team.index() % kRowChunks * kChunk;
+    // Threads side by side begin with different halves of a line, which are in different banks.
+    const int turn = 2 * byte / kPanel % 2 * kChunk;
+    const bool ragged = !whole.contains(tile_key, kKeys);
     bool found = false;
-#pragma unroll 2
-    for (int i = team.index(); i < kKeys * kRowChunks; i += team.size()) {
-      const int key = i / kRowChunks;
-      const int byte = i % kRowChunks * kChunk;
-      Chunk chunk = {};
-      if (!ragged || is_seen(tile_key + key)) {
-        chunk = *reinterpret_cast<const Chunk*>(codes + half_offset(kHead, key, byte));
-        if (ragged && are_values && !whole.contains(tile_key + key, 1)) {
+#pragma unroll kWidensAtOnce
+    for (int key = team.index() / kRowChunks; key < kKeys; key += step_keys) {
+      Chunk chunk = *reinterpret_cast<const Chunk*>(codes + half_offset(kHead, key, byte));
+      if (ragged) {
+        if (!is_seen(tile_key + key)) {
+          chunk = {};
+        } else if (are_values && !whole.contains(tile_key + key, 1)) {
           found |= drop_unbounded(chunk);
         }
       }
       Chunk numbers[2];
       widen_chunk<T, E>(chunk, numbers);
-      // Threads side by side begin with different halves of a line, which are in different banks.
-      const bool turn = 2 * byte / kPanel % 2 != 0;
-      *reinterpret_cast<Chunk*>(wide + offset_of(key, 2 * byte + turn * kChunk)) =
-          turn ? numbers[1] : numbers[0];
-      *reinterpret_cast<Chunk*>(wide + offset_of(key, 2 * byte + !turn * kChunk)) =
-          turn ? numbers[0] : numbers[1];
+      const int at = offset_of(key, 2 * byte) ^ turn;  // the other half is the other chunk of two
+      *reinterpret_cast<Chunk*>(wide + at) = turn > 0 ? numbers[1] : numbers[0];
+      *reinterpret_cast<Chunk*>(wide + (at ^ kChunk)) = turn > 0 ? numbers[0] : numbers[1];
     }
     return found;
   }
