@@ -67,27 +67,31 @@ struct Plain {
       maximum[self] = -infinity();
       denominator[self] = 0;
     }
-    const int tiles_per_block = step.cache.block_size / kTile;
-    const int32_t* blocks = step.blocks + item.blocks;
-    auto keys_from = [&](int key) {
-      const int t = key / kTile;
-      return keys_of(step.cache, blocks[t / tiles_per_block], group / layer.groups_per_kv_head) +
-             t % tiles_per_block * kTile * step.cache.row_bytes;
+    const int block_size = step.cache.block_size;
+    auto block_of = [&](int key) {
+      return key < item.end_key ? step.blocks[item.blocks + key / block_size] : 0;
     };
+    auto keys_from = [&](int32_t block, int key) {
+      return keys_of(step.cache, block, group / layer.groups_per_kv_head) +
+             key % block_size * step.cache.row_bytes;
+    };
+    const Places places(*this);
     Half half;
-    const char* keys = keys_from(item.first_key);
-    load(item, keys, item.first_key, half);
+    const char* keys = keys_from(block_of(item.first_key), item.first_key);
+    int32_t next = block_of(item.first_key + kTile);  // asked for long before it is used
+    load(item, keys, item.first_key, places, half);
     for (int key = item.first_key; key < item.end_key; key += kTile) {
       __syncthreads();
-      keep(half);
-      load(item, keys + step.cache.half_bytes, key, half);
+      keep(half, places);
+      load(item, keys + step.cache.half_bytes, key, places, half);
       __syncthreads();
       weigh(count, key);
       __syncthreads();
-      keep(half);
+      keep(half, places);
       if (key + kTile < item.end_key) {
-        keys = keys_from(key + kTile);
-        load(item, keys, key + kTile, half);
+        keys = keys_from(next, key + kTile);
+        next = block_of(key + 2 * kTile);
+        load(item, keys, key + kTile, places, half);
       }
       __syncthreads();
       for (int i = self * kRun; i < count * size; i += kThreads * kRun) {
@@ -99,36 +103,55 @@ struct Plain {
   }
 
  private:
-  /// A thread's part of a tile's keys or values.
   static constexpr int kNumbers = kChunk / int{sizeof(E)};  ///< of a chunk
   static constexpr int kMostChunks = kTile * 256 / kNumbers / kThreads;
+
+  /// A thread's part of a tile's keys or values.
   struct Half {
     Chunk chunks[kMostChunks];
   };
 
+  /// Where its chunks are, the same in all tiles.
+  struct Places {
+    int from[kMostChunks];  ///< offset in the cache, -1: there is no such chunk
+    int to[kMostChunks];    ///< index in `tile`
+
+    BH_INLINE explicit Places(const Plain& plain) {
+      const int row_chunks = plain.layer.head_size / kNumbers;
+#pragma unroll
+      for (int c = 0; c < kMostChunks; ++c) {
+        const int i = c * kThreads + static_cast<int>(threadIdx.x);
+        const int key = i / row_chunks;
+        from[c] = key < kTile ? static_cast<int>(half_offset(plain.step.cache.row_bytes, key,
+                                                             i % row_chunks * kChunk))
+                              : -1;
+        to[c] = key * (plain.layer.head_size + kRun) + i % row_chunks * kNumbers;
+      }
+    }
+  };
+
   /// Loads keys or values of a tile; what no token of the item sees becomes zero.
-  BH_INLINE void load(const AttendItem& item, const char* from, int key, Half& half) const {
-    const int row_chunks = layer.head_size / kNumbers;
+  BH_INLINE void load(const AttendItem& item, const char* from, int key, const Places& places,
+                      Half& half) const {
+    const bool whole = key >= item.first_seen && key + kTile <= item.end_key;
 #pragma unroll
     for (int c = 0; c < kMostChunks; ++c) {
-      const int i = c * kThreads + static_cast<int>(threadIdx.x);
-      const int k = i / row_chunks;
-      const bool seen = k < kTile && key + k >= item.first_seen && key + k < item.end_key;
       half.chunks[c] = {};
-      if (seen) {
-        half.chunks[c] = load_constant(reinterpret_cast<const Chunk*>(
-            from + half_offset(step.cache.row_bytes, k, i % row_chunks * kChunk)));
+      const auto is_seen = [&] {
+        const int k = key + places.to[c] / (layer.head_size + kRun);
+        return k >= item.first_seen && k < item.end_key;
+      };
+      if (places.from[c] >= 0 && (whole || is_seen())) {
+        half.chunks[c] = load_constant(reinterpret_cast<const Chunk*>(from + places.from[c]));
       }
     }
   }
 
   /// Puts it where all threads read it.
-  BH_INLINE void keep(const Half& half) const {
-    const int row_chunks = layer.head_size / kNumbers;
+  BH_INLINE void keep(const Half& half, const Places& places) const {
 #pragma unroll
     for (int c = 0; c < kMostChunks; ++c) {
-      const int i = c * kThreads + static_cast<int>(threadIdx.x);
-      if (i >= kTile * row_chunks) break;
+      if (places.from[c] < 0) break;
       E elements[kNumbers];
       __builtin_memcpy(elements, &half.chunks[c], kChunk);
 #pragma unroll
@@ -136,7 +159,7 @@ struct Plain {
         Run run;
 #pragma unroll
         for (int e = 0; e < kRun; ++e) run.numbers[e] = widen(elements[r * kRun + e]);
-        *run_of_tile(i / row_chunks, i % row_chunks * kNumbers + r * kRun) = run;
+        *reinterpret_cast<Run*>(tile + places.to[c] + r * kRun) = run;
       }
     }
   }
@@ -162,19 +185,23 @@ struct Plain {
   /// Adds weighted values of a tile's keys to a run of a row's sums.
   BH_INLINE void add_values(int row, int dimension, int key) const {
     auto* to = reinterpret_cast<Run*>(sums + row * layer.head_size + dimension);
-    const float* w = weights + row * kTile;
     Run sum = *to;
 #pragma unroll
     for (int e = 0; e < kRun; ++e) sum.numbers[e] *= factor[row];
-    // A weight of zero does not undo a value that is infinite or not a number.
-    const int first = rows[row].first - key;
-    const int end = rows[row].end - key;
-#pragma unroll
-    for (int k = 0; k < kTile; ++k) {
-      if (k < first || k >= end) continue;
+    auto add = [&](int k) {
+      const float weight = weights[row * kTile + k];
       const Run v = *run_of_tile(k, dimension);
 #pragma unroll
-      for (int e = 0; e < kRun; ++e) sum.numbers[e] += w[k] * v.numbers[e];
+      for (int e = 0; e < kRun; ++e) sum.numbers[e] += weight * v.numbers[e];
+    };
+    const int first = rows[row].first - key;
+    const int end = rows[row].end - key;
+    if (first <= 0 && end >= kTile) {
+#pragma unroll
+      for (int k = 0; k < kTile; ++k) add(k);
+    } else {
+      // A weight of zero does not undo a value that is infinite or not a number.
+      for (int k = first > 0 ? first : 0; k < kTile && k < end; ++k) add(k);
     }
     *to = sum;
   }

@@ -17,10 +17,13 @@ template <class T, class E, int kHead>
 struct HopperPrefill {
   /// fp8 is copied to a ring of its own first, and widened from there.
   static constexpr bool kWidens = sizeof(E) < sizeof(T);
+  /// Warpgroups that bring keys and values, and those that multiply.
+  static constexpr int kProducers = kWidens && kHead <= 128 ? 2 : 1;
   static constexpr int kConsumers = 2;
   static constexpr int kRows = 64 * kConsumers;
-  static constexpr int kKeys = kHead <= 128 ? 128 : 64;
-  static constexpr int kThreads = (1 + kConsumers) * hopper::kGroupThreads;
+  static constexpr int kKeys = kHead <= (kWidens ? 96 : 128) ? 128 : 64;
+  static constexpr int kProducerThreads = kProducers * hopper::kGroupThreads;
+  static constexpr int kThreads = kProducerThreads + kConsumers * hopper::kGroupThreads;
   static constexpr int kRowBytes = kHead * 2;
   static constexpr int kPanels = kHead / 64;                 ///< of 128 bytes
   static constexpr int kLastWidth = kRowBytes % kPanel;      ///< bytes of one more panel, or 0
@@ -37,12 +40,12 @@ struct HopperPrefill {
   /// Registers of a thread at launch, and after the roles part. What the copying threads give is
   /// all that there is to take: a warpgroup that asks for more waits for ever.
   static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
-  static constexpr int kCopyingRegisters = kWidens ? 56 : 40;
-  static constexpr int kConsumerRegisters = kWidens ? 224 : 232;
-  static_assert(kCopyingRegisters + kConsumers * kConsumerRegisters <=
-                (1 + kConsumers) * kLaunchRegisters);
+  static constexpr int kProducerRegisters = kWidens ? 56 : 40;
+  static constexpr int kConsumerRegisters = kProducers == 2 ? 200 : kWidens ? 224 : 232;
+  static_assert(kProducers * kProducerRegisters + kConsumers * kConsumerRegisters <=
+                (kProducers + kConsumers) * kLaunchRegisters);
 
-  static constexpr int kWidensAtOnce = kHead < 256 ? 4 : 2;
+  static constexpr int kWidensAtOnce = kProducers == 2 ? 4 : 2;
   static constexpr int kCodeBytes = kWidens ? kKeys * kHead : kChunk;
   /// Tokens of a copy, which lie side by side in the cache and in shared memory.
   static constexpr int kCopyTokens =
@@ -110,14 +113,14 @@ struct HopperPrefill {
 
   /// The threads that multiply.
   struct Consumers {
-    __device__ int index() const { return static_cast<int>(threadIdx.x) - hopper::kGroupThreads; }
+    __device__ int index() const { return static_cast<int>(threadIdx.x) - kProducerThreads; }
     __device__ int size() const { return kConsumers * hopper::kGroupThreads; }
     __device__ void synchronize() const { hopper::synchronize(1, size()); }
   };
   /// The threads beside the copying warp.
   struct Cleaners {
     __device__ int index() const { return static_cast<int>(threadIdx.x) - kWave; }
-    __device__ int size() const { return hopper::kGroupThreads - kWave; }
+    __device__ int size() const { return kProducerThreads - kWave; }
     __device__ bool synchronize_any(bool found) const {
       return hopper::synchronize_any(2, size(), found);
     }
@@ -140,8 +143,8 @@ struct HopperPrefill {
       hopper::fence_barrier_init();
     }
     __syncthreads();
-    if (threadIdx.x < hopper::kGroupThreads) {
-      hopper::give_registers<kCopyingRegisters>();
+    if (threadIdx.x < kProducerThreads) {
+      hopper::give_registers<kProducerRegisters>();
       if (threadIdx.x < kWave) {
         if constexpr (kWidens) {
           copy(shared.codes);
@@ -354,7 +357,8 @@ struct HopperPrefill {
 
   BH_INLINE void consume() {
     // The same for all lanes, as the compiler cannot know.
-    const int consumer = shuffle(static_cast<int>(threadIdx.x) / hopper::kGroupThreads, 0) - 1;
+    const int consumer =
+        shuffle(static_cast<int>(threadIdx.x) / hopper::kGroupThreads, 0) - kProducers;
     const int thread = static_cast<int>(threadIdx.x) % hopper::kGroupThreads;
     load_queries(consumer, thread);
     describe_rows(layer, step, item, group, kRows, shared.rows, Consumers{});
