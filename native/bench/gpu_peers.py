@@ -24,8 +24,10 @@ def time_peer(row, backend):
     """Median microseconds of one call, or None where torch refuses."""
     batch, queries, context = int(row["batch"]), int(row["queries"]), int(row["context"])
     heads, kv_heads = map(int, row["heads"].split("/"))
-    size, dtype = int(row["head_size"]), DTYPES[row["dtype"]]
+    size, dtype = int(row["head_size"]), DTYPES.get(row["dtype"])
     if row["kind"] not in ("decode", "prefill") or row["cache"] != row["dtype"] or (1 < queries != context):
+        return None
+    if not dtype:  # neither takes float32
         return None
     q = torch.randn(batch, heads, queries, size, device="cuda", dtype=dtype)
     k = torch.randn(batch, kv_heads, context, size, device="cuda", dtype=dtype)

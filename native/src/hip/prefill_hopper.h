@@ -21,7 +21,7 @@ struct HopperPrefill {
   static constexpr int kProducers = kWidens && kHead <= 128 ? 2 : 1;
   static constexpr int kConsumers = 2;
   static constexpr int kRows = 64 * kConsumers;
-  static constexpr int kKeys = kHead <= (kWidens ? 96 : 128) ? 128 : 64;
+  static constexpr int kKeys = kHead <= (kWidens ? 64 : 128) ? 128 : 64;
   static constexpr int kProducerThreads = kProducers * hopper::kGroupThreads;
   static constexpr int kThreads = kProducerThreads + kConsumers * hopper::kGroupThreads;
   static constexpr int kRowBytes = kHead * 2;
@@ -57,12 +57,15 @@ struct HopperPrefill {
   /// Rings of halves: keys 0, keys 1, values 0, keys 2, values 1 and so on, as they are used.
   static constexpr int kRingBytes =
       hopper::kSharedBytes - kQueryBytes - kRows * int{sizeof(RowMask)} - 512;
-  static constexpr int kMostSlots = kWidens ? 4 : 8;
-  static constexpr int at_most(int count, int most) { return count < most ? count : most; }
-  static constexpr int kSlots = at_most(kRingBytes / kHalfBytes, kMostSlots);
+  static constexpr int kMostSlots = 8;
+  static constexpr int kLeastSlots = 4;
+  static constexpr int within(int least, int count, int most) {
+    return count < least ? least : count < most ? count : most;
+  }
+  static constexpr int kSlots =
+      within(kLeastSlots, kRingBytes / (kHalfBytes + (kWidens ? kCodeBytes : 0)), kMostSlots);
   static constexpr int kCodeSlots =
-      kWidens ? at_most((kRingBytes - kSlots * kHalfBytes) / kCodeBytes, kMostSlots) : 1;
-  static_assert(kSlots > 3 && kCodeSlots > (kWidens ? 1 : 0));
+      kWidens ? within(1, (kRingBytes - kSlots * kHalfBytes) / kCodeBytes, kSlots) : 1;
 
   template <int kCount, int kBytes>
   struct Ring {
