@@ -21,7 +21,7 @@ struct HopperPrefill {
   static constexpr int kProducers = kWidens && kHead <= 128 ? 2 : 1;
   static constexpr int kConsumers = 2;
   static constexpr int kRows = 64 * kConsumers;
-  static constexpr int kKeys = kHead <= (kWidens ? 64 : 128) ? 128 : 64;
+  static constexpr int kKeys = kHead <= (kWidens ? 96 : 128) ? 128 : 64;
   static constexpr int kProducerThreads = kProducers * hopper::kGroupThreads;
   static constexpr int kThreads = kProducerThreads + kConsumers * hopper::kGroupThreads;
   static constexpr int kRowBytes = kHead * 2;
@@ -45,7 +45,7 @@ struct HopperPrefill {
   static_assert(kProducers * kProducerRegisters + kConsumers * kConsumerRegisters <=
                 (kProducers + kConsumers) * kLaunchRegisters);
 
-  static constexpr int kWidensAtOnce = kProducers == 2 ? 4 : 2;
+  static constexpr int kWidensAtOnce = kProducers == 2 ? 4 : kHead < 224 ? 2 : 1;
   static constexpr int kCodeBytes = kWidens ? kKeys * kHead : kChunk;
   /// Tokens of a copy, which lie side by side in the cache and in shared memory.
   static constexpr int kCopyTokens =
@@ -123,7 +123,7 @@ struct HopperPrefill {
   /// The threads beside the copying warp.
   struct Cleaners {
     __device__ int index() const { return static_cast<int>(threadIdx.x) - kWave; }
-    __device__ int size() const { return kProducerThreads - kWave; }
+    __device__ static constexpr int size() { return kProducerThreads - kWave; }
     __device__ bool synchronize_any(bool found) const {
       return hopper::synchronize_any(2, size(), found);
     }
@@ -321,32 +321,43 @@ struct HopperPrefill {
   }
 
   /// What no row sees becomes zero, and of values that some rows see infinities and NaNs; tells
-  /// whether it found such. A thread keeps its place in the rows.
+  /// whether it found such. A thread keeps its place within 8 tokens.
   BH_INLINE bool widen_half(int tile_key, const WholeRange& whole, bool are_values,
                             const char* codes, char* wide, const Cleaners& team) const {
     constexpr int kRowChunks = kHead / kChunk;
-    const int step_keys = team.size() / kRowChunks;
-    if (team.index() >= step_keys * kRowChunks) return false;
+    constexpr int kTokens =
+        team.size() < kPanelTokens * kRowChunks ? kPanelTokens / 2 : kPanelTokens;
+    constexpr int kGroups = team.size() / (kTokens * kRowChunks);  // of 8 tokens, at once
+    const int first_group = team.index() / (kTokens * kRowChunks);
+    if (first_group >= kGroups) return false;
     const int byte = team.index() % kRowChunks * kChunk;
     // Threads side by side begin with different halves of a line, which are in different banks.
-    const int turn = 2 * byte / kPanel % 2 * kChunk;
+    const bool turn = 2 * byte / kPanel % 2 != 0;
     const bool ragged = !whole.contains(tile_key, kKeys);
     bool found = false;
+#pragma unroll
+    for (int t = 0; t < kPanelTokens; t += kTokens) {
+      const int token = team.index() / kRowChunks % kTokens + t;
+      const int from = static_cast<int>(half_offset(kHead, token, byte));
+      const int to = offset_of(token, 2 * byte + turn * kChunk);
 #pragma unroll kWidensAtOnce
-    for (int key = team.index() / kRowChunks; key < kKeys; key += step_keys) {
-      Chunk chunk = *reinterpret_cast<const Chunk*>(codes + half_offset(kHead, key, byte));
-      if (ragged) {
-        if (!is_seen(tile_key + key)) {
-          chunk = {};
-        } else if (are_values && !whole.contains(tile_key + key, 1)) {
-          found |= drop_unbounded(chunk);
+      for (int g = first_group; g < kKeys / kPanelTokens; g += kGroups) {
+        Chunk chunk = *reinterpret_cast<const Chunk*>(codes + g * kPanelTokens * kHead + from);
+        if (ragged) {
+          const int key = tile_key + g * kPanelTokens + token;
+          if (!is_seen(key)) {
+            chunk = {};
+          } else if (are_values && !whole.contains(key, 1)) {
+            found |= drop_unbounded(chunk);
+          }
         }
+        if (turn) chunk = {{chunk.words[2], chunk.words[3], chunk.words[0], chunk.words[1]}};
+        Chunk numbers[2];
+        widen_chunk<T, E>(chunk, numbers);
+        char* group = wide + g * kGroupBytes;
+        *reinterpret_cast<Chunk*>(group + to) = numbers[0];
+        *reinterpret_cast<Chunk*>(group + (to ^ kChunk)) = numbers[1];
       }
-      Chunk numbers[2];
-      widen_chunk<T, E>(chunk, numbers);
-      const int at = offset_of(key, 2 * byte) ^ turn;  // the other half is the other chunk of two
-      *reinterpret_cast<Chunk*>(wide + at) = turn > 0 ? numbers[1] : numbers[0];
-      *reinterpret_cast<Chunk*>(wide + (at ^ kChunk)) = turn > 0 ? numbers[0] : numbers[1];
     }
     return found;
   }
