@@ -218,14 +218,14 @@ struct Plain {
       if (is_used && position >= row.first && position < row.end) {
         score = transform_score(layer, row.slope, product(r, i % kTile), position - row.position);
       }
-      const float before = maximum[r];
+      const bool keeps = is_used && i % kTile == 0;  // one lane reads and writes a row's state
+      const float before = shuffle(keeps ? maximum[r] : 0.0f, lane_index() / kTile * kTile);
       const float after =
           fmaxf(before, over_tile(score, [](float a, float b) { return fmaxf(a, b); }) * kLog2E);
       const float weight = exp2f(fmaf(score, kLog2E, after == -infinity() ? 0.0f : -after));
       const float sum = over_tile(weight, [](float a, float b) { return a + b; });
-      if (!is_used) continue;
-      weights[i] = weight;
-      if (i % kTile > 0) continue;
+      if (is_used) weights[i] = weight;
+      if (!keeps) continue;
       factor[r] = before == after ? 1.0f : exp2f(before - after);
       denominator[r] = denominator[r] * factor[r] + sum;
       maximum[r] = after;
