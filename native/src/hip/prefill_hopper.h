@@ -17,10 +17,12 @@ template <class T, class E, int kHead>
 struct HopperPrefill {
   /// fp8 is copied to a ring of its own first, and widened from there.
   static constexpr bool kWidens = sizeof(E) < sizeof(T);
-  /// Warpgroups that bring keys and values, and those that multiply.
+  /// Warpgroups that bring keys and values, one more to widen where registers are left for it; and
+  /// those that multiply.
   static constexpr int kProducers = kWidens && kHead <= 128 ? 2 : 1;
   static constexpr int kConsumers = 2;
   static constexpr int kRows = 64 * kConsumers;
+  /// Multiplied at once: what a thread's registers hold the scores of, beside its results.
   static constexpr int kKeys = kHead <= (kWidens ? 96 : 128) ? 128 : 64;
   static constexpr int kProducerThreads = kProducers * hopper::kGroupThreads;
   static constexpr int kThreads = kProducerThreads + kConsumers * hopper::kGroupThreads;
@@ -28,9 +30,9 @@ struct HopperPrefill {
   static constexpr int kPanels = kHead / 64;                 ///< of 128 bytes
   static constexpr int kLastWidth = kRowBytes % kPanel;      ///< bytes of one more panel, or 0
   static constexpr int kPanelBytes = kPanelTokens * kPanel;  ///< of 8 tokens, or rows
-  static constexpr int kWidest = kPanels > 0 ? kPanel : kLastWidth;
+  static constexpr int kWidestBytes = kPanelTokens * (kPanels > 0 ? kPanel : kLastWidth);
   /// From 8 tokens, or rows, to the next 8: panels begin at multiples of their size.
-  static constexpr int kGroupBytes = round_up(kPanelTokens * kRowBytes, kPanelTokens* kWidest);
+  static constexpr int kGroupBytes = round_up(kPanelTokens * kRowBytes, kWidestBytes);
   static constexpr int kTileBytes = kTile / kPanelTokens * kGroupBytes;
   static constexpr int kHalfBytes = kKeys / kTile * kTileBytes;
   static constexpr int kQueryBytes = kRows / kPanelTokens * kGroupBytes;
@@ -45,6 +47,7 @@ struct HopperPrefill {
   static_assert(kProducers * kProducerRegisters + kConsumers * kConsumerRegisters <=
                 (kProducers + kConsumers) * kLaunchRegisters);
 
+  /// Chunks that a thread widens at once, as its registers allow.
   static constexpr int kWidensAtOnce = kProducers == 2 ? 4 : kHead < 224 ? 2 : 1;
   static constexpr int kCodeBytes = kWidens ? kKeys * kHead : kChunk;
   /// Tokens of a copy, which lie side by side in the cache and in shared memory.
