@@ -11,13 +11,14 @@
 namespace broadhead::gpu {
 namespace {
 
+constexpr int kThreads = kWaves * kWave;
+
 template <class T, class E, int kHead>
 struct Prefill {
   static constexpr bool kRdna = BH_TILE == BH_TILE_WMMA11 || BH_TILE == BH_TILE_WMMA12;
   static constexpr int kRows = prefill_rows(kHead, kRdna);
   static constexpr int kColumnTiles = kRows / (kWaves * kColumns);
   static constexpr int kTiles = kHead / 16;
-  static constexpr int kThreads = kWaves * kWave;
   /// Keys in shared memory at a time: 64 KiB is what AMD's machines have.
   static constexpr int kMostKeys = BH_TILE == BH_TILE_MMA      ? 64
                                    : BH_TILE == BH_TILE_WMMA11 ? 16
@@ -230,8 +231,7 @@ struct Prefill {
 };
 
 template <class T, class E, int kHead>
-__global__ void __launch_bounds__(Prefill<T, E, kHead>::kThreads)
-    prefill(LayerArgs layer, const StepArgs* arguments) {
+__global__ void __launch_bounds__(kThreads) prefill(LayerArgs layer, const StepArgs* arguments) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ != 900  // Hopper has its own
   using Kernel = Prefill<T, E, kHead>;
   auto& shared = shared_memory_of<typename Kernel::Shared>();
