@@ -9,6 +9,13 @@ namespace {
 
 constexpr int kThreads = 128;
 
+/// Waves of a scheduler that registers are to suffice for: two on AMD, whose have 256 then.
+#if defined(__HIP__)
+constexpr int kResidentWaves = 2;
+#else
+constexpr int kResidentWaves = 4;
+#endif
+
 /// Numbers that a thread takes at once.
 constexpr int kRun = 4;
 struct alignas(16) Run {
@@ -270,7 +277,8 @@ struct Plain {
 };
 
 template <class E>
-__global__ void __launch_bounds__(kThreads, 4) plain(LayerArgs layer, const StepArgs* arguments) {
+__global__ void __launch_bounds__(kThreads, kResidentWaves)
+    plain(LayerArgs layer, const StepArgs* arguments) {
   const StepArgs& step = *arguments;
   int i = static_cast<int>(blockIdx.x);
   if (step.decode_items()[i].num_tokens == 0) return;
