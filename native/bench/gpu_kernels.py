@@ -32,7 +32,7 @@ def kernel_of(symbol):
         return None
     name, arguments = match.group(1), match.group(2) or ""
     types = [TYPES[t] for t in re.findall(r"B?Float(?:8E4M3|8E5M2|16|32)", arguments)]
-    if "S3_" in arguments and len(types) == 1:  # the same type again
+    if re.search(r"ES\d_", arguments) and len(types) == 1:  # the same type again
         types *= 2
     numbers = [int(n) for n in re.findall(r"Li(\d+)E", arguments)]
     if len(numbers) > 1 and numbers[1] > 1:
