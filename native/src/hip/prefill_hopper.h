@@ -49,7 +49,7 @@ struct HopperPrefill {
 
   /// Chunks that a thread widens at once, as its registers allow.
   static constexpr int kWidensAtOnce = kProducers == 2 ? 4 : kHead < 224 ? 2 : 1;
-  static constexpr int kCodeBytes = kWidens ? kKeys * kHead : kChunk;
+  static constexpr int kCodeBytes = kWidens ? kKeys * kHead : kChunk;  ///< nobody uses that chunk
   /// Tokens of a copy, which lie side by side in the cache and in shared memory.
   static constexpr int kCopyTokens =
       kWidens || kGroupBytes == kPanelTokens * kRowBytes ? kTile : kPanelTokens;
