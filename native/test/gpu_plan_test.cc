@@ -103,8 +103,14 @@ class PlanChecker {
       EXPECT_EQ(*seen.pieces.rbegin(), token.num_partials - 1);
     }
     EXPECT_EQ(tokens, num_queries_);
-    for (size_t r = 0; r < rows_.size(); ++r) {
-      EXPECT_EQ(args.rows[r].items, items_of_row_[static_cast<int>(r)]) << "row " << r;
+    for (int r = 0; r < plan_.num_runs(); ++r) {
+      const Run& run = args.runs[r];
+      EXPECT_EQ(run.items, items_of_run_[r]) << "run " << r;
+      // One block of threads joins them.
+      EXPECT_LE(run.num_tokens * case_.group_size, std::max(case_.decode_rows, case_.prefill_rows));
+      for (int t = 0; t < run.num_tokens; ++t) {
+        EXPECT_EQ(args.tokens[run.first_token + t].run, r) << "token " << run.first_token + t;
+      }
     }
   }
 
@@ -128,23 +134,29 @@ class PlanChecker {
   void add(const AttendItem& item) {
     const StepArgs& args = written_.args();
     EXPECT_EQ(item.first_key % kTile, 0);
-    std::set<int> partial_rows;
+    std::set<int> partial_runs;
     for (int t = 0; t < item.num_tokens; ++t) {
       const Token& token = args.tokens[item.first_token + t];
       Seen& seen = seen_[token.output];
       seen.token = token;
-      if (token.num_partials > 1) partial_rows.insert(token.row);
+      if (token.num_partials > 1) partial_runs.insert(token.run);
       EXPECT_TRUE(seen.pieces.insert(item.piece).second);
       const int first = std::max({token.first, item.first_seen, item.first_key});
       for (int key = first; key < std::min(token.end, item.end_key); ++key) {
         EXPECT_TRUE(seen.keys.insert(key).second) << "key " << key << " twice";
         EXPECT_EQ(args.blocks[item.blocks + key / 16],
-                  blocks_[static_cast<size_t>(rows_[static_cast<size_t>(token.row)].blocks) +
-                          static_cast<size_t>(key / 16)]);
+                  blocks_[static_cast<size_t>(row_of(token).blocks + key / 16)]);
       }
     }
-    EXPECT_EQ(item.is_partial != 0, !partial_rows.empty());
-    for (const int row : partial_rows) ++items_of_row_[row];
+    EXPECT_EQ(item.is_partial != 0, !partial_runs.empty());
+    for (const int run : partial_runs) ++items_of_run_[run];
+  }
+
+  const StepRow& row_of(const Token& token) const {
+    const int64_t index = (token.output - outputs_.data()) / TensorBytes(spec_).output;
+    return *std::find_if(rows_.begin(), rows_.end(), [&](const StepRow& row) {
+      return index >= row.output && index < row.output + row.num_queries;
+    });
   }
 
   void check_first_blocks(const AttendItem& item) {
@@ -165,7 +177,7 @@ class PlanChecker {
   Written written_;
   std::vector<char> outputs_;
   std::map<const char*, Seen> seen_;
-  std::map<int, int> items_of_row_;
+  std::map<int, int> items_of_run_;
 };
 
 TEST(GpuPlan, ItemsSeeEveryKeyOnce) {
@@ -177,6 +189,7 @@ TEST(GpuPlan, ItemsSeeEveryKeyOnce) {
       {.name = "two rounds", .rows = {{1, 100}, {1, 2000}, {3, 40}, {0, 20}, {1, 700}, {1, 701}}, .slots = 4},
       {.name = "equal rounds", .rows = std::vector<Sequence>(8, {1, 1600})},
       {.name = "prefill", .rows = {{200, 200}, {1, 50}, {40, 3000}}},
+      {.name = "divided prefill", .rows = {{70, 4000}, {2, 900}}},
       {.name = "window", .rows = {{1, 1000}, {300, 900}}, .window = 77},
       {.name = "shared", .rows = {{1, 300}, {1, 161}, {3, 300}, {1, 290}}, .shared_blocks = 9},
       {.name = "shared by many", .rows = std::vector<Sequence>(70, {1, 400}), .shared_blocks = 20},

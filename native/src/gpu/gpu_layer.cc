@@ -68,7 +68,7 @@ GpuLayer::GpuLayer(const LayerSpec& spec, GpuCache* cache, std::shared_ptr<Devic
   args_.score_scale = spec.scale * spec.k_scale;
   args_.k_scale = spec.k_scale;
   args_.v_scale = spec.v_scale;
-  args_.output_scale = spec.output_scale;
+  args_.result_scale = spec.output_scale > 0 ? spec.v_scale / spec.output_scale : spec.v_scale;
   args_.soft_cap = spec.logits_soft_cap;
   args_.inverse_soft_cap = spec.logits_soft_cap > 0 ? 1 / spec.logits_soft_cap : 0;
   args_.rotary_dim = spec.rotary_dim;
@@ -181,7 +181,7 @@ void GpuLayer::write_plan(Workspace& work) {
   work.partial_state.reserve(heads * 2 * int64_t{sizeof(float)});
   args.partial_sums = reinterpret_cast<float*>(work.partial_sums.data());
   args.partial_state = reinterpret_cast<float*>(work.partial_state.data());
-  const int64_t counters = int64_t{plan_.num_rows()} * args_.num_groups * int64_t{sizeof(int32_t)};
+  const int64_t counters = int64_t{plan_.num_runs()} * args_.num_groups * int64_t{sizeof(int32_t)};
   if (work.finished.reserve(counters)) {
     check(api, api.clear(work.stream, work.finished.data(), work.finished.capacity()), "counters");
   }

@@ -54,6 +54,7 @@ void GpuPlan::plan(const LayerSpec& spec, const Step& step, int block_size,
                    const std::vector<PartTensors>& parts, const char* prepared_query,
                    const PlanLimits& limits) {
   rows_.clear();
+  runs_.clear();
   tokens_.clear();
   tables_.clear();
   first_block_of_row_.clear();
@@ -90,7 +91,7 @@ void GpuPlan::add_rows(const LayerSpec& spec, const Step& step, int block_size,
   }
   for (int64_t r = 0; r < step.num_rows; ++r) {
     const StepRow& from = step.rows[r];
-    rows_.push_back({static_cast<int32_t>(tokens_.size()), from.num_queries, 0});
+    rows_.push_back({static_cast<int32_t>(tokens_.size()), from.num_queries});
     first_block_of_row_.push_back(static_cast<int32_t>(num_blocks_));
     // Only what is used: entries behind may be anything.
     const int64_t used = blocks_of(from);
@@ -107,7 +108,6 @@ void GpuPlan::add_rows(const LayerSpec& spec, const Step& step, int block_size,
       token.query = part.query + (from.query + i) * bytes.query;
       token.output = part.output + (from.output + i) * bytes.output;
       token.lse = part.lse ? part.lse + (from.output + i) * spec.num_heads : nullptr;
-      token.row = static_cast<int32_t>(r);
       token.position = keys.position;
       token.first = keys.first;
       token.end = keys.end;
@@ -183,7 +183,7 @@ void GpuPlan::share_prefixes(const Step& step, int block_size, const PlanLimits&
 void GpuPlan::add_units(const PlanLimits& limits) {
   for (size_t r = 0; r < rows_.size(); ++r) {
     const Row& row = rows_[r];
-    const Token* tokens = tokens_.data() + row.first_token;
+    Token* tokens = tokens_.data() + row.first_token;
     const int run = tokens_of_unit(limits, row.num_queries);
     // Later tokens see more keys: the last items are small ones.
     for (int32_t end = row.num_queries; end > 0; end -= run) {
@@ -194,6 +194,8 @@ void GpuPlan::add_units(const PlanLimits& limits) {
       unit.first_key = round_down(unit.first_seen);
       unit.end_key = std::max(tokens[end - 1].end, unit.first_key);
       if (unit.end_key <= unit.first_seen) unit.end_key = unit.first_key;
+      for (int32_t t = begin; t < end; ++t) tokens[t].run = static_cast<int32_t>(runs_.size());
+      runs_.push_back({unit.first_token, unit.num_tokens, 0});
     }
   }
 }
@@ -236,7 +238,7 @@ void GpuPlan::divide_prefill(const PlanLimits& limits) {
       static_cast<int32_t>(blocks >= limits.multiprocessors ? 1 : limits.multiprocessors / blocks);
   std::vector<int32_t> longest(rows_.size());
   auto longest_of_row = [&](const Unit& unit) -> int32_t& {
-    return longest[static_cast<size_t>(tokens_[static_cast<size_t>(unit.first_token)].row)];
+    return longest[static_cast<size_t>(unit.row)];
   };
   for (Unit& unit : prefill_units_) {
     longest_of_row(unit) = std::max(longest_of_row(unit), unit.end_key - unit.first_key);
@@ -285,18 +287,18 @@ void GpuPlan::place_partials() {
   }
 }
 
-/// An item for each piece of the units, in their order; counts the items of rows that have partial
+/// An item for each piece of the units, in their order; counts the items of runs that have partial
 /// results.
 void GpuPlan::add_items(const std::vector<Unit>& units, int block_size,
                         std::vector<AttendItem>& items) {
   items.clear();
   for (const Unit& unit : units) {
-    int32_t last_row = -1;
+    int32_t last_run = -1;
     for (int32_t t = 0; t < unit.num_tokens; ++t) {
       const Token& token = tokens_[static_cast<size_t>(unit.first_token + t)];
-      if (token.row == last_row || token.num_partials == 1) continue;
-      last_row = token.row;
-      rows_[static_cast<size_t>(token.row)].items += unit.pieces;
+      if (token.run == last_run || token.num_partials == 1) continue;
+      last_run = token.run;
+      runs_[static_cast<size_t>(token.run)].items += unit.pieces;
     }
     const int32_t* table = tables_[static_cast<size_t>(unit.row)].data();
     for (int32_t p = 0; p < unit.pieces; ++p) {
@@ -309,7 +311,7 @@ void GpuPlan::add_items(const std::vector<Unit>& units, int block_size,
       item.first_seen = unit.first_seen;
       item.piece = unit.first_piece + p;
       item.blocks = first_block_of_row_[static_cast<size_t>(unit.row)];
-      item.is_partial = last_row >= 0;
+      item.is_partial = last_run >= 0;
       find_first_blocks(table, block_size, item);
     }
   }
@@ -369,7 +371,7 @@ int64_t aligned(int64_t bytes) { return (bytes + 15) / 16 * 16; }
 int64_t GpuPlan::bytes() const {
   int64_t total = attention_offset() + int64_t{sizeof(StepArgs)};
   auto add = [&total](const auto&... arrays) { ((total += aligned(bytes_of(arrays))), ...); };
-  add(decode_items_, rows_, tokens_, prefill_items_);
+  add(decode_items_, runs_, tokens_, prefill_items_);
   return total + aligned(num_blocks_ * int64_t{sizeof(int32_t)});
 }
 
@@ -399,7 +401,7 @@ void GpuPlan::write(StepArgs args, char* host, char* device) const {
   put(query_tokens_, known);
   at += sizeof(StepArgs);
   put(decode_items_, known);
-  put(rows_, args.rows);
+  put(runs_, args.runs);
   put(tokens_, args.tokens);
   put(prefill_items_, args.prefill_items);
   auto* blocks = reinterpret_cast<int32_t*>(host + at);

@@ -49,7 +49,7 @@ class GpuPlan {
   void point(UpdateArgs& args, const char* plan) const;
 
   int64_t num_partials() const { return num_partials_; }
-  int num_rows() const { return static_cast<int>(rows_.size()); }
+  int num_runs() const { return static_cast<int>(runs_.size()); }
   int num_prefill_items() const { return static_cast<int>(prefill_items_.size()); }
   int decode_rows() const { return decode_rows_; }  ///< of the largest item
   /// Blocks of threads that decode begins with for each group of heads; 0: there is no such work.
@@ -62,6 +62,11 @@ class GpuPlan {
   int64_t keys_read() const { return keys_read_; }
 
  private:
+  struct Row {
+    int32_t first_token;
+    int32_t num_queries;
+  };
+
   /// A run of tokens against a range of the keys of a row, which is divided into pieces.
   struct Unit {
     int32_t first_token;
@@ -91,6 +96,7 @@ class GpuPlan {
   static void find_first_blocks(const int32_t* table, int block_size, AttendItem& item);
 
   std::vector<Row> rows_;
+  std::vector<Run> runs_;
   std::vector<Token> tokens_;
   std::vector<std::span<const int32_t>> tables_;  ///< block tables of rows, as much as is used
   std::vector<UpdateToken> update_tokens_;

@@ -64,7 +64,7 @@ struct LayerArgs {
   float score_scale;     ///< softmax scale times k_scale
   float k_scale;
   float v_scale;
-  float output_scale;  ///< 0: none
+  float result_scale;  ///< what sums are multiplied by: v_scale, divided by an output scale
   float soft_cap;      ///< 0: none
   float inverse_soft_cap;
   const float* alibi_slopes;  ///< [num_heads] or NULL
@@ -114,11 +114,11 @@ struct UpdateArgs {
   auto operator<=>(const UpdateArgs&) const = default;
 };
 
-/// A row whose tokens have partial results.
-struct Row {
+/// Tokens of a row whose partial results are joined by one block of threads.
+struct Run {
   int32_t first_token;
-  int32_t num_queries;
-  int32_t items;  ///< items that end with partial results of this row; 0: none does
+  int32_t num_tokens;
+  int32_t items;  ///< items that end with partial results of this run; 0: none does
 };
 
 /// A query token of an item.
@@ -126,7 +126,7 @@ struct alignas(16) Token {
   const char* query;  ///< where attention reads it
   char* output;
   float* lse;  ///< or NULL
-  int32_t row;
+  int32_t run;
   int32_t position;
   int32_t first;  ///< keys that it sees: first .. end - 1
   int32_t end;
@@ -146,7 +146,7 @@ struct alignas(16) AttendItem {
   int32_t blocks;      ///< index of the keys' first block table entry
   int32_t is_partial;  ///< some token has partial results
   int32_t next;        ///< decode: what the same block of threads does next; -1: nothing
-  /// Decode: the blocks that its first tiles lie in, so that keys are asked for without a look at
+  /// The blocks that its first tiles lie in, so that their keys are asked for without a look at
   /// the block table.
   int32_t first_blocks[kWaves * kTilesAhead];
 };
@@ -156,14 +156,14 @@ struct alignas(16) AttendItem {
 struct alignas(16) StepArgs {
   CacheView cache;
 
-  const Row* rows;
+  const Run* runs;
   const Token* tokens;
   const int32_t* blocks;
   const AttendItem* prefill_items;
 
   float* partial_sums;   ///< [partial][num_heads][head_size]
   float* partial_state;  ///< [partial][num_heads][2]: maximum, base 2, and denominator
-  int32_t* finished;     ///< [rows][num_groups], zero between steps
+  int32_t* finished;     ///< [runs][num_groups], zero between steps
 
   /// The first array, at a place that is known before anything is loaded. Blocks of threads begin
   /// with the item of their index; one without tokens is no work.

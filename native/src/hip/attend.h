@@ -3,6 +3,8 @@
 // way out. Every mask is an interval of keys for each query token.
 #pragma once
 
+#include <type_traits>
+
 #include "hip/cache_layout.h"
 #include "hip/tile.h"
 
@@ -23,12 +25,26 @@ BH_INLINE Token token_of(const StepArgs& step, const AttendItem& item, int t) {
 /// Bytes of an element of query, key and value.
 BH_INLINE int tensor_bytes(const LayerArgs& layer) { return layer.dtype == BH_FLOAT32 ? 4 : 2; }
 
+/// tanh x, relative error below 6e-6: its series near zero, where 1 - 2 / (1 + e^2x) cancels.
+/// Written so that no instruction has two constants, one of which would take a register.
+BH_INLINE float tanh_fast(float x) {
+  const float near = fmaf(x * x * x, -1.0f / 3, x);
+  const float half = reciprocal_fast(1.0f + exp2_fast(x * (2 * kLog2E)));
+  const float far = 1.0f - (half + half);
+  return fabsf(x) < 0.05f ? near : far;
+}
+
 /// From a product of query and key to a score, in the order of the step format. A new transform
-/// goes here.
-BH_INLINE float transform_score(const LayerArgs& layer, float slope, float product, int distance) {
+/// goes here. `kFloat32`: to the accuracy that float32 tensors are worth.
+template <bool kFloat32 = false>
+BH_INLINE float transform_score(const LayerArgs& layer, float slope, float product,
+                                float distance) {
   float score = product * layer.score_scale;
-  if (layer.soft_cap != 0) score = layer.soft_cap * tanhf(score * layer.inverse_soft_cap);
-  return score + slope * static_cast<float>(distance);
+  if (layer.soft_cap != 0) {
+    const float x = score * layer.inverse_soft_cap;
+    score = layer.soft_cap * (kFloat32 ? tanhf(x) : tanh_fast(x));
+  }
+  return fmaf(slope, distance, score);
 }
 
 /// Whether transform_score is nothing but a multiplication that keeps the order: kernels then leave
@@ -59,32 +75,37 @@ BH_INLINE Finish finish(const LayerArgs& layer, int head, float maximum, float d
     }
   }
   if (denominator == 0) return {0, -infinity()};
-  return {keep * layer.v_scale / denominator, (maximum + log2f(denominator)) * kLn2};
+  return {keep * layer.result_scale / denominator, (maximum + log2f(denominator)) * kLn2};
 }
 
 /// Stores kCount successive numbers of T.
 template <class T, int kCount>
 BH_INLINE void store_numbers(void* to, int64_t index, const float* numbers) {
-  T* at = static_cast<T*>(to) + index;
+  constexpr int kBytes = kCount * int{sizeof(T)};
+  using Unit =
+      std::conditional_t<kBytes % 16 == 0, Chunk,
+                         std::conditional_t<kBytes % 8 == 0, Words2,
+                                            std::conditional_t<kBytes % 4 == 0, uint32_t, T>>>;
+  constexpr int kUnits = kBytes / int{sizeof(Unit)};
+  Unit units[kUnits];
+  auto* elements = reinterpret_cast<char*>(units);
   if constexpr (sizeof(T) == 2 && kCount % 2 == 0) {
-    uint32_t words[kCount / 2];
 #pragma unroll
-    for (int i = 0; i < kCount / 2; ++i) words[i] = pack<T>(numbers[2 * i], numbers[2 * i + 1]);
-    if constexpr (kCount % 8 == 0) {
-#pragma unroll
-      for (int i = 0; i < kCount / 8; ++i) {
-        reinterpret_cast<Chunk*>(at)[i] = {
-            {words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3]}};
-      }
-    } else if constexpr (kCount == 4) {
-      *reinterpret_cast<Words2*>(at) = {{words[0], words[1]}};
-    } else {
-#pragma unroll
-      for (int i = 0; i < kCount / 2; ++i) reinterpret_cast<uint32_t*>(at)[i] = words[i];
+    for (int i = 0; i < kCount / 2; ++i) {
+      const uint32_t pair = pack<T>(numbers[2 * i], numbers[2 * i + 1]);
+      __builtin_memcpy(elements + 4 * i, &pair, 4);
     }
   } else {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) narrow(numbers[i], at[i]);
+    for (int i = 0; i < kCount; ++i) {
+      T element;
+      narrow(numbers[i], element);
+      __builtin_memcpy(elements + i * int{sizeof(T)}, &element, sizeof(T));
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kUnits; ++i) {
+    reinterpret_cast<Unit*>(static_cast<T*>(to) + index)[i] = units[i];
   }
 }
 
@@ -94,13 +115,11 @@ BH_INLINE void store_output(const LayerArgs& layer, char* output, int head, int 
                             float factor, const float* sums) {
   const int64_t index = int64_t{head} * layer.head_size + dimension;
   float numbers[kCount];
-  if (layer.output_scale > 0) {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) numbers[i] = sums[i] * factor / layer.output_scale;
+  for (int i = 0; i < kCount; ++i) numbers[i] = sums[i] * factor;
+  if (layer.output_dtype == BH_FLOAT8_E4M3FN) {
     store_numbers<Float8E4M3, kCount>(output, index, numbers);
   } else {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) numbers[i] = sums[i] * factor;
     store_numbers<T, kCount>(output, index, numbers);
   }
 }
@@ -119,17 +138,17 @@ BH_INLINE float over_wave(float x, Op&& op) {
   return x;
 }
 
-/// Joins the partial results of a row's tokens for the heads of one group, and writes them: a wave
+/// Joins the partial results of a run of tokens for the heads of one group, and writes them: a wave
 /// for each token's head.
 template <class T, class Team>
-BH_INLINE void merge_row(const LayerArgs& layer, const StepArgs& step, const Row& row, int group,
+BH_INLINE void merge_run(const LayerArgs& layer, const StepArgs& step, const Run& run, int group,
                          const Team& team) {
   constexpr int kRun = 4;
   constexpr int kRuns = 256 / (kRun * kWave);  // of a lane, for the largest head
-  for (int i = team.index() / kWave; i < row.num_queries * layer.group_size;
+  for (int i = team.index() / kWave; i < run.num_tokens * layer.group_size;
        i += team.size() / kWave) {
     const int head = group * layer.group_size + i % layer.group_size;
-    const Token token = step.tokens[row.first_token + i / layer.group_size];
+    const Token token = step.tokens[run.first_token + i / layer.group_size];
     if (token.num_partials == 1) continue;
     const int64_t first = int64_t{token.first_partial} * layer.num_heads + head;
     auto state = [&](int p, int which) {
@@ -188,29 +207,29 @@ BH_INLINE void merge_row(const LayerArgs& layer, const StepArgs& step, const Row
   }
 }
 
-/// Called by every thread of a team when an item is done: whoever ends the last item of a row joins
-/// the row's partial results. `shared` is a word of shared memory.
+/// Called by every thread of a team when an item is done: whoever ends the last item of a run joins
+/// the run's partial results. `shared` is a word of shared memory.
 template <class T, class Team = WholeBlock>
 BH_INLINE void finish_item(const LayerArgs& layer, const StepArgs& step, const AttendItem& item,
                            int group, int32_t* shared, const Team& team = {}) {
   if (!item.is_partial) return;
-  int32_t last_row = -1;
+  int32_t last_run = -1;
   for (int t = 0; t < item.num_tokens; ++t) {
     const Token token = token_of(step, item, t);
-    if (token.row == last_row || token.num_partials == 1) continue;
-    last_row = token.row;
-    const Row row = step.rows[token.row];
-    int32_t* finished = step.finished + int64_t{token.row} * layer.num_groups + group;
+    if (token.run == last_run || token.num_partials == 1) continue;
+    last_run = token.run;
+    const Run run = step.runs[token.run];
+    int32_t* finished = step.finished + int64_t{token.run} * layer.num_groups + group;
     __threadfence();
     team.synchronize();
     if (team.index() == 0) {
-      *shared = atomicAdd(finished, 1) + 1 == row.items;
+      *shared = atomicAdd(finished, 1) + 1 == run.items;
       if (*shared) *finished = 0;
     }
     team.synchronize();
     if (*shared) {
       __threadfence();
-      merge_row<T>(layer, step, row, group, team);
+      merge_run<T>(layer, step, run, group, team);
     }
   }
 }

@@ -223,7 +223,8 @@ struct Plain {
       const int position = key + i % kTile;
       float score = -infinity();
       if (is_used && position >= row.first && position < row.end) {
-        score = transform_score(layer, row.slope, product(r, i % kTile), position - row.position);
+        score = transform_score<true>(layer, row.slope, product(r, i % kTile),
+                                      static_cast<float>(position - row.position));
       }
       const bool keeps = is_used && i % kTile == 0;  // one lane reads and writes a row's state
       const float before = shuffle(keeps ? maximum[r] : 0.0f, lane_index() / kTile * kTile);

@@ -62,7 +62,7 @@ struct HopperPrefill {
       hopper::kSharedBytes - kQueryBytes - kRows * int{sizeof(RowMask)} - 512;
   static constexpr int kMostSlots = 8;
   static constexpr int kLeastSlots = 4;
-  static constexpr int within(int least, int count, int most) {
+  BH_HOST_DEVICE static constexpr int within(int least, int count, int most) {
     return count < least ? least : count < most ? count : most;
   }
   static constexpr int kSlots =
@@ -196,7 +196,8 @@ struct HopperPrefill {
     const CacheView& cache = step.cache;
     const int token = first_key + n * kKeys + lane_index() * kCopyTokens;
     if (lane_index() >= kCopies || token >= item.end_key) return nullptr;
-    const int32_t block = step.blocks[item.blocks + token / cache.block_size];
+    const int32_t block = n == 0 ? item.first_blocks[lane_index() * kCopyTokens / kTile]
+                                 : step.blocks[item.blocks + token / cache.block_size];
     return keys_of(cache, block, group / layer.groups_per_kv_head) +
            token % cache.block_size / kCopyTokens * kCopyBytes;
   }
@@ -217,11 +218,11 @@ struct HopperPrefill {
 
   template <class Ring>
   BH_INLINE void copy(Ring& ring) const {
-    const WholeRange whole = whole_range();
     typename Ring::Place at;
     const char* from = source(0);
-    const char* next = source(1);
     if (tiles > 0) copy_half(ring, at.take(), 0, from, ring.full);
+    const char* next = source(1);
+    const WholeRange whole = whole_range();
     for (int n = 0; n < tiles; ++n) {
       const char* after = source(n + 2);  // on its way while this waits for room
       if (n + 1 < tiles) {
@@ -269,22 +270,36 @@ struct HopperPrefill {
   }
 
   /// Values that no row sees become zero, and of those that some rows see infinities and NaNs;
-  /// tells whether it found such.
+  /// tells whether it found such. A thread keeps its place within a token.
   BH_INLINE bool clear_ragged(int tile_key, const WholeRange& whole, char* values,
                               const Cleaners& team) const {
     constexpr int kRowChunks = kRowBytes / kChunk;
-    bool found = false;
-    for (int i = team.index(); i < kKeys * kRowChunks; i += team.size()) {
-      const int key = i / kRowChunks;
-      if (whole.contains(tile_key + key, 1)) continue;
-      auto& chunk = *reinterpret_cast<Chunk*>(values + offset_of(key, i % kRowChunks * kChunk));
-      Chunk kept = {};
-      if (is_seen(tile_key + key)) {
-        kept = chunk;
-        found |= drop_unbounded(kept);
+    constexpr int kTokens = team.size() / kRowChunks;  // at once
+    const int first = team.index() / kRowChunks;
+    if (first >= kTokens) return false;
+    const int byte = team.index() % kRowChunks * kChunk;
+    // Tokens that any row sees, and among these those that all rows see.
+    const int seen = within(0, item.first_seen - tile_key, kKeys);
+    const int unseen = within(seen, item.end_key - tile_key, kKeys);
+    const int begin = within(seen, whole.first - tile_key, unseen);
+    const int end = within(begin, whole.end - tile_key, unseen);
+    auto for_each_chunk = [&](int from, int to, auto&& body) {
+      for (int token = from + first; token < to; token += kTokens) {
+        body(*reinterpret_cast<Chunk*>(values + offset_of(token, byte)));
       }
+    };
+    bool found = false;
+    auto clear = [](Chunk& chunk) { chunk = {}; };
+    auto drop = [&](Chunk& chunk) {
+      Chunk kept = chunk;
+      if (!drop_unbounded(kept)) return;
       chunk = kept;
-    }
+      found = true;
+    };
+    for_each_chunk(0, seen, clear);
+    for_each_chunk(seen, begin, drop);
+    for_each_chunk(end, unseen, drop);
+    for_each_chunk(unseen, kKeys, clear);
     return found;
   }
 
@@ -377,8 +392,7 @@ struct HopperPrefill {
     const int consumer =
         shuffle(static_cast<int>(threadIdx.x) / hopper::kGroupThreads, 0) - kProducers;
     const int thread = static_cast<int>(threadIdx.x) % hopper::kGroupThreads;
-    load_queries(consumer, thread);
-    describe_rows(layer, step, item, group, kRows, shared.rows, Consumers{});
+    load_queries(consumer * 64 + thread / kWave * 16);
     hopper::fence_stores();
     Consumers{}.synchronize();
     const int first_row = consumer * 64 + thread / kWave * 16 + lane_index() / 4;
@@ -428,32 +442,33 @@ struct HopperPrefill {
     if (threadIdx.x % hopper::kGroupThreads == 0) hopper::arrive(&shared.halves.empty[place.slot]);
   }
 
-  BH_INLINE void load_queries(int consumer, int thread) const {
+  /// A warp describes its 16 rows, a lane each, and brings their queries.
+  BH_INLINE void load_queries(int first_row) const {
+    constexpr int kWarpRows = 16;
     constexpr int kRowChunks = kRowBytes / kChunk;
-    constexpr int kLoads = 64 * kRowChunks / hopper::kGroupThreads;
+    constexpr int kLoads = kWarpRows * kRowChunks / kWave;
     constexpr int kAhead = [] {
       int ahead = 8;
       while (kLoads % ahead != 0) --ahead;
       return ahead;
     }();
+    const QueryRow own =
+        describe_row(layer, step, item, group, first_row + lane_index() % kWarpRows);
+    if (lane_index() < kWarpRows) shared.rows[first_row + lane_index()] = own;
+    const auto own_query = reinterpret_cast<unsigned long long>(own.query);
     for (int base = 0; base < kLoads; base += kAhead) {
       Chunk loaded[kAhead];
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
-        const int i = (base + a) * hopper::kGroupThreads + thread;
-        const int row = consumer * 64 + i / kRowChunks;
-        loaded[a] = {};
-        if (row < item.num_tokens * layer.group_size) {
-          const char* query = ItemRow(layer, step, item, group, row).query(layer);
-          loaded[a] = reinterpret_cast<const Chunk*>(query)[i % kRowChunks];
-        }
+        const int i = (base + a) * kWave + lane_index();
+        const auto* query = reinterpret_cast<const Chunk*>(shuffle(own_query, i / kRowChunks));
+        loaded[a] = query ? query[i % kRowChunks] : Chunk{};
       }
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
-        const int i = (base + a) * hopper::kGroupThreads + thread;
-        const int row = consumer * 64 + i / kRowChunks;
-        *reinterpret_cast<Chunk*>(shared.query + offset_of(row, i % kRowChunks * kChunk)) =
-            loaded[a];
+        const int i = (base + a) * kWave + lane_index();
+        *reinterpret_cast<Chunk*>(shared.query + offset_of(first_row + i / kRowChunks,
+                                                           i % kRowChunks * kChunk)) = loaded[a];
       }
     }
   }
@@ -516,37 +531,39 @@ struct HopperPrefill {
   /// thread are of its first row, 4j + 2 and 4j + 3 of its second.
   BH_INLINE void weigh(int tile_key, const KeyRange& range, int first_row, float* scores,
                        State& state) const {
-    const bool plain = is_plain(layer);
     const bool whole = tile_key >= range.first_whole && tile_key + kKeys <= range.end_whole;
     const float factor = exponent_factor(layer);
-    if (!plain || !whole) {
+    const int key = tile_key + lane_index() % 4 * 2;  // the thread's first one
+    auto for_each_score = [&](int r, auto&& body) {
+#pragma unroll
+      for (int i = 0; i < kScores / 2; ++i)
+        body(i / 2 * 8 + i % 2, scores[i / 2 * 4 + 2 * r + i % 2]);
+    };
+    if (!is_plain(layer)) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const RowMask row = shared.rows[first_row + 8 * r];
-        // From the thread's first key on, which leaves the fewest numbers to keep.
-        const int key = tile_key + lane_index() % 4 * 2;
-        const int distance = key - row.position;
+        const auto distance = static_cast<float>(key - row.position);
+        for_each_score(r, [&](int at, float& score) {
+          score = transform_score(layer, row.slope, score, distance + static_cast<float>(at));
+        });
+      }
+    }
+    if (!whole) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const RowMask row = shared.rows[first_row + 8 * r];
         const int first = row.first - key;
         const int end = row.end - key;
-#pragma unroll
-        for (int j = 0; j < kScores / 4; ++j) {
-#pragma unroll
-          for (int c = 0; c < 2; ++c) {
-            const int at = 8 * j + c;
-            float& score = scores[4 * j + 2 * r + c];
-            if (!plain) score = transform_score(layer, row.slope, score, distance + at);
-            if (at < first || at >= end) score = -infinity();
-          }
-        }
+        for_each_score(r, [&](int at, float& score) {
+          if (at < first || at >= end) score = -infinity();
+        });
       }
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float highest = scores[2 * r];
-#pragma unroll
-      for (int j = 0; j < kScores / 4; ++j) {
-        highest = fmaxf(highest, fmaxf(scores[4 * j + 2 * r], scores[4 * j + 2 * r + 1]));
-      }
+      for_each_score(r, [&](int, float score) { highest = fmaxf(highest, score); });
       highest = fmaxf(highest, shuffle_xor(highest, 1));
       highest = fmaxf(highest, shuffle_xor(highest, 2)) * factor;
       if (highest > state.maximum[r] + kSlack) {
@@ -556,15 +573,10 @@ struct HopperPrefill {
       }
       const float subtract = state.maximum[r] == -infinity() ? 0.0f : state.maximum[r];
       float sum = 0;
-#pragma unroll
-      for (int j = 0; j < kScores / 4; ++j) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          float& score = scores[4 * j + 2 * r + c];
-          score = exp2_fast(fmaf(score, factor, -subtract));
-          sum += score;
-        }
-      }
+      for_each_score(r, [&](int, float& score) {
+        score = exp2_fast(fmaf(score, factor, -subtract));
+        sum += score;
+      });
       state.denominator[r] += sum;
     }
   }
@@ -591,34 +603,75 @@ struct HopperPrefill {
   }
 
   BH_INLINE void write(int first_row, State& state, const float* results) const {
+    const int count = item.num_tokens * layer.group_size;
+    Token tokens[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = first_row + 8 * r;
+      tokens[r] = token_of(step, item, row < count ? row / layer.group_size : 0);
+    }
+    char* to[2] = {};  // a token's output or a partial result, if the row is used
+    bool is_whole[2];
+    int head[2];
+    float factor[2] = {};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       state.denominator[r] += shuffle_xor(state.denominator[r], 1);
       state.denominator[r] += shuffle_xor(state.denominator[r], 2);
       const int row = first_row + 8 * r;
-      if (row >= item.num_tokens * layer.group_size) continue;
-      const Token token = token_of(step, item, row / layer.group_size);
-      const int head = group * layer.group_size + row % layer.group_size;
-      const int pair = lane_index() % 4 * 2;
-      if (token.num_partials == 1) {
-        const Finish last = finish(layer, head, state.maximum[r], state.denominator[r]);
-        if (token.lse && pair == 0) token.lse[head] = last.lse;
-#pragma unroll
-        for (int j = 0; j < kHead / 8; ++j) {
-          store_output<T, 2>(layer, token.output, head, 8 * j + pair, last.factor,
-                             results + 4 * j + 2 * r);
-        }
+      const Token& token = tokens[r];
+      head[r] = group * layer.group_size + row % layer.group_size;
+      is_whole[r] = token.num_partials == 1;
+      if (row >= count) continue;
+      const bool is_first = lane_index() % 4 == 0;
+      if (is_whole[r]) {
+        const Finish last = finish(layer, head[r], state.maximum[r], state.denominator[r]);
+        to[r] = token.output;
+        factor[r] = last.factor;
+        if (token.lse && is_first) token.lse[head[r]] = last.lse;
       } else {
-        const int64_t partial = int64_t{token.first_partial + item.piece} * layer.num_heads + head;
-        if (pair == 0) {
+        const int64_t partial =
+            int64_t{token.first_partial + item.piece} * layer.num_heads + head[r];
+        to[r] = reinterpret_cast<char*>(step.partial_sums + partial * kHead);
+        if (is_first) {
           step.partial_state[partial * 2] = state.maximum[r];
           step.partial_state[partial * 2 + 1] = state.denominator[r];
         }
+      }
+    }
+    auto store = [&]<int kCount>(int r, int dimension, const float(&numbers)[kCount]) {
+      if (!to[r]) return;
+      if (is_whole[r]) {
+        store_output<T, kCount>(layer, to[r], head[r], dimension, factor[r], numbers);
+      } else {
+        store_numbers<Float32, kCount>(to[r], dimension, numbers);
+      }
+    };
+    // Four threads have pairs of a row: of four times 8 numbers each gets 8.
+    constexpr int kWhole = kHead / 32;
 #pragma unroll
-        for (int j = 0; j < kHead / 8; ++j) {
-          store_numbers<Float32, 2>(step.partial_sums, partial * kHead + 8 * j + pair,
-                                    results + 4 * j + 2 * r);
+    for (int i = 0; i < kWhole; ++i) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        float numbers[8];
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          float quad[4];
+#pragma unroll
+          for (int k = 0; k < 4; ++k) quad[k] = results[16 * i + 4 * k + 2 * r + c];
+          transpose_quad(quad);
+#pragma unroll
+          for (int k = 0; k < 4; ++k) numbers[2 * k + c] = quad[k];
         }
+        store(r, 32 * i + lane_index() % 4 * 8, numbers);
+      }
+    }
+#pragma unroll
+    for (int j = kWhole * 4; j < kHead / 8; ++j) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float pair[2] = {results[4 * j + 2 * r], results[4 * j + 2 * r + 1]};
+        store(r, 8 * j + lane_index() % 4 * 2, pair);
       }
     }
     if (shared.is_unbounded) {

@@ -20,40 +20,27 @@ struct alignas(16) QueryRow : RowMask {
   float unit;         ///< what products of the query with keys are multiples of; see to_float16
 };
 
-/// Row r of an item, and of its token's heads.
-struct ItemRow {
-  Token token;
-  int head;
+/// Row r of an item.
+BH_INLINE QueryRow describe_row(const LayerArgs& layer, const StepArgs& step,
+                                const AttendItem& item, int group, int r) {
+  QueryRow row = {};
+  if (r >= item.num_tokens * layer.group_size) return row;
+  const Token token = token_of(step, item, r / layer.group_size);
+  const int head = group * layer.group_size + r % layer.group_size;
+  row.position = token.position;
+  row.first = token.first > item.first_seen ? token.first : item.first_seen;
+  row.end = token.end < item.end_key ? token.end : item.end_key;
+  row.slope = layer.alibi_slopes ? layer.alibi_slopes[head] : 0;
+  row.query = token.query + int64_t{head} * layer.head_size * tensor_bytes(layer);
+  row.unit = 1;
+  return row;
+}
 
-  BH_INLINE ItemRow(const LayerArgs& layer, const StepArgs& step, const AttendItem& item, int group,
-                    int r)
-      : token(token_of(step, item, r / layer.group_size)),
-        head(group * layer.group_size + r % layer.group_size) {}
-
-  BH_INLINE const char* query(const LayerArgs& layer) const {
-    return token.query + int64_t{head} * layer.head_size * tensor_bytes(layer);
-  }
-};
-
-/// Describes the item's query rows. Every thread of a team calls this.
-template <class Described, class Team = WholeBlock>
+/// Describes the item's query rows. Every thread of the block calls this.
 BH_INLINE void describe_rows(const LayerArgs& layer, const StepArgs& step, const AttendItem& item,
-                             int group, int count, Described* rows, const Team& team = {}) {
-  for (int r = team.index(); r < count; r += team.size()) {
-    Described described = {};
-    if (r < item.num_tokens * layer.group_size) {
-      const ItemRow row(layer, step, item, group, r);
-      const Token& token = row.token;
-      described.position = token.position;
-      described.first = token.first > item.first_seen ? token.first : item.first_seen;
-      described.end = token.end < item.end_key ? token.end : item.end_key;
-      described.slope = layer.alibi_slopes ? layer.alibi_slopes[row.head] : 0;
-      if constexpr (requires { described.query; }) {
-        described.query = row.query(layer);
-        described.unit = 1;
-      }
-    }
-    rows[r] = described;
+                             int group, int count, QueryRow* rows) {
+  for (int r = static_cast<int>(threadIdx.x); r < count; r += static_cast<int>(blockDim.x)) {
+    rows[r] = describe_row(layer, step, item, group, r);
   }
 }
 
@@ -152,7 +139,10 @@ struct ColumnState {
         for (int i = c; i < kSumWords; i += kLaneColumns) {
           const int key = first_key + sum_row(i);
           float& score = scores.values[i];
-          if (!plain) score = transform_score(layer, row.slope, score, key - row.position);
+          if (!plain) {
+            score =
+                transform_score(layer, row.slope, score, static_cast<float>(key - row.position));
+          }
           if (key < row.first || key >= row.end) score = -infinity();
         }
       }

@@ -51,6 +51,23 @@ BH_INLINE V shuffle(V value, int lane) {
 BH_INLINE bool any(bool predicate) { return __any(predicate); }
 #endif
 
+/// Of four lanes side by side, lane i's number k becomes lane k's number i.
+BH_INLINE void transpose_quad(float (&numbers)[4]) {
+#pragma unroll
+  for (int mask = 1; mask < 4; mask *= 2) {
+    const bool upper = (lane_index() & mask) != 0;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if (k & mask) continue;
+      float& low = numbers[k];
+      float& high = numbers[k | mask];
+      const float received = shuffle_xor(upper ? low : high, mask);
+      low = upper ? received : low;
+      high = upper ? high : received;
+    }
+  }
+}
+
 /// The number, of which the compiler does not know that it is the same each time: what follows from
 /// it is computed again rather than kept in registers that others need.
 BH_INLINE int computed_again(int number) {
@@ -182,6 +199,19 @@ BH_INLINE uint32_t float_to_bits(float value) {
 }
 
 BH_INLINE float infinity() { return bits_to_float(0x7f800000u); }
+
+/// 1 / x, to a unit in the last place.
+BH_INLINE float reciprocal_fast(float x) {
+#if defined(__CUDACC__)
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#elif defined(__HIP__)
+  return __builtin_amdgcn_rcpf(x);
+#else
+  return 1 / x;
+#endif
+}
 
 /// 2^x; 0 for -infinity.
 BH_INLINE float exp2_fast(float x) {
