@@ -144,6 +144,18 @@ Session::Session(const Target& target, int threads, const LayerConfig& config,
   layer_ = make_layer(engine_.get(), config_, cache_.get());
 }
 
+void Session::fill_cache(Random& random) {
+  if (!mirror_) return;
+  for (int64_t block = 0; block < mirror_->options().num_blocks; ++block) {
+    for (uint8_t* half : {mirror_->keys(block), mirror_->values(block)}) {
+      // Of 16 and 32 bits these are between 1e-9 and 2.
+      std::generate_n(half, mirror_->block_bytes(),
+                      [&] { return static_cast<uint8_t>(0x30 + random.below(0x10)); });
+    }
+  }
+  write_cache(cache_.get(), *mirror_);
+}
+
 void Session::share_cache() {
   config_.read_only_cache = true;
   sharing_layer_ = make_layer(engine_.get(), config_, cache_.get());

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "broadhead/broadhead.h"
+#include "random.h"
 #include "reference.h"
 #include "step_batch.h"
 #include "target.h"
@@ -59,6 +60,9 @@ class Session {
   bh_cache* cache() { return cache_.get(); }
   bh_layer* layer() { return layer_.get(); }
   LogicalCache* mirror() { return mirror_.get(); }
+
+  /// Fills the cache with positive numbers, so that rows may see slots that nobody wrote.
+  void fill_cache(Random& random);
 
   /// Runs the step, compares cache, result, offsets and statistics with the reference, and returns
   /// the result.

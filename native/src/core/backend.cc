@@ -10,8 +10,8 @@
 
 namespace broadhead {
 
-const std::vector<const Backend*>& backends() {
-  static const std::vector<const Backend*> all = {&cuda_backend(), &hip_backend(), &cpu_backend()};
+std::span<const Backend* const> backends() {
+  static const Backend* const all[] = {&cuda_backend(), &hip_backend(), &cpu_backend()};
   return all;
 }
 

@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <memory>
 #include <span>
-#include <vector>
 
 #include "broadhead/broadhead.h"
 #include "core/failure.h"
@@ -112,7 +111,7 @@ class Backend {
 };
 
 /// Every backend of this library, the preferred one first.
-const std::vector<const Backend*>& backends();
+std::span<const Backend* const> backends();
 
 /// Opens the named backend; for "auto" the first one that is usable here.
 std::unique_ptr<Engine> open_engine(const bh_engine_options& options);

@@ -7,9 +7,9 @@
 #include <iterator>
 #include <map>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <utility>
-#include <vector>
 
 namespace broadhead {
 
@@ -26,46 +26,45 @@ class MemoryPool {
 
   explicit MemoryPool(Source source) : source_(std::move(source)) {}
   ~MemoryPool() {
-    for (const std::vector<Memory>& memories : kept_) {
-      for (const Memory& memory : memories) source_.release(memory);
-    }
-    for (const auto& [host, used] : used_) source_.release(used.memory);
+    for (const Pieces& kept : kept_) release(kept);
+    release(used_);
   }
   MemoryPool(const MemoryPool&) = delete;
   MemoryPool& operator=(const MemoryPool&) = delete;
 
-  /// NULL where the source refuses.
+  /// NULL where the source or the system refuses.
   void* allocate(int64_t bytes) {
     const int power = std::max(Source::kSmallest,
                                static_cast<int>(std::bit_width(static_cast<uint64_t>(bytes - 1))));
     if (power > kLargest) return nullptr;
     const std::lock_guard lock(mutex_);
-    std::vector<Memory>& kept = kept_[power];
-    if (kept.empty()) {
-      const std::optional<Memory> memory = source_.allocate(int64_t{1} << power);
-      if (!memory) return nullptr;
-      used_[memory->host] = {*memory, power};
-      return memory->host;
+    if (Pieces& kept = kept_[power]; !kept.empty()) {
+      kept_bytes_ -= int64_t{1} << power;
+      return used_.insert(kept.extract(kept.begin())).position->second.memory.host;
     }
-    const Memory memory = kept.back();
-    kept.pop_back();
-    kept_bytes_ -= int64_t{1} << power;
-    used_[memory.host] = {memory, power};
-    return memory.host;
+    const std::optional<Memory> memory = source_.allocate(int64_t{1} << power);
+    if (!memory) return nullptr;
+    try {
+      used_.insert({memory->host, {*memory, power}});
+    } catch (const std::bad_alloc&) {
+      source_.release(*memory);
+      return nullptr;
+    }
+    return memory->host;
   }
 
   /// False if `host` is not of this pool.
-  bool free(const void* host) {
+  bool free(const void* host) noexcept {
     const std::lock_guard lock(mutex_);
     const auto at = used_.find(static_cast<const char*>(host));
     if (at == used_.end()) return false;
-    const auto [memory, power] = at->second;
-    used_.erase(at);
+    auto piece = used_.extract(at);
+    const auto [memory, power] = piece.mapped();
     const int64_t bytes = int64_t{1} << power;
     if (bytes > Source::kMostKept - kept_bytes_) {
       source_.release(memory);
     } else {
-      kept_[power].push_back(memory);
+      kept_[power].insert(std::move(piece));
       kept_bytes_ += bytes;
     }
     return true;
@@ -77,24 +76,30 @@ class MemoryPool {
     const std::lock_guard lock(mutex_);
     const auto next = used_.upper_bound(wanted);
     if (next == used_.begin()) return std::nullopt;
-    const auto& [host, used] = *std::prev(next);
-    if ((wanted - host) >> used.power != 0) return std::nullopt;
-    return used.memory;
+    const auto& [host, piece] = *std::prev(next);
+    if ((wanted - host) >> piece.power != 0) return std::nullopt;
+    return piece.memory;
   }
 
  private:
   static constexpr int kLargest = 62;
 
-  struct Used {
+  struct Piece {
     Memory memory;
     int power;
   };
+  /// By host address. What is freed, or used again, moves as a node: that allocates nothing.
+  using Pieces = std::map<const char*, Piece>;
+
+  void release(const Pieces& pieces) {
+    for (const auto& [host, piece] : pieces) source_.release(piece.memory);
+  }
 
   Source source_;
   mutable std::mutex mutex_;
-  std::vector<Memory> kept_[kLargest + 1];  ///< by power of two
+  Pieces kept_[kLargest + 1];  ///< by power of two
   int64_t kept_bytes_ = 0;
-  std::map<const char*, Used> used_;  ///< by host address
+  Pieces used_;
 };
 
 }  // namespace broadhead

@@ -107,7 +107,9 @@ class CpuLayer final : public Layer {
   std::unique_ptr<StepInFlight> begin(const Step& step, bh_step_stats& stats) override {
     step_ = &step;
     kernel_time_ = {};
-    const int64_t written = spec_.read_only_cache || !cache_ ? 0 : update();
+    const bool writes = cache_ && !spec_.read_only_cache;
+    plan(writes);
+    const int64_t written = writes ? update() : 0;
     attend();
     cancellation_.check();
     report(step, written, stats);
@@ -115,10 +117,39 @@ class CpuLayer final : public Layer {
   }
 
  private:
+  /// Takes all memory that the step needs: where the system refuses it, nothing was written yet.
+  void plan(bool writes) {
+    int64_t floats = 0;
+    if (writes) {
+      plan_.plan_update(*step_, threads_);
+      floats = cpu::tile_scratch(view_.head_size);
+    }
+    plan_.plan_attention(spec_, *step_, cache_ ? cache_->block_size : 0, threads_);
+    for (const AttendItem& item : plan_.items()) {
+      floats = std::max(floats, kernels_.scratch_floats(view_, cache_, item));
+    }
+    scratch_stride_ = (floats + 15) / 16 * 16;
+    scratch_.at_least(scratch_stride_ * threads_);
+    const int64_t partial_heads = plan_.num_partials() * view_.num_heads;
+    context_ = {&view_,
+                step_,
+                cache_,
+                plan_.tokens().data(),
+                plan_.order().data(),
+                partial_sums_.at_least(partial_heads * view_.head_size),
+                partial_state_.at_least(partial_heads * 2)};
+    const size_t rows = plan_.items_of_row().size();
+    if (rows > unmerged_capacity_) {
+      unmerged_ = std::make_unique<std::atomic<int32_t>[]>(rows);
+      unmerged_capacity_ = rows;
+    }
+    for (size_t r = 0; r < rows; ++r) {
+      unmerged_[r].store(plan_.items_of_row()[r], std::memory_order_relaxed);
+    }
+  }
+
   int64_t update() {
-    plan_.plan_update(*step_, threads_);
     streams_ = plan_.new_tokens() * cache_->token_bytes() >= kStreamedBytes;
-    reserve_scratch(cpu::tile_scratch(view_.head_size));
     const int threads = step_->slots_repeat ? 1 : threads_;
     run_kernel(threads, plan_.updates().size(), [](void* self, int64_t i, int thread) {
       static_cast<CpuLayer*>(self)->update_item(static_cast<size_t>(i), thread);
@@ -140,27 +171,6 @@ class CpuLayer final : public Layer {
   }
 
   void attend() {
-    plan_.plan_attention(spec_, *step_, cache_ ? cache_->block_size : 0, threads_);
-    int64_t floats = 0;
-    for (const AttendItem& item : plan_.items()) {
-      floats = std::max(floats, kernels_.scratch_floats(view_, cache_, item));
-    }
-    reserve_scratch(floats);
-    const int64_t partial_heads = plan_.num_partials() * view_.num_heads;
-    context_ = {&view_,
-                step_,
-                cache_,
-                plan_.tokens().data(),
-                plan_.order().data(),
-                partial_sums_.at_least(partial_heads * view_.head_size),
-                partial_state_.at_least(partial_heads * 2)};
-    if (static_cast<size_t>(step_->num_rows) > unmerged_capacity_) {
-      unmerged_capacity_ = static_cast<size_t>(step_->num_rows);
-      unmerged_ = std::make_unique<std::atomic<int32_t>[]>(unmerged_capacity_);
-    }
-    for (size_t r = 0; r < plan_.items_of_row().size(); ++r) {
-      unmerged_[r].store(plan_.items_of_row()[r], std::memory_order_relaxed);
-    }
     run_kernel(threads_, plan_.items().size(), [](void* self, int64_t i, int thread) {
       static_cast<CpuLayer*>(self)->attend_item(static_cast<size_t>(i), thread);
     });
@@ -194,11 +204,6 @@ class CpuLayer final : public Layer {
     const auto start = std::chrono::steady_clock::now();
     workers_->run(threads, static_cast<int64_t>(items), task, this);
     kernel_time_ += std::chrono::steady_clock::now() - start;
-  }
-
-  void reserve_scratch(int64_t floats_per_thread) {
-    scratch_stride_ = (floats_per_thread + 15) / 16 * 16;
-    scratch_.at_least(scratch_stride_ * threads_);
   }
 
   float* scratch(int thread) { return scratch_.at_least(0) + thread * scratch_stride_; }

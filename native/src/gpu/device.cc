@@ -7,42 +7,31 @@
 
 namespace broadhead::gpu {
 
-Buffer::~Buffer() {
-  if (!data_) return;
-  if (kind_ == kOnDevice) {
-    api_.release(data_);
-  } else {
-    api_.release_host(data_);
-  }
+void Buffer::release() {
+  if (data_) (kind_ == kOnDevice ? api_.release : api_.release_host)(data_);
+  data_ = device_address_ = nullptr;
+  capacity_ = 0;
 }
 
 bool Buffer::reserve(int64_t bytes) {
   if (bytes <= capacity_) return false;
   void* memory = nullptr;
   const int64_t wanted = (bytes + bytes / 4 + 4095) / 4096 * 4096;
-  if (data_) {
-    if (kind_ == kOnDevice) {
-      api_.release(data_);
-    } else {
-      api_.release_host(data_);
-    }
-    data_ = device_address_ = nullptr;
-    capacity_ = 0;
-  }
+  release();
   const std::string what = std::string(name_) + ", " + std::to_string(wanted) + " bytes of " +
                            (kind_ == kOnDevice ? "device" : "pinned host") +
                            " memory beside the KV cache (kv_cache.num_blocks)";
   if (kind_ == kOnDevice) {
     check(api_, api_.allocate(wanted, &memory), what.c_str());
-    device_address_ = static_cast<char*>(memory);
+    data_ = device_address_ = static_cast<char*>(memory);
   } else {
     check(api_, api_.allocate_host(wanted, &memory), what.c_str());
+    data_ = static_cast<char*>(memory);
     int32_t kind = kPageable;
     void* address = nullptr;
     check(api_, api_.locate(memory, &kind, &address), name_);
     device_address_ = static_cast<char*>(address);
   }
-  data_ = static_cast<char*>(memory);
   capacity_ = wanted;
   return true;
 }
@@ -97,18 +86,19 @@ std::unique_ptr<Workspace> Device::take() {
   use();
   {
     const std::lock_guard lock(mutex_);
-    if (!free_.empty()) {
-      std::unique_ptr<Workspace> workspace = std::move(free_.back());
-      free_.pop_back();
+    if (free_) {
+      std::unique_ptr<Workspace> workspace = std::move(free_);
+      free_ = std::move(workspace->next);
       return workspace;
     }
   }
   return std::make_unique<Workspace>(api_);
 }
 
-void Device::give_back(std::unique_ptr<Workspace> workspace) {
+void Device::give_back(std::unique_ptr<Workspace> workspace) noexcept {
   const std::lock_guard lock(mutex_);
-  free_.push_back(std::move(workspace));
+  workspace->next = std::move(free_);
+  free_ = std::move(workspace);
 }
 
 }  // namespace broadhead::gpu

@@ -4,7 +4,6 @@
 #include <memory>
 #include <mutex>
 #include <utility>
-#include <vector>
 
 #include "gpu/library.h"
 #include "gpu/pinned_pool.h"
@@ -16,7 +15,7 @@ class Buffer {
  public:
   enum Kind { kOnDevice, kPinned };
   Buffer(const DeviceApi& api, Kind kind, const char* name) : api_(api), kind_(kind), name_(name) {}
-  ~Buffer();
+  ~Buffer() { release(); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
 
@@ -28,6 +27,8 @@ class Buffer {
   int64_t capacity() const { return capacity_; }
 
  private:
+  void release();
+
   const DeviceApi& api_;
   Kind kind_;
   const char* name_;
@@ -44,6 +45,7 @@ struct Workspace {
   Workspace& operator=(const Workspace&) = delete;
 
   const DeviceApi& api;
+  std::unique_ptr<Workspace> next;  ///< of those that are free
   Stream stream = nullptr;
   Event started = nullptr;
   Event done = nullptr;
@@ -126,7 +128,7 @@ class Device {
 
   /// A workspace for one step; give it back when the step is done.
   std::unique_ptr<Workspace> take();
-  void give_back(std::unique_ptr<Workspace> workspace);
+  void give_back(std::unique_ptr<Workspace> workspace) noexcept;
 
  private:
   const DeviceApi& api_;
@@ -134,7 +136,7 @@ class Device {
   DeviceInfo info_{};
   PinnedPool pinned_;
   std::mutex mutex_;
-  std::vector<std::unique_ptr<Workspace>> free_;
+  std::unique_ptr<Workspace> free_;  ///< and the next ones
 };
 
 /// A workspace for the time of a call.
