@@ -87,6 +87,7 @@ TEST(Engine, RefusesBadOptions) {
   refuse("size", [](O& o) { o.struct_size = 4; }, {"struct_size", "got 4"});
   refuse("backend", [](O& o) { o.backend = "quantum"; }, {"backend", "cpu", "quantum"});
   refuse("threads", [](O& o) { o.threads = -1; }, {"threads", "-1"});
+  refuse("more threads", [](O& o) { o.threads = 1 << 30; }, {"threads", "at most", "1073741824"});
   bh_error error{};
   bh_engine* engine = nullptr;
   expect_refused(bh_engine_create(nullptr, &engine, &error), error, BH_INVALID_ARGUMENT,
@@ -642,7 +643,9 @@ TEST_P(Abi, MergeRefusesBadArguments) {
   refuse(&part, 0, BH_FLOAT32, 1, 1, 64, output.data(), {"count", "got 0"});
   refuse(&part, 1, BH_FLOAT8_E4M3FN, 1, 1, 64, output.data(), {"dtype", "fp8_e4m3"});
   refuse(&part, 1, BH_FLOAT32, -1, 1, 64, output.data(), {"tokens", "-1"});
-  refuse(&part, 1, BH_FLOAT32, INT64_MAX / 64, 1, 64, output.data(), {"tokens must be 0 .. "});
+  for (const int64_t tokens : {INT64_MAX / 64, INT64_MAX / 64 / 4 / 2}) {
+    refuse(&part, 1, BH_FLOAT32, tokens, 1, 64, output.data(), {"tokens must be 0 .. "});
+  }
   refuse(&part, 1, BH_FLOAT32, 1, 0, 64, output.data(), {"heads", "got 0"});
   refuse(&part, 1, BH_FLOAT32, 1, 1, 63, output.data(), {"head_size", "got 63"});
   refuse(&part, 1, BH_FLOAT32, 1, 1, 64, nullptr, {"output"});

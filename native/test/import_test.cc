@@ -155,7 +155,8 @@ const std::vector<BadValue> kBadValues = {
     {"short block table", [](auto& b) { b.rows[2].blocks.pop_back(); }, 2, {"block_table", "2 entries", "at least 3", "seq_len 40"}},
     {"no block table", [](auto& b) { b.rows[0].blocks.clear(); }, 0, {"block_table", "0 entries", "at least 2"}},
     {"seq_len longer than its table", [](auto& b) { b.rows[1].seq_len = 17; }, 1, {"block_table", "1 entries", "at least 2", "seq_len 17"}},
-    {"largest seq_len", [](auto& b) { b.rows[1].seq_len = kInt32Max; }, 1, {"block_table", "134217728"}},
+    {"seq_len far beyond its table", [](auto& b) { b.rows[1].seq_len = 1 << 30; }, 1, {"block_table", "67108864"}},
+    {"largest seq_len", [](auto& b) { b.rows[1].seq_len = kInt32Max; }, 1, {"seq_len", "2147483647", "at most 1073741824"}},
     {"negative seq_len", [](auto& b) { b.rows[1].seq_len = -1; }, 1, {"seq_len", "-1"}},
     {"smallest seq_len", [](auto& b) { b.rows[0].seq_len = kInt32Min; }, 0, {"seq_len", "-2147483648"}},
     {"seq_len below the queries", [](auto& b) { b.rows[1].seq_len = 4; }, 1, {"seq_len", "4", "at least 5"}},
@@ -210,6 +211,11 @@ TEST_F(Import, ChecksRowsOneByOne) {
 void set_offset(Array& list, int64_t row, int32_t value) {
   const auto at = static_cast<size_t>(kStructOffset + kListOffset + row) * 4;
   std::memcpy(list.buffers[1]->data() + at, &value, 4);
+}
+
+/// Moves a data buffer to an odd address.
+void misalign(ArrowArray* array) {
+  array->buffers[1] = static_cast<const char*>(array->buffers[1]) + 1;
 }
 
 struct BadArray {
@@ -440,6 +446,55 @@ TEST_F(Import, AcceptsUncountedNullsThatAreNone) {
   }
 }
 
+/// Slices share their children, and what a null row has may be anything.
+TEST_F(Import, AcceptsNullsThatNoRowRefersTo) {
+  StepBatch batch = good_batch(config_);
+  batch.rows.push_back({});  // its lists of tensors are null
+  const Field schema = step_schema(config_, batch);
+  auto add_null = [](Array& a, int64_t entry) {
+    a.null_count = 1;
+    a.buffers[0] = Bytes(4096, 0xff);
+    (*a.buffers[0])[static_cast<size_t>((a.offset + entry) / 8)] &=
+        static_cast<uint8_t>(~(1 << (a.offset + entry) % 8));
+  };
+  for (const char* column : kLists) {
+    SCOPED_TRACE(column);
+    Array array = step_array(config_, batch);
+    Array& list = array.children[index_of(schema, column)];
+    const bool has_null_row = list.null_count > 0;
+    add_null(list.children[0], has_null_row ? list.children[0].length - 1 : 0);
+    const Binding binding = make_binding(layer_.get(), schema);
+    StepResult result(config_, batch);
+    ArrowArray exported = export_array(array);
+    bh_error error{};
+    EXPECT_EQ(bh_step(binding.get(), &exported, result.array(), nullptr, &error), BH_OK)
+        << error.message;
+  }
+}
+
+/// What Arrow only recommends; processors and compilers take it for granted.
+TEST_F(Import, RefusesBuffersThatAreNotAligned) {
+  const StepBatch batch = good_batch(config_);
+  const Field schema = step_schema(config_, batch);
+  const Binding binding = make_binding(layer_.get(), schema);
+  auto refuse = [&](const char* column, int level, const char* mention) {
+    SCOPED_TRACE(column);
+    ArrowArray exported = export_array(step_array(config_, batch));
+    ArrowArray* node = exported.children[index_of(schema, column)];
+    for (; level > 0; --level) node = node->children[0];
+    misalign(node);
+    bh_error error{};
+    EXPECT_EQ(bh_check_rows(binding.get(), &exported, 0, &error), BH_INVALID_ARGUMENT);
+    EXPECT_NE(std::string(error.message).find(mention), std::string::npos) << error.message;
+  };
+  for (const char* column : kTensors) refuse(column, 2, "multiple of 2");
+  for (const char* column : kLists) refuse(column, 0, "multiple of 4");
+  refuse("seq_len", 0, "multiple of 4");
+  refuse("block_table", 1, "multiple of 4");
+  refuse("slot_mapping", 1, "multiple of 8");
+  refuse("position", 1, "multiple of 4");
+}
+
 // ---- results ----
 
 TEST_F(Import, RefusesBadResults) {
@@ -467,10 +522,14 @@ TEST_F(Import, RefusesBadResults) {
   refuse("too few tensors", [](A& r) { --r.children[0]->children[0]->length; }, "number of tensors is 7, expected at least 8");
   refuse("too few elements", [](A& r) { --r.children[0]->children[0]->children[0]->length; }, "number of elements is 1023, expected at least 1024");
   refuse("too few lse elements", [](A& r) { --r.children[1]->children[0]->children[0]->length; }, "number of elements is 31, expected at least 32");
+  refuse("a short struct", [](A& r) { --r.length; }, "(result): length is 2, expected at least 3");
+  refuse("an offset of the struct", [](A& r) { r.offset = 1; }, "offset");
   refuse("an offset", [](A& r) { r.children[0]->offset = 1; }, "offset");
   refuse("an offset of tensors", [](A& r) { r.children[0]->children[0]->offset = 1; }, "offset");
   refuse("no values", [](A& r) { r.children[0]->children[0]->children[0]->buffers[1] = nullptr; }, "NULL");
   refuse("no offsets", [](A& r) { r.children[1]->buffers[1] = nullptr; }, "NULL");
+  refuse("values at an odd address", [](A& r) { misalign(r.children[0]->children[0]->children[0]); }, "multiple of 2");
+  refuse("offsets at an odd address", [](A& r) { misalign(r.children[1]); }, "multiple of 4");
   // clang-format on
 }
 
@@ -502,6 +561,7 @@ const std::vector<SchemaCase> kSchemas = {
     {"plain fixed-size lists", [](Field& s) { for (auto c : kTensors) tensor_of(s, c).metadata.clear(); }, {}},
     {"identity permutation", [](Field& s) { set_extension(s, "query", R"({"shape":[4,32],"permutation":[0,1]})"); }, {}},
     {"dimension names", [](Field& s) { set_extension(s, "key", R"({ "dim_names" : ["heads", "dims"], "shape" : [2, 32] })"); }, {}},
+    {"dimension names that are keys and brackets", [](Field& s) { set_extension(s, "key", R"({"dim_names":["permutation","\\"shape\\":[["],"shape":[2,32],"permutation":[0,1]})"); }, {}},
     {"int64 positions", [](Field& s) { s.child("position").children[0].format = "l"; }, {}},
     {"other columns", [](Field& s) { s.children.push_back({"end_of_sequence", "b", {}, {}}); }, {}},
     {"no queries", [](Field& s) { drop(s, "query"); }, {}},

@@ -501,6 +501,53 @@ TEST_P(LargePools, AreIndexedBeyond32Bits) {
 
 BH_ON_EVERY_TARGET(LargePools);
 
+// ---- long sequences ----
+
+class LongSequences : public TargetTest {};
+
+/// Positions have 32 bits, also where kernels look a few tiles beyond the last key.
+TEST_P(LongSequences, EndWhereTheyCanBeCounted) {
+  constexpr int kBlock = 1 << 20;
+  LayerConfig layer;
+  layer.dtype = BH_FLOAT16;
+  layer.num_heads = layer.num_kv_heads = 1;
+  layer.head_size = 32;
+  layer.sliding_window = 20;
+  std::string reason;
+  const Engine engine = open_engine(GetParam(), 2, reason);
+  if (!engine) GTEST_SKIP() << reason;
+  bh_cache_options pool = pool_of(1, kBlock, BH_FLOAT8_E4M3FN);
+  pool.struct_size = sizeof pool;
+  pool.num_kv_heads = layer.num_kv_heads;
+  pool.head_size = layer.head_size;
+  const Cache cache = make_cache(engine.get(), pool);
+  const Layer made = make_layer(engine.get(), layer, cache.get());
+  StepBatch batch;
+  batch.has_key = false;
+  StepRow row;
+  row.query.assign(32, 1);
+  row.blocks.assign(2048, 0);
+  bh_error error{};
+  for (const int32_t length : {1 << 30, (1 << 30) + 1, INT32_MAX}) {
+    row.seq_len = length;
+    batch.rows = {row};
+    StepResult result(layer, batch);
+    const int32_t status = run_step(made.get(), layer, batch, result, error);
+    if (length == 1 << 30) {
+      ASSERT_EQ(status, BH_OK) << error.message;
+      EXPECT_EQ(result.output(0, 31), 0);
+      EXPECT_NEAR(result.lse(0, 0), std::log(20.0), 1e-6);
+    } else {
+      EXPECT_EQ(status, BH_INVALID_ROW);
+      EXPECT_EQ(error.row, 0);
+      EXPECT_NE(std::string(error.message).find("column seq_len: "), std::string::npos)
+          << error.message;
+    }
+  }
+}
+
+BH_ON_EVERY_TARGET(LongSequences);
+
 // ---- NaN ----
 
 class NotANumber : public TargetTest {};

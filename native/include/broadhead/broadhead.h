@@ -95,7 +95,8 @@ typedef struct bh_engine bh_engine;
 typedef struct bh_engine_options {
   uint32_t struct_size;
   const char* backend; /**< "auto" (also NULL), or a name from bh_backend_describe */
-  int32_t threads;     /**< CPU threads of one step, the calling one included; 0: one per core */
+  int32_t threads;     /**< CPU threads of one step, the calling one included, at most 32768; 0: one
+                            per core */
   int32_t device;      /**< device index for GPU backends, -1: the one with the most free memory;
                             ignored by the CPU */
 } bh_engine_options;
@@ -262,6 +263,9 @@ typedef struct bh_step_stats {
  * layer with return_lse, `lse`. The caller allocates its buffers, of batch->length rows and as many
  * tensors as `batch` has query tokens; the step fills offsets and values in place and leaves the
  * structure and its release to the caller. `stats` may be NULL.
+ *
+ * Data buffers lie at multiples of their elements' size; others are refused. How long buffers are,
+ * C Data does not tell: that is trusted.
  *
  * On any error but BH_CANCELLED and those of a device that fails while it computes, nothing was
  * written to the cache or to `result`.

@@ -451,7 +451,8 @@ int32_t bh_merge(bh_engine* engine, const bh_partial* parts, int32_t count, int3
                     broadhead::dtype_name(dtype));
     }
     broadhead::check_heads("merge", num_heads, head_size);
-    const auto token_bytes = int64_t{sizeof(float)} * num_heads * head_size;
+    // Few enough for the bytes of all parts and of the result to be counted, with room to spare.
+    const auto token_bytes = int64_t{8} * int64_t{sizeof(float)} * num_heads * head_size;
     const int64_t most = INT64_MAX / token_bytes / (int64_t{count} + 1);
     if (tokens < 0 || tokens > most) {
       throw Failure(BH_INVALID_ARGUMENT, kNoRow, "tokens must be 0 .. %" PRId64 ", got %" PRId64,

@@ -6,6 +6,9 @@
 
 namespace broadhead {
 
+/// Tokens that a row may see at most: positions have 32 bits, also where kernels look beyond.
+constexpr int32_t kMaxSeqLen = 1 << 30;
+
 /// One row of a step, every index checked: all that a backend needs to know of it. Indices are into
 /// the arrays of its part.
 struct StepRow {

@@ -41,13 +41,26 @@ std::string_view metadata_value(const char* metadata, std::string_view key) {
   return {};
 }
 
-/// The integers of `"key":[...]` in an extension type's JSON; `key` with its quotes.
+/// What follows `"key":` in an extension type's JSON. Names of dimensions may be any text, but no
+/// colon follows them.
+std::string_view json_value(std::string_view json, std::string_view key) {
+  for (size_t at = 0; (at = json.find('"', at)) < json.size();) {
+    const size_t begin = ++at;
+    while (at < json.size() && json[at] != '"') at += json[at] == '\\' ? 2 : 1;
+    if (at >= json.size()) break;
+    const std::string_view text = json.substr(begin, at - begin);
+    at = json.find_first_not_of(" \t\r\n", at + 1);
+    if (at < json.size() && json[at] == ':' && text == key) return json.substr(at + 1);
+  }
+  return {};
+}
+
+/// The integers of `"key":[...]` there.
 std::vector<int64_t> json_integers(std::string_view json, std::string_view key) {
   std::vector<int64_t> found;
-  size_t at = json.find(key);
-  if (at == std::string_view::npos) return found;
-  size_t open = json.find('[', at);
-  size_t close = json.find(']', at);
+  json = json_value(json, key);
+  const size_t open = json.find('[');
+  const size_t close = json.find(']');
   if (open == std::string_view::npos || close == std::string_view::npos) return found;
   std::string list(json.substr(open + 1, close - open - 1));
   for (const char* text = list.c_str(); *text;) {
@@ -142,11 +155,11 @@ void check_tensor(const LayerSpec& spec, const ArrowSchema& field, int heads) {
     bad("tensors of " + std::string(tensor.format + 3) + " elements");
   }
   std::string_view json = metadata_value(tensor.metadata, "ARROW:extension:metadata");
-  std::vector<int64_t> shape = json_integers(json, "\"shape\"");
+  std::vector<int64_t> shape = json_integers(json, "shape");
   if (!shape.empty() && shape != std::vector<int64_t>{heads, spec.head_size}) {
     bad("another shape: " + std::string(json));
   }
-  std::vector<int64_t> permutation = json_integers(json, "\"permutation\"");
+  std::vector<int64_t> permutation = json_integers(json, "permutation");
   if (!std::is_sorted(permutation.begin(), permutation.end())) {
     bad("permuted tensors: " + std::string(json));
   }

@@ -63,28 +63,36 @@ bool has_null(const ArrowArray& array) {
   return array.null_count > 0 || (array.null_count < 0 && has_null(array, 0, array.length));
 }
 
-/// Refuses nulls inside lists, naming the first of the `num_rows` rows that has one. `array` is the
-/// child, or the child's, with `width` elements from `first` on for each entry of the lists.
+/// Refuses nulls in the lists of `num_rows` rows; where no row refers to, there may be some.
+/// `array` is the child, or the child's, with `width` elements from `first` on for each entry of
+/// the lists.
 void check_no_nulls(const ListColumn& list, int64_t num_rows, const char* what,
                     const ArrowArray& array, int64_t first = 0, int64_t width = 1) {
   if (!has_null(array)) return;
-  int64_t found = kNoRow;
-  for (int64_t row = 0; list.offsets && row < num_rows && found == kNoRow; ++row) {
+  for (int64_t row = 0; list.offsets && row < num_rows; ++row) {
+    if (!is_valid(list.validity, list.first_bit + row)) continue;
     const int64_t begin = list.offsets[row], end = list.offsets[row + 1];
     const bool inside = 0 <= begin && begin <= end && end <= list.child_length &&
                         end <= (array.length - first) / width;
     if (inside && has_null(array, first + begin * width, first + end * width)) {
-      found = row;
+      throw Failure(BH_SCHEMA_MISMATCH, row, "column %s: expected no %s, got some", list.name,
+                    what);
     }
   }
-  throw Failure(BH_SCHEMA_MISMATCH, found, "column %s: expected no %s, got some", list.name, what);
 }
 
-const void* data_buffer(const char* column, const ArrowArray& array, int64_t length) {
-  if (length > 0 && !array.buffers[1]) {
+/// The second buffer, of `length` entries of `width` bytes.
+const void* data_buffer(const char* column, const ArrowArray& array, int64_t length, int width) {
+  const void* data = array.buffers[1];
+  if (length > 0 && !data) {
     throw Failure(BH_INVALID_ARGUMENT, kNoRow, "column %s: its data buffer is NULL", column);
   }
-  return array.buffers[1];
+  if (reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(width) != 0) {
+    throw Failure(BH_INVALID_ARGUMENT, kNoRow,
+                  "column %s: its data buffer is at %p, expected a multiple of %d", column, data,
+                  width);
+  }
+  return data;
 }
 
 ListColumn open_list(const char* name, const ArrowArray& parent, const ArrowArray& list) {
@@ -94,7 +102,8 @@ ListColumn open_list(const char* name, const ArrowArray& parent, const ArrowArra
   column.name = name;
   column.first_bit = parent.offset + list.offset;
   column.validity = list.null_count == 0 ? nullptr : static_cast<const uint8_t*>(list.buffers[0]);
-  auto offsets = static_cast<const int32_t*>(data_buffer(name, list, parent.length));
+  auto offsets =
+      static_cast<const int32_t*>(data_buffer(name, list, parent.length, sizeof(int32_t)));
   column.offsets = offsets ? offsets + column.first_bit : nullptr;
   column.child_length = list.children[0]->length;
   return column;
@@ -108,7 +117,7 @@ ListColumn open_scalars(const char* name, const ArrowArray& parent, const ArrowA
   const ArrowArray& child = *list.children[0];
   check_shape(name, child, 2, 0);
   check_no_nulls(column, parent.length, "nulls inside lists", child);
-  auto data = static_cast<const T*>(data_buffer(name, child, child.length));
+  auto data = static_cast<const T*>(data_buffer(name, child, child.length, sizeof(T)));
   values = data ? data + child.offset : nullptr;
   return column;
 }
@@ -129,7 +138,8 @@ ListColumn open_tensors(const char* name, const ArrowArray& parent, const ArrowA
                   name, elements.length, width, tensors.length, tensors.offset);
   }
   check_no_nulls(column, parent.length, "null elements", elements, tensors.offset * width, width);
-  auto data = static_cast<const char*>(data_buffer(name, elements, elements.length));
+  auto data =
+      static_cast<const char*>(data_buffer(name, elements, elements.length, byte_width(dtype)));
   values = data ? data + (elements.offset + tensors.offset * width) * byte_width(dtype) : nullptr;
   return column;
 }
@@ -151,7 +161,7 @@ bool are_ids(const int32_t* ids, int64_t count, int64_t last) {
 // ---- result ----
 
 void* open_result_list(const char* name, const ArrowArray& list, int64_t num_rows, int64_t tensors,
-                       int64_t width) {
+                       int64_t width, int dtype) {
   check_shape(name, list, 2, 1);
   check_shape(name, *list.children[0], 1, 1);
   check_shape(name, *list.children[0]->children[0], 2, 0);
@@ -163,8 +173,8 @@ void* open_result_list(const char* name, const ArrowArray& list, int64_t num_row
   check_length(name, "length", list.length, num_rows);
   check_length(name, "number of tensors", list.children[0]->length, tensors);
   check_length(name, "number of elements", elements.length, tensors * width);
-  data_buffer(name, list, 1);
-  return const_cast<void*>(data_buffer(name, elements, tensors));
+  data_buffer(name, list, 1, sizeof(int32_t));
+  return const_cast<void*>(data_buffer(name, elements, tensors, byte_width(dtype)));
 }
 
 /// Points a part at the caller's result array: `output` and, with return_lse, `lse`. Throws
@@ -172,11 +182,15 @@ void* open_result_list(const char* name, const ArrowArray& list, int64_t num_row
 void open_result(const LayerSpec& spec, const ArrowArray& result, int64_t num_rows,
                  int64_t num_queries, StepPart& part) {
   check_shape("(result)", result, 1, spec.return_lse ? 2 : 1);
+  check_length("(result)", "length", result.length, num_rows);
+  if (result.offset) {
+    throw Failure(BH_INVALID_ARGUMENT, kNoRow, "the result must start at offset 0");
+  }
   part.output = open_result_list("output", *result.children[0], num_rows, num_queries,
-                                 int64_t{spec.num_heads} * spec.head_size);
+                                 int64_t{spec.num_heads} * spec.head_size, spec.output_dtype());
   if (spec.return_lse) {
-    part.lse = static_cast<float*>(
-        open_result_list("lse", *result.children[1], num_rows, num_queries, spec.num_heads));
+    part.lse = static_cast<float*>(open_result_list("lse", *result.children[1], num_rows,
+                                                    num_queries, spec.num_heads, BH_FLOAT32));
   }
 }
 
@@ -223,7 +237,8 @@ void StepReader::open(const ArrowArray& batch) {
     seq_len_first_bit_ = batch.offset + seq_len.offset;
     seq_len_validity_ =
         seq_len.null_count == 0 ? nullptr : static_cast<const uint8_t*>(seq_len.buffers[0]);
-    auto lengths = static_cast<const int32_t*>(data_buffer("seq_len", seq_len, batch.length));
+    auto lengths =
+        static_cast<const int32_t*>(data_buffer("seq_len", seq_len, batch.length, sizeof(int32_t)));
     seq_len_ = lengths ? lengths + seq_len_first_bit_ : nullptr;
     block_table_ = open_scalars("block_table", batch, child(columns_.block_table), memory_.blocks);
     if (columns_.slot_mapping != StepColumns::kAbsent) {
@@ -275,6 +290,7 @@ StepRow StepReader::row(int64_t r) const {
     }
   }
   if (!spec_.uses_cache()) {
+    if (row.num_keys > kMaxSeqLen) bad_count("key", row.num_keys, "at most", kMaxSeqLen);
     row.seq_len = row.num_keys;
     return row;
   }
@@ -289,6 +305,10 @@ StepRow StepReader::row(int64_t r) const {
         BH_INVALID_ROW, r,
         "column seq_len: %d, expected 0 (padding) or at least %d (the row's query tokens)",
         row.seq_len, least);
+  }
+  if (row.seq_len > kMaxSeqLen) {
+    throw Failure(BH_INVALID_ROW, r, "column seq_len: %d, expected at most %d", row.seq_len,
+                  kMaxSeqLen);
   }
   const int block_size = cache_->options().block_size;
   const int64_t used = (int64_t{row.seq_len} + block_size - 1) / block_size;

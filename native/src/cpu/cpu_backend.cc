@@ -366,6 +366,10 @@ class CpuBackend final : public Backend {
   }
 
   std::unique_ptr<Engine> open(const bh_engine_options& options) const override {
+    if (options.threads > ThreadPool::kMostThreads) {
+      throw Failure(BH_INVALID_ARGUMENT, kNoRow, "threads must be at most %d, got %d",
+                    ThreadPool::kMostThreads, options.threads);
+    }
     const int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
     return std::make_unique<CpuEngine>(options.threads > 0 ? options.threads : cores);
   }

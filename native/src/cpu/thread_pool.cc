@@ -27,7 +27,7 @@ std::shared_ptr<ThreadPool> ThreadPool::shared(int threads) {
   std::lock_guard<std::mutex> lock(mutex);
   std::shared_ptr<ThreadPool> pool = process_pool.lock();
   if (!pool) process_pool = pool = std::shared_ptr<ThreadPool>(new ThreadPool);
-  pool->grow(std::min(threads - 1, static_cast<int>(kEnteredMask >> 1)));
+  pool->grow(threads - 1);
   return pool;
 }
 
@@ -55,7 +55,7 @@ void ThreadPool::run(int threads, int64_t count, Task task, void* argument) {
   next_.store(0, std::memory_order_relaxed);
   left_.store(0, std::memory_order_relaxed);
   const auto helpers = static_cast<uint32_t>(std::min<int64_t>(threads - 1, count - 1));
-  state_.store(std::min(helpers, kEnteredMask >> 1) << kLimitShift, std::memory_order_release);
+  state_.store(helpers << kLimitShift, std::memory_order_release);
   epoch_.fetch_add(1, std::memory_order_release);
   epoch_.notify_all();
   drain(0);

@@ -16,6 +16,9 @@ class ThreadPool {
  public:
   using Task = void (*)(void* argument, int64_t task, int thread);
 
+  /// Of one run.
+  static constexpr int kMostThreads = 1 << 15;
+
   /// The pool of the process with at least `threads` - 1 workers; it ends with its last owner.
   static std::shared_ptr<ThreadPool> shared(int threads);
 
@@ -37,6 +40,7 @@ class ThreadPool {
   static constexpr uint32_t kClosed = 1u << 31;
   static constexpr int kLimitShift = 16;
   static constexpr uint32_t kEnteredMask = (1u << kLimitShift) - 1;
+  static_assert((uint32_t{kMostThreads} - 1) << kLimitShift < kClosed);
 
   std::vector<std::thread> workers_;  ///< grows under the mutex of shared()
   std::atomic<bool> busy_{false};
