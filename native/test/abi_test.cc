@@ -405,14 +405,7 @@ TEST_P(Abi, UsesTheCallersBuffers) {
   Random random("addresses");
   StepBatch batch;
   for (int32_t r = 0; r < 2; ++r) {
-    StepRow row;
-    row.query = random_tensors(random, layer, 1, layer.num_heads);
-    row.key = random_tensors(random, layer, 1, layer.num_kv_heads);
-    row.value = random_tensors(random, layer, 1, layer.num_kv_heads);
-    row.seq_len = 1;
-    row.blocks = {r};
-    row.slots = {r * int64_t{pool.block_size}};
-    batch.rows.push_back(row);
+    batch.rows.push_back(random_row(random, layer, 1, 1, {r}, pool.block_size));
   }
   const Binding binding = make_binding(session.layer(), step_schema(layer, batch));
   ArrowArray array = export_array(step_array(layer, batch));
@@ -457,15 +450,7 @@ TEST_P(Abi, UsesEngineMemoryInPlace) {
   const Cache cache = make_cache(engine.get(), pool);
   const Layer made = make_layer(engine.get(), layer, cache.get());
   Random random("engine memory");
-  StepBatch batch;
-  StepRow row;
-  row.query = random_tensors(random, layer, 1, layer.num_heads);
-  row.key = random_tensors(random, layer, 1, layer.num_kv_heads);
-  row.value = random_tensors(random, layer, 1, layer.num_kv_heads);
-  row.seq_len = 1;
-  row.blocks = {0};
-  row.slots = {0};
-  batch.rows.push_back(row);
+  const StepBatch batch = {{random_row(random, layer, 1, 1, {0}, pool.block_size)}};
   const Binding binding = make_binding(made.get(), step_schema(layer, batch));
   ArrowArray array = export_array(step_array(layer, batch));
   StepResult result(layer, batch);

@@ -42,13 +42,13 @@ void* __wrap_mmap(void* at, size_t size, int access, int flags, int file, off_t 
 }
 }
 
-void* operator new(size_t size) {
+[[gnu::noinline]] void* operator new(size_t size) {
   void* memory = is_refused() ? nullptr : std::malloc(size > 0 ? size : 1);
   if (!memory) throw std::bad_alloc();
   return memory;
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace broadhead::test {
 namespace {
@@ -93,25 +93,11 @@ bh_cache_options pool_of(const LayerConfig& layer) {
 /// Two rows that share a prefix, and a prompt: every kind of work of a step.
 StepBatch batch_of(const LayerConfig& layer) {
   Random random("allocation");
-  StepBatch batch;
-  for (int32_t r = 0; r < 3; ++r) {
-    const int32_t tokens = r == 2 ? 40 : 1;
-    StepRow row;
-    row.query = random_tensors(random, layer, tokens, layer.num_heads);
-    row.key = random_tensors(random, layer, tokens, layer.num_kv_heads);
-    row.value = random_tensors(random, layer, tokens, layer.num_kv_heads);
-    row.seq_len = r == 2 ? tokens : 160;
-    for (int32_t b = 0; b < 9; ++b) row.blocks.push_back(b);
-    row.blocks.push_back(10 + r);
-    if (r == 2) row.blocks = {20, 21, 22};
-    for (int32_t p = row.seq_len - tokens; p < row.seq_len; ++p) {
-      row.slots.push_back(int64_t{row.blocks[static_cast<size_t>(p / kBlockSize)]} * kBlockSize +
-                          p % kBlockSize);
-      row.positions.push_back(p);
-    }
-    batch.rows.push_back(std::move(row));
-  }
-  return batch;
+  auto row = [&](int32_t tokens, int32_t seq_len, std::vector<int32_t> blocks) {
+    return random_row(random, layer, tokens, seq_len, std::move(blocks), kBlockSize);
+  };
+  return {{row(1, 160, {0, 1, 2, 3, 4, 5, 6, 7, 8, 10}),
+           row(1, 160, {0, 1, 2, 3, 4, 5, 6, 7, 8, 11}), row(40, 40, {20, 21, 22})}};
 }
 
 class Allocation : public testing::Test {

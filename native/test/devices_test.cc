@@ -43,17 +43,8 @@ StepBatch next_batch(Random& random, const LayerConfig& layer, int step) {
   for (int s = 0; s < 2; ++s) {
     const int length = step == 0 ? 0 : 20 + step - 1;
     const int tokens = step == 0 ? 20 : 1;
-    StepRow row;
-    row.query = random_tensors(random, layer, tokens, layer.num_heads);
-    row.key = random_tensors(random, layer, tokens, layer.num_kv_heads);
-    row.value = random_tensors(random, layer, tokens, layer.num_kv_heads);
-    row.blocks = {3 - s, s};
-    for (int p = length; p < length + tokens; ++p) {
-      row.slots.push_back(int64_t{row.blocks[static_cast<size_t>(p / kBlockSize)]} * kBlockSize +
-                          p % kBlockSize);
-    }
-    row.seq_len = length + tokens;
-    batch.rows.push_back(row);
+    batch.rows.push_back(
+        random_row(random, layer, tokens, length + tokens, {3 - s, s}, kBlockSize));
   }
   return batch;
 }

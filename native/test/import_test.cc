@@ -35,20 +35,10 @@ StepBatch good_batch(const LayerConfig& layer) {
   Random random("good batch");
   StepBatch batch;
   int32_t block = 0;
-  for (const auto& [queries, length] : {std::pair{1, 20}, {5, 5}, {2, 40}}) {
-    StepRow row;
-    row.seq_len = length;
-    for (int b = 0; b < (length + kBlockSize - 1) / kBlockSize; ++b) row.blocks.push_back(block++);
-    for (int token = length - queries; token < length; ++token) {
-      row.positions.push_back(token);
-      row.slots.push_back(int64_t{row.blocks[static_cast<size_t>(token / kBlockSize)]} *
-                              kBlockSize +
-                          token % kBlockSize);
-    }
-    row.query = random_tensors(random, layer, queries, layer.num_heads);
-    row.key = random_tensors(random, layer, queries, layer.num_kv_heads);
-    row.value = random_tensors(random, layer, queries, layer.num_kv_heads);
-    batch.rows.push_back(std::move(row));
+  for (const auto& [tokens, length] : {std::pair{1, 20}, {5, 5}, {2, 40}}) {
+    std::vector<int32_t> blocks;
+    for (int b = 0; b < (length + kBlockSize - 1) / kBlockSize; ++b) blocks.push_back(block++);
+    batch.rows.push_back(random_row(random, layer, tokens, length, blocks, kBlockSize));
   }
   return batch;
 }

@@ -22,20 +22,12 @@ class Sequences {
 
   /// The next tokens of a sequence.
   StepRow next(size_t sequence, int tokens) {
-    int32_t& length = lengths_[sequence];
-    StepRow row;
-    row.query = random_tensors(random_, layer_, tokens, layer_.num_heads);
-    row.key = random_tensors(random_, layer_, tokens, layer_.num_kv_heads);
-    row.value = random_tensors(random_, layer_, tokens, layer_.num_kv_heads);
+    std::vector<int32_t> blocks;
     for (int i = 0; i < kBlocksEach; ++i) {
-      row.blocks.push_back(static_cast<int32_t>(sequence) * kBlocksEach + kBlocksEach - 1 - i);
+      blocks.push_back(static_cast<int32_t>(sequence) * kBlocksEach + kBlocksEach - 1 - i);
     }
-    for (int32_t p = length; p < length + tokens; ++p) {
-      row.slots.push_back(int64_t{row.blocks[static_cast<size_t>(p / kBlockSize)]} * kBlockSize +
-                          p % kBlockSize);
-    }
-    row.seq_len = length += tokens;
-    return row;
+    lengths_[sequence] += tokens;
+    return random_row(random_, layer_, tokens, lengths_[sequence], blocks, kBlockSize);
   }
 
   static constexpr int kBlocksEach = 5;

@@ -41,6 +41,22 @@ std::vector<float> random_tensors(Random& random, const LayerConfig& layer, int6
   return elements;
 }
 
+StepRow random_row(Random& random, const LayerConfig& layer, int32_t tokens, int32_t seq_len,
+                   std::vector<int32_t> blocks, int block_size) {
+  StepRow row;
+  row.query = random_tensors(random, layer, tokens, layer.num_heads);
+  row.key = random_tensors(random, layer, tokens, layer.num_kv_heads);
+  row.value = random_tensors(random, layer, tokens, layer.num_kv_heads);
+  row.seq_len = seq_len;
+  row.blocks = std::move(blocks);
+  for (int32_t p = seq_len - tokens; p < seq_len; ++p) {
+    const int64_t block = row.blocks[static_cast<size_t>(p / block_size)];
+    row.slots.push_back(block * block_size + p % block_size);
+    row.positions.push_back(p);
+  }
+  return row;
+}
+
 std::vector<float> random_rotary_tensors(Random& random, const LayerConfig& layer,
                                          const std::vector<int64_t>& positions, int heads,
                                          int cache_dtype) {

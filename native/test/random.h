@@ -57,9 +57,15 @@ class Random {
 std::vector<float> random_tensors(Random& random, const LayerConfig& layer, int64_t tokens,
                                   int heads);
 
-/// The same for a layer with rope, at these positions. Elements are drawn again where the float32
-/// error of a rotation could decide how its result is rounded, to the layer's dtype or on its way
-/// to a cache of `cache_dtype` (0: none): so every backend must store the same bits.
+/// The last `tokens` of a sequence of `seq_len`, as one row, with slots and positions. `blocks` are
+/// those of the sequence.
+StepRow random_row(Random& random, const LayerConfig& layer, int32_t tokens, int32_t seq_len,
+                   std::vector<int32_t> blocks, int block_size);
+
+/// The same as random_tensors for a layer with rope, at these positions. Elements are drawn again
+/// where the float32 error of a rotation could decide how its result is rounded, to the layer's
+/// dtype or on its way to a cache of `cache_dtype` (0: none): so every backend must store the same
+/// bits.
 std::vector<float> random_rotary_tensors(Random& random, const LayerConfig& layer,
                                          const std::vector<int64_t>& positions, int heads,
                                          int cache_dtype);

@@ -2,9 +2,12 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <memory>
 #include <span>
+#include <string>
 
 #include "broadhead/broadhead.h"
 #include "core/failure.h"
@@ -101,6 +104,12 @@ class Engine {
  private:
   std::shared_ptr<Cancellation> cancellation_ = std::make_shared<Cancellation>();
 };
+
+/// Fills a text of a structure of the C ABI.
+template <size_t kSize>
+void copy_text(char (&to)[kSize], const std::string& text) {
+  std::snprintf(to, kSize, "%s", text.c_str());
+}
 
 /// One entry of the registry.
 class Backend {

@@ -175,8 +175,8 @@ std::unique_ptr<broadhead::StepInFlight> begin_step(bh_binding* binding,
 std::span<const bh_step_part> span_of(const bh_step_part* parts, int64_t count) {
   need(parts, "parts");
   if (count < 0 || count > INT32_MAX) {
-    throw Failure(BH_INVALID_ARGUMENT, kNoRow, "count must be 0 .. %d, got %lld", INT32_MAX,
-                  static_cast<long long>(count));
+    throw Failure(BH_INVALID_ARGUMENT, kNoRow, "count must be 0 .. %d, got %" PRId64, INT32_MAX,
+                  count);
   }
   return {parts, static_cast<size_t>(count)};
 }
@@ -202,9 +202,8 @@ void check_owner(const bh_cache& cache, const bh_engine* engine) {
 
 void check_block(const broadhead::Cache& cache, int64_t block) {
   if (block < 0 || block >= cache.options().num_blocks) {
-    throw Failure(BH_INVALID_ARGUMENT, kNoRow, "block is %lld, expected 0 .. %lld",
-                  static_cast<long long>(block),
-                  static_cast<long long>(cache.options().num_blocks - 1));
+    throw Failure(BH_INVALID_ARGUMENT, kNoRow, "block is %" PRId64 ", expected 0 .. %" PRId64,
+                  block, cache.options().num_blocks - 1);
   }
 }
 
@@ -312,8 +311,7 @@ int32_t bh_cache_copy_blocks(bh_cache* cache, const int64_t* source, const int64
   return guarded(error, [&] {
     need(cache, "cache");
     if (count < 0) {
-      throw Failure(BH_INVALID_ARGUMENT, kNoRow, "count must not be negative, got %lld",
-                    static_cast<long long>(count));
+      throw Failure(BH_INVALID_ARGUMENT, kNoRow, "count must not be negative, got %" PRId64, count);
     }
     if (count > 0) {
       need(source, "source");
@@ -430,8 +428,8 @@ int32_t bh_check_rows(bh_binding* binding, ArrowArray* batch, int64_t first_row,
     Moved<ArrowArray> taken(batch);
     need(binding, "binding");
     if (first_row < 0) {
-      throw Failure(BH_INVALID_ARGUMENT, kNoRow, "first_row must not be negative, got %lld",
-                    static_cast<long long>(first_row));
+      throw Failure(BH_INVALID_ARGUMENT, kNoRow, "first_row must not be negative, got %" PRId64,
+                    first_row);
     }
     binding->reader.open(taken.get());
     for (int64_t r = first_row; r < binding->reader.num_rows(); ++r) binding->reader.row(r);

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -31,11 +30,6 @@ using cpu::LayerView;
 using cpu::Plan;
 using cpu::ThreadPool;
 using cpu::UpdateItem;
-
-template <size_t kSize>
-void copy_text(char (&to)[kSize], const std::string& text) {
-  std::snprintf(to, kSize, "%s", text.c_str());
-}
 
 std::string processor_name() {
   std::ifstream info("/proc/cpuinfo");

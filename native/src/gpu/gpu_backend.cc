@@ -29,11 +29,6 @@ constexpr int kAnyDevice = -1;
 /// token's heads at once.
 constexpr int64_t kRotatedBytes = int64_t{64} << 10;
 
-template <size_t kSize>
-void copy_text(char (&to)[kSize], const std::string& text) {
-  std::snprintf(to, kSize, "%s", text.c_str());
-}
-
 std::string summary(const DeviceInfo& info) {
   char text[128];
   std::snprintf(text, sizeof text, "%s, %d multiprocessors, %.0f GiB, %.0f free", info.architecture,
