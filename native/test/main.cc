@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// broadhead_conformance [--backend=NAME] [--device=INDEX] [--every=N] [GoogleTest flags]
+// broadhead_conformance [--backend=NAME] [--device=INDEX] [--every=N] [--seeds=N] [GoogleTest
+// flags]
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -17,12 +18,14 @@ int main(int argc, char** argv) {
     options.device = std::stoi(device);
   }
   if (std::string every; take_flag(argc, argv, "every", every)) options.every = std::stoi(every);
+  if (std::string seeds; take_flag(argc, argv, "seeds", seeds)) options.seeds = std::stoi(seeds);
   testing::InitGoogleTest(&argc, argv);
   if (argc > 1) {
-    std::fprintf(stderr,
-                 "unknown argument %s; known: --backend=NAME --device=INDEX --every=N and "
-                 "--help's\n",
-                 argv[1]);
+    std::fprintf(
+        stderr,
+        "unknown argument %s; known: --backend=NAME --device=INDEX --every=N --seeds=N and "
+        "--help's\n",
+        argv[1]);
     return EXIT_FAILURE;
   }
   testing::UnitTest::GetInstance()->listeners().Append(new broadhead::test::Listener);

@@ -22,6 +22,7 @@ struct Options {
 #else
   int every = 1;
 #endif
+  int seeds = 100;  ///< of each fuzz test
 };
 
 /// Set from the command line before any test is registered.

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+// Steps drawn at random, right ones and ones that were changed at random. What a change can say
+// wrongly without a reader noticing is left out: C Data has no sizes of buffers.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <limits>
+
+#include "harness.h"
+#include "random.h"
+#include "summary.h"
+
+namespace broadhead::test {
+namespace {
+
+constexpr int kBlocks = 12;
+constexpr int kBlockSize = 16;
+constexpr int kMaxPosition = 100;
+
+template <class T>
+T any_of(Random& random, const std::vector<T>& values) {
+  return values[static_cast<size_t>(random.below(std::ssize(values)))];
+}
+
+bool one_in(Random& random, int64_t count) { return random.below(count) == 0; }
+
+LayerConfig random_layer(Random& random) {
+  LayerConfig layer;
+  layer.attn_type = any_of<int>(random, {BH_DECODER, BH_DECODER, BH_ENCODER, BH_ENCODER_DECODER});
+  layer.dtype = any_of<int>(random, {BH_FLOAT32, BH_FLOAT16, BH_BFLOAT16});
+  layer.num_kv_heads = any_of<int>(random, {1, 2});
+  layer.num_heads = layer.num_kv_heads * any_of<int>(random, {1, 4});
+  layer.head_size = any_of<int>(random, {32, 80});
+  layer.sliding_window = any_of<int64_t>(random, {0, 1, 20});
+  layer.return_lse = one_in(random, 2);
+  if (one_in(random, 3)) layer.sinks.assign(static_cast<size_t>(layer.num_heads), 0.5f);
+  if (one_in(random, 3)) layer.set_rope(32, one_in(random, 2), kMaxPosition);
+  return layer;
+}
+
+/// Rows as a scheduler would never make them: of any lengths, with blocks and slots that repeat.
+StepBatch random_batch(Random& random, const LayerConfig& layer) {
+  StepBatch batch;
+  batch.has_query = !one_in(random, 8);
+  batch.has_key = !layer.uses_cache() || !one_in(random, 8);
+  batch.wide_positions = one_in(random, 2);
+  const int64_t num_rows = random.below(5);
+  for (int64_t r = 0; r < num_rows; ++r) {
+    StepRow row;
+    const int64_t queries = batch.has_query ? any_of<int64_t>(random, {0, 1, 1, 3, 20}) : 0;
+    int64_t keys = batch.has_key ? any_of<int64_t>(random, {0, 1, 7, 17}) : 0;
+    if (layer.rotary_dim > 0 && queries > 0 && keys > 0) keys = queries;
+    if (layer.rotary_dim > 0) {
+      for (int64_t i = 0; i < (queries > 0 ? queries : keys); ++i) {
+        row.positions.push_back(random.below(kMaxPosition));
+      }
+    }
+    row.seq_len = static_cast<int32_t>(random.below(kBlocks * kBlockSize));
+    if (layer.attn_type == BH_DECODER && row.seq_len < queries) row.seq_len = 0;
+    for (int b = 0; b < (row.seq_len + kBlockSize - 1) / kBlockSize; ++b) {
+      row.blocks.push_back(static_cast<int32_t>(random.below(kBlocks)));
+    }
+    for (int64_t i = 0; i < keys; ++i) {
+      row.slots.push_back(random.below(kBlocks * kBlockSize + 8) - 8);  // some are padding
+    }
+    auto tensors = [&](int64_t count, int heads, int cache_dtype) {
+      return layer.rotary_dim > 0 && count > 0
+                 ? random_rotary_tensors(random, layer, row.positions, heads, cache_dtype)
+                 : random_tensors(random, layer, count, heads);
+    };
+    row.query = tensors(queries, layer.num_heads, 0);
+    row.key = tensors(keys, layer.num_kv_heads, layer.uses_cache() ? layer.dtype : 0);
+    row.value = random_tensors(random, layer, keys, layer.num_kv_heads);
+    batch.rows.push_back(std::move(row));
+  }
+  return batch;
+}
+
+bh_cache_options pool_of(const LayerConfig& layer) {
+  bh_cache_options pool{};
+  pool.num_blocks = layer.uses_cache() ? kBlocks : 0;
+  pool.block_size = kBlockSize;
+  pool.dtype = layer.dtype;
+  return pool;
+}
+
+/// Writes a number that means something somewhere over one of the data's.
+void change_value(Random& random, Bytes& data) {
+  static const std::vector<int64_t> kNumbers = {0,
+                                                1,
+                                                -1,
+                                                kBlocks,
+                                                kBlocks * kBlockSize,
+                                                kMaxPosition,
+                                                std::numeric_limits<int32_t>::max(),
+                                                std::numeric_limits<int32_t>::min(),
+                                                std::numeric_limits<int64_t>::max(),
+                                                std::numeric_limits<int64_t>::min()};
+  const size_t width = any_of<size_t>(random, {4, 8});
+  if (data.size() < width) return;
+  const auto at = static_cast<size_t>(random.below(std::ssize(data) / int64_t(width))) * width;
+  const int64_t number = any_of(random, kNumbers);
+  std::memcpy(data.data() + at, &number, width);
+}
+
+constexpr auto kMin = std::numeric_limits<int64_t>::min();
+constexpr auto kMax = std::numeric_limits<int64_t>::max();
+
+void change_validity(Random& random, Array& node) {
+  Bytes validity(2048);
+  for (uint8_t& byte : validity) byte = static_cast<uint8_t>(random.next() | random.next());
+  if (!node.buffers.empty()) node.buffers[0] = std::move(validity);
+  node.null_count = any_of<int64_t>(random, {-1, 1});
+}
+
+/// Ways to change a node of a batch so that a reader that trusts it reads or writes where it must
+/// not. Lengths and offsets never become what is too much for the buffers alone.
+const std::vector<std::function<void(Random&, Array&)>> kChanges = {
+    [](Random& r, Array& a) {
+      a.length = any_of<int64_t>(r, {kMin, -1, 0, a.length / 2});
+    },
+    [](Random& r, Array& a) {
+      a.offset = any_of<int64_t>(r, {kMin, -1, 0, kMax});
+    },
+    [](Random& r, Array& a) {
+      a.null_count = any_of<int64_t>(r, {kMin, -1, 1, kMax});
+    },
+    change_validity,
+    [](Random&, Array& a) { a.buffers.resize(a.buffers.size() / 2); },
+    [](Random&, Array& a) { a.buffers.resize(a.buffers.size() + 1); },
+    [](Random&, Array& a) {
+      if (!a.buffers.empty()) a.buffers.back().reset();
+    },
+    [](Random&, Array& a) { a.children.resize(a.children.size() / 2); },
+    [](Random&, Array& a) { a.children.resize(a.children.size() + 1); },
+};
+
+void change(Random& random, Array& node) {
+  if (node.buffers.size() > 1 && node.buffers[1] && one_in(random, 2)) {
+    change_value(random, *node.buffers[1]);
+  } else {
+    any_of(random, kChanges)(random, node);
+  }
+}
+
+void collect(Array& node, std::vector<Array*>& all) {
+  all.push_back(&node);
+  for (Array& child : node.children) collect(child, all);
+}
+
+Array changed(Random& random, Array batch) {
+  if (one_in(random, 8)) ++batch.length;  // more rows than its columns have
+  for (int64_t left = 1 + random.below(3); left > 0; --left) {
+    std::vector<Array*> nodes;
+    collect(batch, nodes);
+    change(random, *any_of(random, nodes));
+  }
+  return batch;
+}
+
+class Fuzz : public TargetTest {};
+
+TEST_P(Fuzz, StepsMatchTheReference) {
+  for (int seed = 0; seed < options().seeds; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Random random(static_cast<uint64_t>(seed));
+    const LayerConfig layer = random_layer(random);
+    Session session(GetParam(), 2, layer, pool_of(layer));
+    BH_SKIP_IF_UNUSABLE(session, GetParam());
+    session.fill_cache(random);
+    for (int step = 0; step < 2; ++step) session.step(random_batch(random, layer));
+    record("fuzz", GetParam(), session.worst());
+    if (HasFailure()) return;
+  }
+}
+
+TEST_P(Fuzz, ChangedStepsAreRefusedOrDone) {
+  int refused = 0;
+  for (int seed = 0; seed < options().seeds; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Random random(static_cast<uint64_t>(seed));
+    const LayerConfig layer = random_layer(random);
+    Session session(GetParam(), 2, layer, pool_of(layer));
+    BH_SKIP_IF_UNUSABLE(session, GetParam());
+    const StepBatch batch = random_batch(random, layer);
+    const Binding binding = make_binding(session.layer(), step_schema(layer, batch));
+    for (int change = 0; change < 8; ++change) {
+      const Array array = changed(random, step_array(layer, batch));
+      StepResult result(layer, batch);
+      ArrowArray checked = export_array(array), stepped = export_array(array);
+      bh_error expected{}, error{};
+      const int32_t check = bh_check_rows(binding.get(), &checked, 0, &expected);
+      const int32_t status = bh_step(binding.get(), &stepped, result.array(), nullptr, &error);
+      EXPECT_EQ(checked.release, nullptr);
+      EXPECT_EQ(stepped.release, nullptr);
+      EXPECT_TRUE(result.guards_intact());
+      if (status == BH_OK) {
+        EXPECT_EQ(check, BH_OK) << expected.message;
+        if (session.mirror()) write_cache(session.cache(), *session.mirror());
+        continue;
+      }
+      ++refused;
+      EXPECT_TRUE(result.untouched());
+      if (session.mirror()) compare_cache(layer, session.cache(), *session.mirror());
+      EXPECT_TRUE(status == BH_INVALID_ARGUMENT || status == BH_SCHEMA_MISMATCH ||
+                  status == BH_INVALID_ROW)
+          << status;
+      EXPECT_STRNE(error.message, "");
+      // Only the step knows how much its result holds.
+      if (check != BH_OK) {
+        EXPECT_EQ(check, status);
+        EXPECT_EQ(expected.row, error.row);
+        EXPECT_STREQ(expected.message, error.message);
+      }
+    }
+    session.fill_cache(random);
+    session.step(batch);  // as well as ever
+    if (HasFailure()) return;
+  }
+  EXPECT_GT(refused, options().seeds);
+}
+
+BH_ON_EVERY_TARGET(Fuzz);
+
+}  // namespace
+}  // namespace broadhead::test
