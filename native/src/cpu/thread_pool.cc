@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <utility>
 
 namespace broadhead::cpu {
 namespace {
@@ -26,7 +27,9 @@ std::shared_ptr<ThreadPool> ThreadPool::shared(int threads) {
   static std::weak_ptr<ThreadPool> process_pool;
   std::lock_guard<std::mutex> lock(mutex);
   std::shared_ptr<ThreadPool> pool = process_pool.lock();
-  if (!pool) process_pool = pool = std::shared_ptr<ThreadPool>(new ThreadPool);
+  if (!pool || pool->process_ != getpid()) {
+    process_pool = pool = std::shared_ptr<ThreadPool>(new ThreadPool);
+  }
   pool->grow(threads - 1);
   return pool;
 }
@@ -38,6 +41,10 @@ void ThreadPool::grow(int workers) {
 }
 
 ThreadPool::~ThreadPool() {
+  if (process_ != getpid()) {
+    new std::vector<std::thread>(std::move(workers_));  // there is nobody to wait for
+    return;
+  }
   stopping_.store(true);
   epoch_.fetch_add(1);
   epoch_.notify_all();

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <unistd.h>
+
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -12,6 +14,7 @@ namespace broadhead::cpu {
 /// The workers of the process, shared by all engines. A run is served by the calling thread and by
 /// workers that are free; a caller that finds another run in progress does its work alone, so that
 /// several operators never oversubscribe the processor. A run allocates nothing and takes no lock.
+/// In a forked child runs of the parent's pool are the caller's alone.
 class ThreadPool {
  public:
   using Task = void (*)(void* argument, int64_t task, int thread);
@@ -42,6 +45,7 @@ class ThreadPool {
   static constexpr uint32_t kEnteredMask = (1u << kLimitShift) - 1;
   static_assert((uint32_t{kMostThreads} - 1) << kLimitShift < kClosed);
 
+  const pid_t process_ = getpid();    ///< whose workers these are: fork() copies none
   std::vector<std::thread> workers_;  ///< grows under the mutex of shared()
   std::atomic<bool> busy_{false};
   std::atomic<bool> stopping_{false};
