@@ -410,6 +410,32 @@ TEST_F(Import, RefusesMoreTokensThanOffsetsCount) {
       << error.message;
 }
 
+/// Those of encoder layers have their keys in the batch.
+TEST_F(Import, RefusesMoreKeysThanPositionsCount) {
+  constexpr auto kTokens = (1 << 30) + 1;
+  config_.attn_type = BH_ENCODER_ONLY;
+  config_.rotary_dim = 0;
+  layer_ = make_layer(engine_.get(), config_, nullptr);
+  StepBatch batch;
+  batch.rows.resize(2);  // the first one's lists are null
+  const Field schema = step_schema(config_, batch);
+  Array array = step_array(config_, batch);
+  for (const char* column : {"key", "value"}) {
+    Array& list = array.children[index_of(schema, column)];
+    set_offset(list, 1, 0);
+    set_offset(list, 2, kTokens);
+    list.children[0].offset = 0;
+    list.children[0].length = kTokens;
+    list.children[0].children[0].length = int64_t{kTokens} * config_.key_width();
+  }
+  const Binding binding = make_binding(layer_.get(), schema);
+  ArrowArray exported = export_array(array);
+  bh_error error{};
+  EXPECT_EQ(bh_check_rows(binding.get(), &exported, 0, &error), BH_INVALID_ROW);
+  EXPECT_EQ(error.row, 1);
+  EXPECT_STREQ(error.message, "column key: 1073741825 entries, expected at most 1073741824");
+}
+
 TEST_F(Import, AcceptsUncountedNullsThatAreNone) {
   const StepBatch batch = good_batch(config_);
   const Field schema = step_schema(config_, batch);

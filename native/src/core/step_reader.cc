@@ -290,7 +290,10 @@ StepRow StepReader::row(int64_t r) const {
     }
   }
   if (!spec_.uses_cache()) {
-    if (row.num_keys > kMaxSeqLen) bad_count("key", row.num_keys, "at most", kMaxSeqLen);
+    if (row.num_keys > kMaxSeqLen) {
+      throw Failure(BH_INVALID_ROW, r, "column key: %d entries, expected at most %d", row.num_keys,
+                    kMaxSeqLen);
+    }
     row.seq_len = row.num_keys;
     return row;
   }
