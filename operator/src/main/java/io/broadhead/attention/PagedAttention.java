@@ -194,8 +194,9 @@ public final class PagedAttention implements AutoCloseable {
   }
 
   /**
-   * Finds every row that a step would refuse, in row order; computes nothing. Only what rows say of
-   * sequences that have ended in their layer counts: those are forgotten as by a step.
+   * Finds every row that a step would refuse, in row order; computes nothing and changes no
+   * sequence. A row for which there are blocks only once a step has ended the sequence that had its
+   * id is among them.
    *
    * @throws InvalidBatchException if the schema is wrong
    */

@@ -138,8 +138,7 @@ final class StepRunner {
   }
 
   /**
-   * Refuses the first bad row of {@code runs}, and changes nothing else but what is kept of
-   * sequences that have ended in the layer.
+   * Refuses the first bad row of {@code runs}, and changes nothing else.
    *
    * @return whether there is none
    */
@@ -262,6 +261,9 @@ final class StepRunner {
     } catch (StepFullException e) {
       if (!step.isEmpty() || part.planned().rows() > 0) {
         return Place.LATER;
+      }
+      if (stays && manager.endSuperseded(shard, request)) {
+        return place(batch, row, request, part, stays);
       }
       RowRefusedException shortage = manager.shortage(shard, request, e);
       if (outOfBlocks == OutOfBlocks.FAIL) {

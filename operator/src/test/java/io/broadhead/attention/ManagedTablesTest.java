@@ -214,6 +214,60 @@ class ManagedTablesTest {
     }
   }
 
+  /** Its sequence has had its last row in layer a, and goes on in layer b. */
+  @ParameterizedTest
+  @ValueSource(booleans = {true, false})
+  void aRowBehindTheEndInItsLayerEndsNothingUnlessItIsComputed(boolean isChecked) {
+    LayerSpec a = layer("a").rope(new RopeSpec(64, 64, 10000, true)).build();
+    LayerSpec b = layer("b").build();
+    Job job = job(8, a, b);
+    Scenario scenario = new Scenario(job, DTYPE, 5);
+    StepRow bad = new Scenario(job, DTYPE, 6).next("s", a, 3);
+    bad.positions()[2] = 64;
+    try (PagedAttention attention = open(job, 1, OutOfBlocks.FAIL);
+        PagedAttention other = open(job, 1, OutOfBlocks.FAIL)) {
+      for (PagedAttention each : List.of(attention, other)) {
+        run(each, a, ManagedRow.of(new Scenario(job, DTYPE, 5).next("s", a, 21)).last());
+      }
+      ManagedRow prompt = ManagedRow.of(scenario.next("s", b, 20));
+      run(attention, b, prompt);
+      run(other, b, prompt);
+      try (ArrowBatch anew = managed(a, ManagedRow.of(bad))) {
+        if (isChecked) {
+          assertThat(attention.check(anew)).hasSize(1);
+        } else {
+          assertThatThrownBy(() -> attention.step(anew)).isInstanceOf(InvalidBatchException.class);
+        }
+      }
+      try (ArrowBatch last = managed(b, ManagedRow.of(scenario.next("s", b, 1)).last());
+          ArrowBatch expected = other.step(last);
+          ArrowBatch got = attention.step(last)) {
+        assertSameBits(got, expected);
+      }
+      assertThat(inUse(attention)).isZero();
+      assertThat(tables(attention).sequences()).isZero();
+    }
+  }
+
+  /** Only with the blocks of the one before it is there room for it. */
+  @Test
+  void whatIsBegunAnewHasTheBlocksOfTheSequenceThatHasEnded() {
+    LayerSpec a = layer("a").build();
+    LayerSpec b = layer("b").build();
+    Job job = job(4, a, b);
+    Scenario scenario = new Scenario(job, DTYPE, 5);
+    try (PagedAttention attention = open(job, 1, OutOfBlocks.FAIL)) {
+      run(attention, a, ManagedRow.of(scenario.next("s", a, 40)).last());
+      run(
+          attention,
+          a,
+          ManagedRow.of(scenario.next("other", a, 5)),
+          ManagedRow.of(new Scenario(job, DTYPE, 6).next("s", a, 48)));
+      assertThat(inUse(attention)).isEqualTo(4);
+      assertThat(tables(attention).sequences()).isEqualTo(2);
+    }
+  }
+
   private void run(PagedAttention attention, LayerSpec layer, ManagedRow... rows) {
     try (ArrowBatch batch = managed(layer, rows)) {
       attention.step(batch).close();

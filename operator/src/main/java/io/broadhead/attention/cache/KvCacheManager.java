@@ -38,6 +38,10 @@ public final class KvCacheManager {
 
   private final UndoLog undo = new UndoLog();
   private final List<PlannedRow> step = new ArrayList<>();
+
+  /** Sequences whose ids rows of the step begin anew: they end with its commit. */
+  private final List<Sequence> superseded = new ArrayList<>();
+
   private long stepNumber;
   private boolean mayBeginAnew;
   private long losses;
@@ -111,7 +115,7 @@ public final class KvCacheManager {
   public void fork(int shard, RowRequest row) throws RowRefusedException {
     Shard place = shard(shard);
     Sequence known = place.sequences.get(row.sequence());
-    boolean isOver = known != null && known.lost == null && known.ended.get(row.layer().index());
+    boolean isOver = hasEndedIn(known, row.layer());
     if (row.parent() == null || row.endsAtOnce() || known != null && !isOver) {
       return;
     }
@@ -120,7 +124,6 @@ public final class KvCacheManager {
     }
     try {
       Sequence child = fork(place, row);
-      child.wasRecorded = isOver && known.wasRecorded;
       child.lastStep = stepNumber; // saved, even if none of its rows is computed
     } catch (RowRefusedException e) {
       lose(place, row, "its parent " + row.parent() + " was not in the cache");
@@ -167,9 +170,11 @@ public final class KvCacheManager {
         planned(sequence, row);
         return;
       }
-      sequence = restarted(sequence, row);
-    } else if (sequence != null && sequence.ended.get(row.layer().index())) {
-      sequence = ended(sequence);
+      supersedeLost(sequence, row);
+      sequence = null;
+    } else if (hasEndedIn(sequence, row.layer())) {
+      supersedeEnded(sequence);
+      sequence = null;
     }
     if (sequence == null && isPadding(row)) {
       places.endRow(0);
@@ -177,7 +182,6 @@ public final class KvCacheManager {
     }
     if (sequence == null) {
       sequence = row.parent() == null ? begin(shard, row) : fork(shard, row);
-      sequence.wasRecorded = known != null && known.wasRecorded;
     } else if (row.parent() != null && !row.parent().equals(sequence.parent)) {
       throw RowRefusedException.badRow(
           "column parent_sequence_id: sequence %s has begun already, expected %s, got %s",
@@ -215,24 +219,31 @@ public final class KvCacheManager {
     return row.endsAtOnce() || !adds && seesNothing;
   }
 
-  /** Null if {@code row} begins the lost sequence anew. */
-  private Sequence restarted(Sequence sequence, RowRequest row) throws RowRefusedException {
+  private void supersedeLost(Sequence sequence, RowRequest row) throws RowRefusedException {
     if (!sequence.isRestartedBy(row)) {
       throw sequence.lostRow();
     }
-    Map<Object, Sequence> sequences = sequence.shard.sequences;
-    sequences.remove(sequence.id);
-    undo.add(() -> sequences.put(sequence.id, sequence));
-    return null;
+    supersede(sequence);
   }
 
-  /** The last row of a sequence has been in this layer, so this one is of another of that id. */
-  private Sequence ended(Sequence sequence) throws StepFullException {
+  private void supersedeEnded(Sequence sequence) throws StepFullException {
     if (sequence.lastStep == stepNumber) {
       throw new StepFullException("a sequence of the same id is in the step that is being planned");
     }
-    residency.end(sequence);
-    return null;
+    supersede(sequence);
+  }
+
+  private void supersede(Sequence sequence) {
+    Map<Object, Sequence> sequences = sequence.shard.sequences;
+    sequences.remove(sequence.id);
+    undo.add(() -> sequences.put(sequence.id, sequence));
+    superseded.add(sequence);
+    undo.add(() -> superseded.remove(superseded.size() - 1));
+  }
+
+  /** Whether its last row has been in {@code layer}: the next one is of another of its id. */
+  private static boolean hasEndedIn(Sequence known, LayerRole layer) {
+    return known != null && known.lost == null && known.ended.get(layer.index());
   }
 
   private Sequence begin(Shard shard, RowRequest row) throws RowRefusedException {
@@ -248,11 +259,7 @@ public final class KvCacheManager {
 
   private Sequence added(Sequence sequence) {
     sequence.shard.sequences.put(sequence.id, sequence);
-    undo.add(
-        () -> {
-          sequence.wasRecorded = false; // the record is of the one before
-          residency.end(sequence);
-        });
+    undo.add(() -> residency.end(sequence));
     return sequence;
   }
 
@@ -362,6 +369,8 @@ public final class KvCacheManager {
   public void commit() {
     undo.clear();
     writer.commit();
+    superseded.forEach(residency::end);
+    superseded.clear();
     for (PlannedRow planned : step) {
       Sequence sequence = planned.sequence();
       int layer = planned.row().layer().index();
@@ -386,6 +395,21 @@ public final class KvCacheManager {
   public void rollBack() {
     undo.rollBackTo(0);
     stepNumber++;
+  }
+
+  /**
+   * Ends the sequence that such a row begins anew, whose blocks it may need, if there is one that
+   * has ended in its layer; no row is planned.
+   *
+   * @return whether there is
+   */
+  public boolean endSuperseded(int shard, RowRequest row) {
+    Sequence known = shard(shard).sequences.get(row.sequence());
+    boolean isOver = hasEndedIn(known, row.layer());
+    if (isOver) {
+      residency.end(known);
+    }
+    return isOver;
   }
 
   /** What a row is refused with that can get no blocks, though no other row is planned. */
