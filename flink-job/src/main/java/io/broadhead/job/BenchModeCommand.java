@@ -165,7 +165,7 @@ abstract class BenchModeCommand extends ReportingCommand {
             requireOption(
                 size >= 16 && size % 16 == 0, "--block-size", "a positive multiple of 16", size));
     if (csv != null) {
-      Failure.requireFolderOf(csv, "--csv");
+      Failure.requireWritable(csv, "--csv");
     }
     if (plots != null) {
       Files.createDirectories(plots);

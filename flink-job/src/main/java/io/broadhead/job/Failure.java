@@ -124,11 +124,17 @@ final class Failure {
     }
   }
 
-  /** Refuses the path of a file that is to be written where there is no folder for it. */
-  static void requireFolderOf(Path path, String option) throws WorkFailedException {
+  /** Refuses the path of a file that is to be written where that cannot be. */
+  static void requireWritable(Path path, String option) throws WorkFailedException {
+    if (Files.isDirectory(path)) {
+      throw new WorkFailedException(option + " " + path + ": expected a file, got a folder");
+    }
     Path folder = path.toAbsolutePath().getParent();
     if (!Files.isDirectory(folder)) {
       throw new WorkFailedException(option + " " + path + ": there is no folder " + folder);
+    }
+    if (!Files.isWritable(folder)) {
+      throw new WorkFailedException(option + " " + folder + ": permission denied");
     }
   }
 

@@ -145,9 +145,12 @@ final class FlinkRun {
     if (!options.watch && StepInput.files(input).isEmpty()) {
       throw new WorkFailedException(input + ": expected step files, got an empty folder");
     }
-    boolean madeOutput = OutputFolder.prepare(output, options.written.overwrite, List.of(input));
     Path refused = localPath("--refused", refusedFolder());
-    OutputFolder.clearRefused(refused, options.written.overwrite, List.of(input));
+    List<Path> inputs = List.of(input);
+    OutputFolder.requireUsable("--output", output, inputs);
+    OutputFolder.requireUsable("--refused", refused, inputs);
+    boolean madeOutput = OutputFolder.prepare(output, options.written.overwrite, inputs);
+    OutputFolder.clearRefused(refused, options.written.overwrite, inputs);
     parts = new Parts(output, refused, madeOutput);
     Thread onInterrupt = new Thread(this::end, "broadhead-interrupt");
     Runtime.getRuntime().addShutdownHook(onInterrupt);

@@ -23,9 +23,7 @@ final class OutputFolder {
    */
   static boolean prepare(Path folder, boolean overwrite, List<Path> inputs)
       throws IOException, WorkFailedException {
-    if (Files.exists(folder) && !Files.isDirectory(folder)) {
-      throw new WorkFailedException("--output " + folder + ": expected a folder, got a file");
-    }
+    requireUsable("--output", folder, inputs);
     if (!Files.exists(folder)) {
       Files.createDirectories(folder);
       return true;
@@ -37,6 +35,31 @@ final class OutputFolder {
         overwrite,
         inputs);
     return false;
+  }
+
+  /**
+   * Refuses a folder that is not there and cannot be made, one in which nothing can be written, and
+   * one of {@code inputs}: the next command would read what this one wrote.
+   */
+  static void requireUsable(String option, Path folder, List<Path> inputs)
+      throws IOException, WorkFailedException {
+    Path there = folder.toAbsolutePath().normalize();
+    while (!Files.exists(there)) {
+      there = there.getParent();
+    }
+    if (!Files.isDirectory(there)) {
+      throw new WorkFailedException(
+          option + " " + folder + ": expected a folder, got the file " + there);
+    }
+    if (!Files.isWritable(there)) {
+      throw new WorkFailedException(option + " " + there + ": permission denied");
+    }
+    for (Path input : inputs) {
+      if (Files.exists(folder) && Files.isSameFile(folder, input)) {
+        throw new WorkFailedException(
+            option + " " + folder + ": expected a folder other than that of the input");
+      }
+    }
   }
 
   /** Refuses a folder with rows that an earlier run left out, or removes them. */

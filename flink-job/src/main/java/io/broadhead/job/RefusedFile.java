@@ -23,7 +23,7 @@ final class RefusedFile implements AutoCloseable {
   private long count;
 
   RefusedFile(Path file) throws WorkFailedException {
-    Failure.requireFolderOf(file, "--refused");
+    Failure.requireWritable(file, "--refused");
     this.file = file;
     this.unfinished = file.resolveSibling(file.getFileName() + ".tmp");
   }

@@ -61,7 +61,7 @@ final class ResultFiles implements AutoCloseable {
     if (folder) {
       OutputFolder.prepare(output, overwrite, inputs);
     } else {
-      Failure.requireFolderOf(output, "--output");
+      Failure.requireWritable(output, "--output");
     }
     return new ResultFiles(output, folder, layout, compression, allocator);
   }

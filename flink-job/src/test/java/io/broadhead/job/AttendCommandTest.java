@@ -149,6 +149,13 @@ class AttendCommandTest {
     assertThat(refused.err()).contains("--refused ", "there is no folder " + nowhere);
     assertThat(output).doesNotExist();
 
+    Path there = Files.createDirectory(temp.resolve("refused"));
+    Cli inPlaceOf = Cli.attend(job, input, output, "--refused", there);
+    assertThat(inPlaceOf.code()).isEqualTo(1);
+    assertThat(inPlaceOf.err()).contains("--refused " + there + ": expected a file, got a folder");
+    assertThat(there).isDirectory();
+    assertThat(output).doesNotExist();
+
     Cli folder = Cli.attend(temp, input, output);
     assertThat(folder.code()).isEqualTo(1);
     assertThat(folder.err()).contains("--job " + temp + ": expected a file, got a folder");

@@ -6,6 +6,7 @@ import static org.assertj.core.api.Assertions.assertThat;
 import io.broadhead.attention.testing.NoLeaks;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.List;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.extension.ExtendWith;
 import org.junit.jupiter.api.io.TempDir;
@@ -151,13 +152,15 @@ class CommandLineTest {
     Path folder = steps.writeFolder(temp.resolve("steps"));
     int files = Results.files(folder).size();
 
-    Cli attend = Cli.attend(job, folder, folder, "--overwrite");
-    Cli run = Cli.run(job, folder, folder, "--overwrite");
+    for (String command : List.of("attend", "run")) {
+      Cli there = Cli.command(command, job, folder, folder, "--overwrite");
+      Cli above = Cli.command(command, job, folder, temp, "--overwrite");
 
-    assertThat(attend.code()).isEqualTo(1);
-    assertThat(run.code()).isEqualTo(1);
-    assertThat(attend.err()).contains("--overwrite: expected the input outside the folder");
-    assertThat(run.err()).contains("--overwrite: expected the input outside the folder");
+      assertThat(List.of(there.code(), above.code())).containsOnly(1);
+      assertThat(there.err())
+          .contains("--output " + folder + ": expected a folder other than that of the input");
+      assertThat(above.err()).contains("--overwrite: expected the input outside the folder");
+    }
     assertThat(Results.files(folder)).hasSize(files);
   }
 

@@ -210,6 +210,34 @@ class RunCommandITCase {
   }
 
   @Test
+  void foldersThatCannotBeMadeAreNamedBeforeTheWork() throws Exception {
+    Steps steps = Steps.small(6);
+    steps.writeJob(job);
+    Path folder = steps.writeFolder(temp.resolve("steps"));
+    Path file = Files.createFile(temp.resolve("file"));
+
+    for (String option : List.of("--output", "--refused")) {
+      for (Path path : List.of(file, file.resolve("below"))) {
+        Cli cli = run(folder, option, path);
+        assertThat(cli.code()).isEqualTo(1);
+        assertThat(cli.err())
+            .contains(option + " " + path + ": expected a folder, got the file " + file);
+        assertThat(output).doesNotExist();
+      }
+      Cli cli = run(folder, option, folder);
+      assertThat(cli.code()).isEqualTo(1);
+      assertThat(cli.err())
+          .contains(option + " " + folder + ": expected a folder other than that of the input");
+    }
+  }
+
+  private Cli run(Path input, String option, Path path) {
+    return option.equals("--output")
+        ? Cli.run(job, input, path)
+        : Cli.run(job, input, output, option, path);
+  }
+
+  @Test
   void declaresTheCachesOfAllOperators() throws Exception {
     Steps steps = Steps.generate(7, DType.FLOAT32, 16, 64, TWO_LAYERS, 4, 4);
     Files.writeString(
