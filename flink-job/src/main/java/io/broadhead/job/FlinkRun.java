@@ -13,6 +13,7 @@ import io.broadhead.flink.PagedAttentionOptions;
 import io.broadhead.flink.StateMode;
 import io.broadhead.job.sink.ResultFileSink;
 import io.broadhead.job.source.StepFileSource;
+import io.broadhead.job.text.Units;
 import io.broadhead.kernel.EngineConfig;
 import io.broadhead.kernel.EngineInfo;
 import io.broadhead.kernel.KernelEngine;
@@ -51,6 +52,14 @@ final class FlinkRun {
   private static final int SHARDS_PER_SUBTASK = 4;
   private static final Duration WATCH_CHECKPOINTS = Duration.ofSeconds(10);
   private static final MemorySize SPARE_MANAGED_MEMORY = MemorySize.ofMebiBytes(16);
+
+  /** Each operator of an embedded cluster has some four threads of this JVM, and starts in turn. */
+  private static final int MOST_OPERATORS_HERE = 512;
+
+  /** Flink counts the segments of a slot's memory as an int, and waits for ever for more. */
+  private static final long MOST_CACHE_BYTES =
+      Integer.MAX_VALUE * TaskManagerOptions.MEMORY_SEGMENT_SIZE.defaultValue().getBytes()
+          - SPARE_MANAGED_MEMORY.getBytes();
 
   // By name: the command's own cluster has no RocksDB.
   private static final String ROCKSDB_OPTIONS_FACTORY = "state.backend.rocksdb.options-factory";
@@ -136,6 +145,12 @@ final class FlinkRun {
     if (options.deviceResource != null) {
       throw options.usage("--device-resource: not on an embedded cluster; choose --device");
     }
+    options.requireOption(
+        options.parallelism == null || options.parallelism <= MOST_OPERATORS_HERE,
+        "--parallelism",
+        "1 to " + MOST_OPERATORS_HERE + " on an embedded cluster",
+        options.parallelism);
+    requireCountableCaches();
     Path input = localPath("--input", options.input);
     Path output = localPath("--output", options.output);
     Failure.requireReadable(input, "--input");
@@ -169,6 +184,22 @@ final class FlinkRun {
       if (!done) {
         parts.remove(isCheckpointed());
       }
+    }
+  }
+
+  private void requireCountableCaches() throws WorkFailedException {
+    long bytes = job.cacheBytes().orElse(0);
+    if (bytes > MOST_CACHE_BYTES) {
+      throw new WorkFailedException(
+          options.job
+              + ": kv_cache.num_blocks: expected caches of less than "
+              + Units.bytes(MOST_CACHE_BYTES)
+              + ", got "
+              + job.kvCache().numBlocks()
+              + " blocks of "
+              + job.kvCache().blockSize()
+              + " tokens, "
+              + Units.bytes(bytes));
     }
   }
 

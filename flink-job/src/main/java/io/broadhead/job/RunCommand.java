@@ -75,7 +75,8 @@ final class RunCommand extends EngineCommand {
       names = "--parallelism",
       paramLabel = "N",
       description =
-          "Parallel attention operators. Default: 1 here, the cluster's own default there.")
+          "Parallel attention operators, at most 512 here. Default: 1 here, the cluster's own default"
+              + " there.")
   Integer parallelism;
 
   @Option(

@@ -238,6 +238,33 @@ class RunCommandITCase {
   }
 
   @Test
+  void whatAnEmbeddedClusterCannotHoldIsRefused() throws Exception {
+    Steps steps = Steps.small(6);
+    steps.writeJob(job);
+    Path input = steps.writeFile(temp.resolve("steps.arrow"));
+
+    Cli operators = Cli.run(job, input, output, "--parallelism", 513);
+    assertThat(operators.code()).isEqualTo(2);
+    assertThat(operators.err())
+        .contains("--parallelism: expected 1 to 512 on an embedded cluster, got 513");
+
+    Files.writeString(
+        job,
+        steps
+            .job()
+            .replaceAll("num_blocks: \\d+}", "num_blocks: 2147483647, dtype: float32}")
+            .replaceAll("block_size: \\d+", "block_size: 1048576"));
+    Cli cache = Cli.run(job, input, output);
+    assertThat(cache.code()).isEqualTo(1);
+    assertThat(cache.err())
+        .contains(
+            job + ": kv_cache.num_blocks: expected caches of less than 64.0 TiB, got 2147483647",
+            " blocks of 1048576 tokens, ",
+            " PiB");
+    assertThat(output).doesNotExist();
+  }
+
+  @Test
   void declaresTheCachesOfAllOperators() throws Exception {
     Steps steps = Steps.generate(7, DType.FLOAT32, 16, 64, TWO_LAYERS, 4, 4);
     Files.writeString(
