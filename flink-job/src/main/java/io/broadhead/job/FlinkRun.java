@@ -433,7 +433,9 @@ final class FlinkRun {
                 new AttentionConfig(options.backend, 1, options.device, options.pool.outOfBlocks),
                 allocator);
         StepInput steps = StepInput.open(input, allocator)) {
-      Problems problems = new Problems(attention);
+      Problems problems =
+          new Problems(
+              attention, row -> !options.onBadRow.leavesOut(row.code(), options.pool.outOfBlocks));
       for (ArrowBatch batch = steps.next(); batch != null; batch = steps.next()) {
         try (ArrowBatch open = batch) {
           problems.check(steps.origin(), open);

@@ -61,7 +61,7 @@ final class InspectCommand extends EngineCommand {
     }
     try (BufferAllocator allocator = Allocators.root();
         PagedAttention attention = job == null ? null : open(allocator)) {
-      Problems problems = new Problems(attention);
+      Problems problems = new Problems(attention, row -> true);
       List<Path> files = StepInput.files(path);
       if (files.isEmpty()) {
         throw new WorkFailedException(path + ": expected step files, got an empty folder");

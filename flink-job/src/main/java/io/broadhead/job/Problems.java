@@ -11,17 +11,21 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.List;
+import java.util.function.Predicate;
 
 /** Everything that is wrong with some step batches. Used by one thread. */
 final class Problems {
   private final PagedAttention attention;
+  private final Predicate<RefusedRow> isProblem;
   private final List<String> found = new ArrayList<>();
 
   /**
    * @param attention what the batches are checked against, or null for their form alone
+   * @param isProblem whether a row that would be refused counts
    */
-  Problems(PagedAttention attention) {
+  Problems(PagedAttention attention, Predicate<RefusedRow> isProblem) {
     this.attention = attention;
+    this.isProblem = isProblem;
   }
 
   /** Adds what is wrong with {@code batch}. */
@@ -31,7 +35,9 @@ final class Problems {
     }
     try {
       for (RefusedRow row : attention.rehearse(batch)) {
-        found.add(origin + ", " + row);
+        if (isProblem.test(row)) {
+          found.add(origin + ", " + row);
+        }
       }
     } catch (InvalidBatchException | KernelException e) {
       found.add(origin + ", " + e.getMessage());

@@ -220,6 +220,28 @@ class BadInputTest {
     assertFails(command, input.toString(), "expected");
   }
 
+  /** What is told is what the command failed of. */
+  @ParameterizedTest
+  @EnumSource(Command.class)
+  void rowsThatAreLeftOutHideNoFailure(Command command) throws IOException {
+    Steps steps = Steps.small(1);
+    steps.steps.get(0).rows().get(0).seqLen = -1;
+    steps.writeJob(job);
+    Path folder = Files.createDirectory(temp.resolve("steps"));
+    steps.writeFile(folder.resolve("1.arrow"));
+    Path otherType = folder.resolve("2.arrow");
+    Steps.generate(1, DType.FLOAT16, 16, 64, steps.layers, 3, 4).writeFile(otherType);
+
+    String name = command == Command.ATTEND ? "attend" : "run";
+    Cli cli = Cli.command(name, job, folder, output, "--quiet", "--on-bad-row", "side-output");
+
+    assertThat(cli.code()).isEqualTo(1);
+    assertThat(cli.err().lines())
+        .singleElement()
+        .asString()
+        .contains(otherType + ", batch 0", "column query: expected float32", "got float16");
+  }
+
   @Test
   void theFirstBadBatchIsFoundAmongShardsToo() {
     Steps steps = Steps.generate(12, DType.FLOAT32, 16, 64, Steps.small(1).layers, 8, 6);
