@@ -60,7 +60,8 @@ class StatefulJobITCase {
 
   @RegisterExtension private final NoLeaks noLeaks = new NoLeaks();
 
-  @TempDir private Path folder;
+  /** Of all tests: the cluster may still remove checkpoints of a job that has ended. */
+  @TempDir private static Path folder;
 
   private static Job job(int numBlocks) {
     return JobFile.parse(
@@ -278,11 +279,13 @@ class StatefulJobITCase {
         assertThat(client.getJobStatus().get().isTerminalState()).as("job has ended").isFalse();
         Thread.sleep(5);
       }
+      StepJob.slow(200); // a savepoint may take as long as the job has left
       savepoint =
           client
               .stopWithSavepoint(
                   false, folder.resolve("sp" + i).toUri().toString(), SavepointFormatType.CANONICAL)
               .get();
+      StepJob.slow(10);
     }
     StepJob.assertResults();
   }
