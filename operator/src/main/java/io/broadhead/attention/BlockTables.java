@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.attention;
 
+import io.broadhead.attention.cache.CacheCounters;
 import io.broadhead.attention.cache.CacheHeader;
 import io.broadhead.attention.cache.CacheShape;
 import io.broadhead.attention.cache.CacheStores;
@@ -51,6 +52,13 @@ final class BlockTables implements AutoCloseable {
   /** The managed ones; empty before the first batch that needs them. */
   Optional<KvCacheManager> managed() {
     return Optional.ofNullable(manager);
+  }
+
+  /** What happened in the caches; empty as long as nobody counts it. */
+  Optional<CacheCounters> counters() {
+    return managed()
+        .map(KvCacheManager::counters)
+        .or(() -> Optional.ofNullable(external).map(ExternalBlocks::counters));
   }
 
   /** Sequences with managed ones that were lost so far. */

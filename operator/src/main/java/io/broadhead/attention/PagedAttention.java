@@ -5,6 +5,7 @@ import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.StepColumns;
 import io.broadhead.arrow.TensorField;
 import io.broadhead.arrow.TypeName;
+import io.broadhead.attention.cache.CacheCounters;
 import io.broadhead.attention.cache.CacheHeader;
 import io.broadhead.attention.cache.CacheStores;
 import io.broadhead.attention.cache.KvCacheManager;
@@ -378,6 +379,14 @@ public final class PagedAttention implements AutoCloseable {
   /** Managed block tables; empty before the first batch that needs them. */
   public Optional<KvCacheManager> blockTables() {
     return tables.managed();
+  }
+
+  /**
+   * What happened in the caches so far; empty before the first batch, and for external block tables
+   * that are not saved.
+   */
+  public Optional<CacheCounters> cacheCounters() {
+    return tables.counters();
   }
 
   /**

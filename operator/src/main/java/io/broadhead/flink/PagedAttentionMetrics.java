@@ -12,7 +12,9 @@ import io.broadhead.kernel.StepStats;
 import java.util.EnumMap;
 import java.util.List;
 import java.util.Map;
-import java.util.function.ToLongFunction;
+import java.util.Optional;
+import java.util.function.Function;
+import java.util.function.Supplier;
 import org.apache.flink.metrics.Counter;
 import org.apache.flink.metrics.Gauge;
 import org.apache.flink.metrics.Histogram;
@@ -152,7 +154,7 @@ public final class PagedAttentionMetrics {
     group.gauge(WAITING_TOKENS, (Gauge<Long>) queue::tokens);
     group.gauge(CACHE_BYTES, (Gauge<Long>) attention::cacheBytes);
     group.gauge(CACHE_USAGE, (Gauge<Double>) () -> usage(attention));
-    gauge(SEQUENCES_IN_CACHE, attention, KvCacheManager::sequences);
+    gauge(SEQUENCES_IN_CACHE, () -> attention.blockTables().map(KvCacheManager::sequences));
     counter(HIT_TOKENS, attention, CacheCounters::tokensHit);
     counter(BLOCKS_COPIED, attention, CacheCounters::blocksCopied);
     counter(BLOCKS_EVICTED, attention, CacheCounters::blocksEvicted);
@@ -165,13 +167,12 @@ public final class PagedAttentionMetrics {
     return group.histogram(name, new DescriptiveStatisticsHistogram(WINDOW));
   }
 
-  private void gauge(String name, PagedAttention attention, ToLongFunction<KvCacheManager> value) {
-    group.gauge(
-        name, (Gauge<Long>) () -> attention.blockTables().map(value::applyAsLong).orElse(0L));
+  private void gauge(String name, Supplier<Optional<Long>> value) {
+    group.gauge(name, (Gauge<Long>) () -> value.get().orElse(0L));
   }
 
-  private void counter(String name, PagedAttention attention, ToLongFunction<CacheCounters> value) {
-    gauge(name, attention, tables -> value.applyAsLong(tables.counters()));
+  private void counter(String name, PagedAttention attention, Function<CacheCounters, Long> value) {
+    gauge(name, () -> attention.cacheCounters().map(value));
   }
 
   private static double usage(PagedAttention attention) {
