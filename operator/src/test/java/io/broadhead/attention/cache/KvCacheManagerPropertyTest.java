@@ -169,6 +169,11 @@ class KvCacheManagerPropertyTest {
           }
         }
         compute();
+        for (Turn turn : turns) {
+          if (turn.ends && oneIn(3)) {
+            beginAnewInVain(layer, turn.sequence);
+          }
+        }
         maybeSave();
       }
       for (Turn turn : turns) {
@@ -179,6 +184,33 @@ class KvCacheManagerPropertyTest {
           lost.add(turn.sequence);
         }
       }
+    }
+
+    /** A step with a row of another sequence of that id fails; other layers may not be done yet. */
+    void beginAnewInVain(LayerRole layer, Model sequence) {
+      long sequences = manager.sequences();
+      int tokens = 1 + choose(6);
+      try {
+        manager.plan(
+            SHARD,
+            new RowRequest(
+                sequence.id,
+                null,
+                layer,
+                tokens,
+                layer.writes() ? tokens : 0,
+                0,
+                RowRequest.UNKNOWN,
+                null,
+                manager.losses(),
+                false),
+            places);
+      } catch (RowRefusedException | StepFullException e) {
+        assertThat(manager.sequences()).as(e.getMessage()).isEqualTo(sequences);
+      }
+      manager.rollBack();
+      places.clear();
+      assertThat(manager.sequences()).isEqualTo(sequences);
     }
 
     /** Adds the tokens of a turn to the model; equal ids from the start on give equal tags. */
