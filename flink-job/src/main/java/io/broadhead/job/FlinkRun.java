@@ -164,8 +164,8 @@ final class FlinkRun {
     List<Path> inputs = List.of(input);
     OutputFolder.requireUsable("--output", output, inputs);
     OutputFolder.requireUsable("--refused", refused, inputs);
-    boolean madeOutput = OutputFolder.prepare(output, options.written.overwrite, inputs);
     OutputFolder.clearRefused(refused, options.written.overwrite, inputs);
+    boolean madeOutput = OutputFolder.prepare(output, options.written.overwrite, inputs);
     parts = new Parts(output, refused, madeOutput);
     Thread onInterrupt = new Thread(this::end, "broadhead-interrupt");
     Runtime.getRuntime().addShutdownHook(onInterrupt);

@@ -163,6 +163,21 @@ class RunCommandITCase {
   }
 
   @Test
+  void whatIsRefusedForOlderRefusedRowsMakesNoFolder() throws Exception {
+    Steps steps = Steps.small(5);
+    steps.writeJob(job);
+    Path input = steps.writeFile(temp.resolve("steps.arrow"));
+    Path refused = Files.createDirectory(temp.resolve("refused"));
+    Files.createFile(refused.resolve("refused-1.jsonl"));
+
+    Cli cli = Cli.run(job, input, output, "--refused", refused);
+
+    assertThat(cli.code()).isEqualTo(1);
+    assertThat(cli.err()).contains("--refused " + refused + ": expected a folder without results");
+    assertThat(output).doesNotExist();
+  }
+
+  @Test
   void noRejectedRowIsDropped() throws Exception {
     Steps steps = Steps.small(9);
     steps.managed = true;
