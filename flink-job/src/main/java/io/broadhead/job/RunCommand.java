@@ -40,6 +40,9 @@ final class RunCommand extends EngineCommand {
   /** Flink's shortest time between checkpoints. */
   private static final double LEAST_SECONDS = 0.01;
 
+  /** Flink's timers count milliseconds. */
+  private static final double LEAST_DELAY_SECONDS = 0.001;
+
   private static final String A_NUMBER_OF_SECONDS = "a number of seconds from 0.01 on";
 
   @Option(
@@ -188,9 +191,9 @@ final class RunCommand extends EngineCommand {
         checkpointInterval);
     requireOption(batchMaxTokens >= 0, "--batch-max-tokens", "0 or more", batchMaxTokens);
     requireOption(
-        batchMaxDelay >= 0 && (batchMaxDelay == 0 || batchMaxTokens > 0),
+        batchMaxDelay == 0 || batchMaxDelay >= LEAST_DELAY_SECONDS && batchMaxTokens > 0,
         "--batch-max-delay",
-        "a number of seconds from 0 on, above 0 with --batch-max-tokens only",
+        "0 or a number of seconds from 0.001 on, with --batch-max-tokens only",
         batchMaxDelay);
     for (String key : configuration.keySet()) {
       requireOption(

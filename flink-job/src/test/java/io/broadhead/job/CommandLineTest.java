@@ -82,6 +82,8 @@ class CommandLineTest {
         "run --job j --input i --output o --shards 1000000 | --shards: expected 1 to 32768",
         "run --job j --input i --output o --checkpoint-interval 0.005 | --checkpoint-interval: expected a number of seconds from 0.01 on, got 0.005",
         "run --job j --input i --output o --watch-interval 0.0001 | --watch-interval: expected a number of seconds from 0.01 on",
+        "run --job j --input i --output o --batch-max-tokens 64 --batch-max-delay 0.0005 | --batch-max-delay: expected 0 or a number of seconds from 0.001 on, with --batch-max-tokens only, got 5.0E-4",
+        "run --job j --input i --output o --batch-max-delay 1 | --batch-max-delay: expected 0 or a number of seconds from 0.001 on, with --batch-max-tokens only, got 1.0",
         "run --job j --input i --output o -D broadhead.backend=cpu | -D: expected a Flink option",
         "run --job j --input i --output o --what           | Unknown option: '--what'",
         "run --job j --input i --output o --theads 2       | did you mean '--threads'?",

@@ -24,6 +24,8 @@ record OperatorSettings(
     int batchMaxTokens,
     Duration batchMaxDelay)
     implements Serializable {
+  /** Flink's timers count milliseconds. */
+  private static final Duration LEAST_DELAY = Duration.ofMillis(1);
 
   /**
    * @param shards that sequences are divided into
@@ -34,9 +36,13 @@ record OperatorSettings(
     int maxTokens =
         PagedAttentionOptions.atLeast(PagedAttentionOptions.BATCH_MAX_TOKENS, options, 0);
     Duration maxDelay = options.get(PagedAttentionOptions.BATCH_MAX_DELAY);
-    if (maxDelay.isNegative()) {
+    if (!maxDelay.isZero() && maxDelay.compareTo(LEAST_DELAY) < 0) {
       throw new IllegalArgumentException(
-          PagedAttentionOptions.BATCH_MAX_DELAY.key() + ": expected 0 or more, got " + maxDelay);
+          PagedAttentionOptions.BATCH_MAX_DELAY.key()
+              + ": expected 0 or at least "
+              + LEAST_DELAY
+              + ", got "
+              + maxDelay);
     }
     if (maxTokens == 0 && !maxDelay.isZero()) {
       throw new IllegalArgumentException(

@@ -100,7 +100,7 @@ public final class PagedAttentionOptions {
           .defaultValue(Duration.ZERO)
           .withDescription(
               "How long a batch waits for others to join it, if there are fewer tokens than a step"
-                  + " may have. 0: not at all.");
+                  + " may have: milliseconds. 0: not at all.");
 
   public static final ConfigOption<Integer> SHARDS =
       option("broadhead.shards")

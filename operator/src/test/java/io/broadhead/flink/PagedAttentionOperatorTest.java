@@ -18,6 +18,7 @@ import io.broadhead.attention.testing.StepBatches;
 import io.broadhead.attention.testing.StepRow;
 import io.broadhead.kernel.KernelException;
 import java.lang.reflect.Field;
+import java.time.Duration;
 import java.util.List;
 import org.apache.flink.api.common.serialization.SerializerConfigImpl;
 import org.apache.flink.api.common.typeinfo.TypeInformation;
@@ -197,6 +198,20 @@ class PagedAttentionOperatorTest {
     assertThatThrownBy(() -> new PagedAttentionOperatorFactory(job, onBadRow, 1))
         .hasMessageContaining("broadhead.on-bad-row")
         .hasStackTraceContaining("side-output");
+  }
+
+  /** Timers count milliseconds: no batch would wait for another. */
+  @Test
+  void aDelayThatNoTimerCanCountIsRefused() {
+    Configuration options = new Configuration().set(PagedAttentionOptions.BATCH_MAX_TOKENS, 64);
+    for (Duration delay : List.of(Duration.ofNanos(999_999), Duration.ofMillis(-1))) {
+      options.set(PagedAttentionOptions.BATCH_MAX_DELAY, delay);
+      assertThatThrownBy(() -> OperatorSettings.of(options, 1))
+          .isInstanceOf(IllegalArgumentException.class)
+          .hasMessage("broadhead.batch.max-delay: expected 0 or at least PT0.001S, got " + delay);
+    }
+    options.set(PagedAttentionOptions.BATCH_MAX_DELAY, Duration.ofMillis(1));
+    assertThat(OperatorSettings.of(options, 1).batchMaxDelay()).hasMillis(1);
   }
 
   @Test
