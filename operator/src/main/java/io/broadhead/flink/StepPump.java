@@ -94,7 +94,7 @@ final class StepPump implements AutoCloseable {
       return; // for an older batch
     }
     long now = time.getCurrentProcessingTime();
-    long due = isDue() ? now : now + maxDelayMillis;
+    long due = isDue() ? now : now + Math.min(maxDelayMillis, Long.MAX_VALUE - now);
     if (timer == null || due < timerDue) {
       cancelTimer();
       timerDue = due;
