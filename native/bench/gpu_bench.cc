@@ -42,6 +42,9 @@ struct Workload {
   int dtype = BH_FLOAT16;
   int cache_dtype = 0;  ///< 0: the same
   int block_size = 16;
+  int window = 0;      ///< 0: none
+  float soft_cap = 0;  ///< 0: none
+  bool alibi = false;
 };
 
 const std::vector<Workload>& workloads() {
@@ -80,6 +83,16 @@ const std::vector<Workload>& workloads() {
       {"prefill", 4, 4096, 4096, 32, 8, 128, BH_BFLOAT16, BH_FLOAT8_E4M3FN},
       {"prefill", 4, 4096, 4096, 16, 4, 256, BH_FLOAT16, BH_FLOAT8_E4M3FN},
       {"prefill", 1, 2048, 2048, 32, 8, 128, BH_FLOAT32},
+      {"prefill", 64, 128, 128, 32, 8, 128},
+      {"prefill", 64, 512, 512, 32, 8, 128},
+      {"prefill", 1, 128, 8192, 32, 8, 128},
+      {"prefill", 1, 256, 8192, 32, 8, 128},
+      {"prefill window 64", 4, 4096, 4096, 32, 8, 128, BH_FLOAT16, 0, 16, 64},
+      {"prefill window 512", 4, 4096, 4096, 32, 8, 128, BH_FLOAT16, 0, 16, 512},
+      {"prefill soft cap", 4, 4096, 4096, 32, 8, 128, BH_FLOAT16, 0, 16, 0, 30},
+      {"prefill soft cap", 4, 4096, 4096, 32, 8, 64, BH_FLOAT16, 0, 16, 0, 30},
+      {"prefill ALiBi", 4, 4096, 4096, 32, 8, 128, BH_FLOAT16, 0, 16, 0, 0, true},
+      {"prefill ALiBi", 4, 4096, 4096, 32, 8, 64, BH_FLOAT16, 0, 16, 0, 0, true},
       {"update", 1, 8192, 8192, 32, 8, 128},
       {"update", 8, 1024, 8192, 32, 8, 128, BH_FLOAT16, BH_FLOAT8_E4M3FN},
       {"update", 64, 1, 4096, 32, 8, 128},
@@ -159,9 +172,10 @@ class Bench {
     const double clean = time(layer, flight, Flush::kRead);
     const double keys = static_cast<double>(flight.stats().keys_seen);
     const int cache_bytes = byte_width(scene.cache_dtype());
+    const int seen = w.window ? std::min(w.window, w.context) : w.context;
     const double bytes =
         update ? double(scene.key_bytes()) * 2 * (1 + double(cache_bytes) / byte_width(w.dtype))
-               : double(w.batch) * w.context * 2 * w.kv_heads * w.head_size * cache_bytes +
+               : double(w.batch) * seen * 2 * w.kv_heads * w.head_size * cache_bytes +
                      2 * double(scene.query_bytes());
     const double flops = 4 * keys * w.heads * w.head_size;
     print(w, w.kind, bytes, flops, seconds, clean);
@@ -359,6 +373,11 @@ class Bench {
       options.dtype = w_.dtype;
       options.scale = 1 / std::sqrt(static_cast<float>(w_.head_size));
       options.k_scale = options.v_scale = 1;
+      options.sliding_window = w_.window;
+      options.logits_soft_cap = w_.soft_cap;
+      std::vector<float> slopes;
+      for (int h = 1; h <= w_.heads; ++h) slopes.push_back(std::exp2(-8.0f * h / w_.heads));
+      if (w_.alibi) options.alibi_slopes = slopes.data();
       if (std::strcmp(w_.kind, "update rotated") != 0) return check_layer(options);
       // What it rotates by does not matter.
       const std::vector<float> cos_sin(static_cast<size_t>(w_.context) * w_.head_size, 0.6f);
