@@ -78,6 +78,9 @@ std::string name_of(const char* kind, const Shape& shape) {
       "/context:" + std::to_string(shape.context);
   if (shape.rope) name += "/rope";
   if (shape.block_size != 16) name += "/block:" + std::to_string(shape.block_size);
+  if (shape.window > 0) name += "/window:" + std::to_string(shape.window);
+  if (shape.soft_cap > 0) name += "/soft_cap";
+  if (shape.alibi) name += "/alibi";
   return name;
 }
 
@@ -90,6 +93,30 @@ void add(const char* kind, const Shape& shape, Body&& body) {
                                [shape, body](benchmark::State& state) { body(state, shape); })
       ->UseManualTime()
       ->Unit(benchmark::kMillisecond);
+}
+
+/// What transforms of scores and windows cost, and tokens that are verified together.
+void add_features() {
+  const Shape decoding{kModels[0], BH_FLOAT16, BH_FLOAT16, 8, 1, 4096};
+  const Shape prompt{kModels[0], BH_FLOAT16, BH_FLOAT16, 1, 2048, 2048};
+  auto add_changed = [&](auto&& change) {
+    Shape shape = decoding;
+    change(shape);
+    add("decode", shape, decode);
+    shape = prompt;
+    change(shape);
+    add("prefill", shape, prefill);
+  };
+  add_changed([](Shape& shape) { shape.soft_cap = 30; });
+  add_changed([](Shape& shape) { shape.alibi = true; });
+  for (const int window : {64, 256, 1024}) {
+    Shape shape = prompt;
+    shape.window = window;
+    add("prefill", shape, prefill);
+  }
+  for (const int tokens : {2, 4, 8, 16}) {
+    add("prefill", {kModels[0], BH_FLOAT16, BH_FLOAT16, 4, tokens, 4096}, prefill);
+  }
 }
 
 void add_all() {
@@ -109,6 +136,7 @@ void add_all() {
       add("prefill", {model, dtype, cache, 1, 512, 4096}, prefill);
     }
   }
+  add_features();
 }
 
 }  // namespace

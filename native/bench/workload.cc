@@ -36,6 +36,11 @@ test::LayerConfig config_of(const Shape& shape) {
   config.dtype = shape.dtype;
   config.scale = 1 / std::sqrt(static_cast<float>(shape.model.head_size));
   config.return_lse = false;
+  config.sliding_window = shape.window;
+  config.logits_soft_cap = shape.soft_cap;
+  for (int h = 1; shape.alibi && h <= config.num_heads; ++h) {
+    config.alibi_slopes.push_back(std::exp2(-8.0f * static_cast<float>(h) / config.num_heads));
+  }
   if (shape.rope) config.set_rope(shape.model.head_size, true, shape.context);
   return config;
 }
@@ -172,8 +177,10 @@ double Workload::bytes() const {
 }
 
 double Workload::flops() const {
-  const double first = shape_.context - shape_.queries + 1;
-  const double keys = shape_.queries * (first + shape_.context) / 2;
+  double keys = 0;
+  for (int end = shape_.context - shape_.queries + 1; end <= shape_.context; ++end) {
+    keys += shape_.window ? std::min(shape_.window, end) : end;
+  }
   return 4.0 * shape_.batch * keys * config_.num_heads * config_.head_size;
 }
 

@@ -34,6 +34,9 @@ struct Shape {
   int block_size = 16;
   bool rope = false;
   bool attends = true;  ///< false: cache update only
+  int window = 0;       ///< 0: none
+  float soft_cap = 0;   ///< 0: none
+  bool alibi = false;
 };
 
 /// Steps of one shape over different blocks in turns, so that each finds its keys and values in
