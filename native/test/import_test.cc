@@ -62,6 +62,15 @@ class Import : public testing::Test {
     layer_ = make_layer(engine_.get(), config_, cache_.get());
   }
 
+  /// Computes a step of `batch` as it is in `array`.
+  void accept(const StepBatch& batch, ArrowArray array) {
+    const Binding binding = make_binding(layer_.get(), step_schema(config_, batch));
+    StepResult result(config_, batch);
+    bh_error error{};
+    EXPECT_EQ(bh_step(binding.get(), &array, result.array(), nullptr, &error), BH_OK)
+        << error.message;
+  }
+
   Bytes cache_contents() const {
     const auto bytes = static_cast<size_t>(bh_cache_block_bytes(cache_.get()));
     Bytes all(2 * kBlocks * bytes);
@@ -438,7 +447,6 @@ TEST_F(Import, RefusesMoreKeysThanPositionsCount) {
 
 TEST_F(Import, AcceptsUncountedNullsThatAreNone) {
   const StepBatch batch = good_batch(config_);
-  const Field schema = step_schema(config_, batch);
   Array array = step_array(config_, batch);
   auto uncount = [](Array& a, bool with_bitmap) {
     a.null_count = -1;
@@ -453,12 +461,7 @@ TEST_F(Import, AcceptsUncountedNullsThatAreNone) {
       }
     }
     uncount(array, with_bitmap);
-    const Binding binding = make_binding(layer_.get(), schema);
-    StepResult result(config_, batch);
-    ArrowArray exported = export_array(array);
-    bh_error error{};
-    EXPECT_EQ(bh_step(binding.get(), &exported, result.array(), nullptr, &error), BH_OK)
-        << error.message;
+    accept(batch, export_array(array));
   }
 }
 
@@ -479,12 +482,7 @@ TEST_F(Import, AcceptsNullsThatNoRowRefersTo) {
     Array& list = array.children[index_of(schema, column)];
     const bool has_null_row = list.null_count > 0;
     add_null(list.children[0], has_null_row ? list.children[0].length - 1 : 0);
-    const Binding binding = make_binding(layer_.get(), schema);
-    StepResult result(config_, batch);
-    ArrowArray exported = export_array(array);
-    bh_error error{};
-    EXPECT_EQ(bh_step(binding.get(), &exported, result.array(), nullptr, &error), BH_OK)
-        << error.message;
+    accept(batch, export_array(array));
   }
 }
 
@@ -509,6 +507,20 @@ TEST_F(Import, RefusesBuffersThatAreNotAligned) {
   refuse("block_table", 1, "multiple of 4");
   refuse("slot_mapping", 1, "multiple of 8");
   refuse("position", 1, "multiple of 4");
+}
+
+TEST_F(Import, AcceptsEmptyBuffersAnywhere) {
+  const StepBatch batch;
+  ArrowArray exported = export_array(step_array(config_, batch));
+  exported.offset = 0;
+  for (int64_t column = 0; column < exported.n_children; ++column) {
+    ArrowArray* node = exported.children[column];
+    for (; node; node = node->n_children > 0 ? node->children[0] : nullptr) {
+      node->offset = node->length = 0;
+      if (node->n_buffers > 1) misalign(node);
+    }
+  }
+  accept(batch, exported);
 }
 
 // ---- results ----

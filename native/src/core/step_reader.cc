@@ -81,10 +81,11 @@ void check_no_nulls(const ListColumn& list, int64_t num_rows, const char* what,
   }
 }
 
-/// The second buffer, of `length` entries of `width` bytes.
+/// The second buffer, of `length` entries of `width` bytes; that of none may be anywhere.
 const void* data_buffer(const char* column, const ArrowArray& array, int64_t length, int width) {
   const void* data = array.buffers[1];
-  if (length > 0 && !data) {
+  if (length == 0) return data;
+  if (!data) {
     throw Failure(BH_INVALID_ARGUMENT, kNoRow, "column %s: its data buffer is NULL", column);
   }
   if (reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(width) != 0) {
