@@ -27,7 +27,7 @@ TYPES = {"Float16": "fp16", "BFloat16": "bf16", "Float8E4M3": "e4m3", "Float8E5M
 
 def kernel_of(symbol):
     """(kernel, head size or 0, "tensors on cache"), of a mangled name; None for kernels that move memory."""
-    match = re.search(r"\d(decode|prefill_hopper|prefill|update_rotated|update|plain)(I\w+?E)?EvNS", symbol)
+    match = re.search(r"\d(decode|prefill_hopper|prefill|update|plain)(I\w+?E)?EvNS", symbol)
     if not match:
         return None
     name, arguments = match.group(1), match.group(2) or ""
@@ -35,6 +35,8 @@ def kernel_of(symbol):
     if re.search(r"ES\d_", arguments) and len(types) == 1:  # the same type again
         types *= 2
     numbers = [int(n) for n in re.findall(r"Li(\d+)E", arguments)]
+    if "Lb1E" in arguments and name == "update":
+        name += ", rotated"
     if len(numbers) > 1 and numbers[1] > 1:
         name += f" x {numbers[1]}"
     return name, numbers[0] if numbers else 0, " on ".join(types)

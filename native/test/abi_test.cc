@@ -297,25 +297,6 @@ TEST_P(Abi, RefusesBadLayerOptions) {
             BH_INVALID_ARGUMENT);
 }
 
-TEST_P(Abi, WideTokensAreRotatedOnCpusOnly) {
-  BH_OPEN_OR_SKIP(engine, GetParam(), 1);
-  LayerConfig config;
-  config.set_rope(64, true, 10);
-  bh_rope rope;
-  bh_layer_options options = config.options(rope);
-  options.dtype = BH_FLOAT32;
-  options.num_heads = 256;
-  bh_error error{};
-  EXPECT_EQ(bh_layer_supported(engine.get(), &options, BH_FLOAT32, 16, &error), BH_OK);
-  options.num_heads = 258;
-  const int32_t status = bh_layer_supported(engine.get(), &options, BH_FLOAT32, 16, &error);
-  if (GetParam().backend == "cpu") {
-    EXPECT_EQ(status, BH_OK);
-  } else {
-    expect_refused(status, error, BH_UNSUPPORTED, {"rope", "65536", "258 heads of 64", "66048"});
-  }
-}
-
 TEST_P(Abi, CachesBelongToTheirEngine) {
   BH_OPEN_OR_SKIP(engine, GetParam(), 1);
   const Engine other = open_engine(GetParam(), 1, skip_reason);

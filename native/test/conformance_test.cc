@@ -93,6 +93,7 @@ const std::vector<Case>& cases() {
     {.feature = "rope", .name = "pairings", .rows = {{1, 40}, {5, 5}, {9, 30}}, .head_sizes = {64, 80, 256}, .rope = kRotary, .caches = kAutoAndFp8},
     {.feature = "rope", .name = "caches", .rows = {{1, 40}, {5, 5}, {9, 30}}, .block_sizes = {32, 544}, .rope = {{kWholeHead, true}, {kWholeHead, false}}, .caches = kEveryCache},
     {.feature = "rope", .name = "fusion", .rows = {{1, 1}, {1, 9}, {1, 17}, {1, 33}, {1, 16}}, .heads = {{64, 8}}, .rope = {{kWholeHead, true}, {kWholeHead, false}}, .caches = kAutoAndFp8},
+    {.feature = "rope", .name = "wide_tokens", .rows = {{1, 20}, {3, 3}}, .heads = {{264, 8}}, .rope = kRotary},
     {.feature = "rope", .name = "int64_positions", .rows = {{1, 40}, {9, 30}}, .rope = kRotary, .int64_positions = true},
     {.feature = "rope", .name = "attend_only", .rows = {{1, 40}, {9, 30}}, .rope = kRotary, .flow = Flow::kAttendOnly},
     {.feature = "rope", .name = "encoder", .rows = {{20, 20}, {33, 33}}, .windows = {0, 16}, .rope = kRotary, .attn_type = BH_ENCODER_ONLY},

@@ -11,7 +11,7 @@
 namespace broadhead::gpu {
 
 /// Raised whenever the table or a structure of kernel_args.h changes.
-constexpr uint32_t kDeviceApiVersion = 7;
+constexpr uint32_t kDeviceApiVersion = 8;
 
 /// What went wrong in a call, for bh_error.
 enum DeviceStatus : int32_t { kOk = 0, kOutOfMemory, kDeviceError, kDeviceLost };
@@ -82,8 +82,7 @@ struct DeviceApi {
   /// Query rows of a prefill item.
   int32_t (*prefill_rows)(const LayerArgs* layer, int32_t cache_dtype);
   /// Writes keys and values to the cache, prepares queries and brings the plan.
-  int32_t (*update)(Stream stream, const LayerArgs* layer, int32_t cache_dtype,
-                    const UpdateArgs* update);
+  int32_t (*update)(Stream stream, const LayerArgs* layer, const UpdateArgs* update);
   int32_t (*decode)(Stream stream, const LayerArgs* layer, int32_t cache_dtype,
                     const StepArgs* step, int32_t rows, int32_t blocks);
   int32_t (*prefill)(Stream stream, const LayerArgs* layer, int32_t cache_dtype,

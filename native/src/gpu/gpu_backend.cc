@@ -25,10 +25,6 @@ using gpu::Lease;
 /// bh_engine_options.device: the one with the most free memory.
 constexpr int kAnyDevice = -1;
 
-/// Shared memory that a block of threads gets on every GPU: what is rotated passes through it, a
-/// token's heads at once.
-constexpr int64_t kRotatedBytes = int64_t{64} << 10;
-
 std::string summary(const DeviceInfo& info) {
   char text[128];
   std::snprintf(text, sizeof text, "%s, %d multiprocessors, %.0f GiB, %.0f free", info.architecture,
@@ -63,14 +59,6 @@ class GpuEngine final : public Engine {
       throw Failure(BH_UNSUPPORTED, kNoRow,
                     "%s: max_position must be below 2^31 on a GPU, got %lld", spec.name.c_str(),
                     static_cast<long long>(spec.max_position));
-    }
-    const int64_t token_bytes = gpu::TensorBytes(spec).query;
-    if (spec.rotary_dim > 0 && token_bytes > kRotatedBytes) {
-      throw Failure(BH_UNSUPPORTED, kNoRow,
-                    "%s: rope takes queries of at most %lld bytes a token on a GPU, %d heads of %d "
-                    "have %lld",
-                    spec.name.c_str(), static_cast<long long>(kRotatedBytes), spec.num_heads,
-                    spec.head_size, static_cast<long long>(token_bytes));
     }
   }
 

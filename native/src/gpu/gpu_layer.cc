@@ -99,9 +99,9 @@ void GpuLayer::upload_constants() {
     host += numbers.size();
     device += numbers.size();
   };
+  put(spec_.cos_sin, args_.cos_sin);  // first, for its alignment
   put(spec_.alibi_slopes, args_.alibi_slopes);
   put(spec_.sinks, args_.sinks);
-  put(spec_.cos_sin, args_.cos_sin);
   check(api, api.copy(work->stream, constants_.data(), work->staged_input.data(), bytes), "layer");
   check(api, api.synchronize(work->stream), "layer");
 }
@@ -220,7 +220,7 @@ void GpuLayer::launch(const GpuStep& flight, Stream stream, const UpdateArgs& up
   const DeviceApi& api = device_->api();
   const auto* step = step_of(flight.work());
   if (plan_.has_update()) {
-    check(api, api.update(stream, &args_, cache_dtype_, &update), "cache update");
+    check(api, api.update(stream, &args_, &update), "cache update");
   }
   if (plan_.decode_blocks() > 0) {
     check(

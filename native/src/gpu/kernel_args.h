@@ -71,7 +71,7 @@ struct LayerArgs {
   const float* sinks;         ///< [num_heads] or NULL
   int32_t rotary_dim;         ///< 0: none
   int32_t is_neox;
-  const float* cos_sin;  ///< [max_position, rotary_dim]
+  const float* cos_sin;  ///< [max_position, rotary_dim], aligned to 16 bytes
 };
 
 /// A new token whose key and value go to the cache.

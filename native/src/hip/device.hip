@@ -275,14 +275,12 @@ KernelLaunch prefill_kernel(const LayerArgs& layer, int cache_dtype) {
   return launch;
 }
 
-template <class Args>
-int threads_of(const LaunchOf<Args>& launch) {
+int threads_of(const KernelLaunch& launch) {
   return launch.threads > 0 ? launch.threads : kWaves * wave_size();
 }
 
 /// More than 48 KiB of shared memory must be asked for.
-template <class Args>
-int32_t allow_shared(const LaunchOf<Args>& launch) {
+int32_t allow_shared(const KernelLaunch& launch) {
 #if defined(__CUDACC__)
   if (launch.shared_bytes <= 48 * 1024) return kOk;
   return report(cudaFuncSetAttribute(reinterpret_cast<const void*>(launch.kernel),
@@ -295,12 +293,11 @@ int32_t allow_shared(const LaunchOf<Args>& launch) {
 #endif
 }
 
-template <class Args>
-int32_t run(const LaunchOf<Args>& launch, Stream stream, dim3 grid, const LayerArgs& layer,
-            Args args) {
+int32_t run(const KernelLaunch& launch, Stream stream, dim3 grid, const LayerArgs& layer,
+            const StepArgs* step) {
   if (const int32_t status = allow_shared(launch)) return status;
   return report(launch_kernel(launch.kernel, grid, threads_of(launch), launch.shared_bytes,
-                              static_cast<hipStream_t>(stream), layer, args),
+                              static_cast<hipStream_t>(stream), layer, step),
                 "launch");
 }
 
@@ -332,10 +329,8 @@ int32_t prefill_rows_of(const LayerArgs* layer, [[maybe_unused]] int32_t cache_d
 #endif
 }
 
-int32_t update(Stream stream, const LayerArgs* layer, int32_t cache_dtype,
-               const UpdateArgs* update) {
-  return run(update_kernel(*layer, cache_dtype), stream,
-             dim3(static_cast<uint32_t>(update_blocks(*update))), *layer, *update);
+int32_t update(Stream stream, const LayerArgs* layer, const UpdateArgs* update) {
+  return report(launch_update(static_cast<hipStream_t>(stream), *layer, *update), "launch");
 }
 
 int32_t decode(Stream stream, const LayerArgs* layer, int32_t cache_dtype, const StepArgs* step,

@@ -10,15 +10,13 @@
 
 namespace broadhead::gpu {
 
-/// A kernel of a step, the shared memory that it needs, and its threads; 0: kWaves waves.
-template <class Args>
-struct LaunchOf {
-  void (*kernel)(LayerArgs, Args);
+/// A kernel of attention, the shared memory that it needs, and its threads; 0: kWaves waves.
+struct KernelLaunch {
+  void (*kernel)(LayerArgs, const StepArgs*);
   size_t shared_bytes;
   int threads;
   int rows;  ///< query rows of an item, at most
 };
-using KernelLaunch = LaunchOf<const StepArgs*>;
 
 #define BH_HEAD_NAME_OF(name, head) name##_##head
 #define BH_HEAD_NAME_AT(name, head) BH_HEAD_NAME_OF(name, head)
@@ -39,8 +37,7 @@ int wave_size();
 /// Attention for any dtypes, in float32. `rows` is the largest number of query rows of an item.
 KernelLaunch plain_kernel(const LayerArgs& layer, int cache_dtype, int rows);
 
-LaunchOf<UpdateArgs> update_kernel(const LayerArgs& layer, int cache_dtype);
-int update_blocks(const UpdateArgs& update);
+hipError_t launch_update(hipStream_t stream, const LayerArgs& layer, const UpdateArgs& update);
 
 /// Moves a block between the cache and [block_size, num_kv_heads, head_size].
 hipError_t launch_move_block(hipStream_t stream, bool write, const CacheView& cache, int64_t block,

@@ -8,75 +8,37 @@
 namespace broadhead::gpu {
 namespace {
 
-constexpr int kThreads = 128;
-constexpr int kRun = 8;  ///< elements that a thread handles at a time
+constexpr int kThreads = 256;
 
-/// Rotary embedding of dimensions dimension .. dimension + kRun - 1 of a head in shared memory,
-/// rounded to T: each pair (a, b) becomes (a cos - b sin, b cos + a sin).
-template <class T>
-BH_INLINE void rotate(const LayerArgs& layer, const T* head, int position, int dimension,
-                      float* numbers) {
-  const int half = layer.rotary_dim / 2;
-  const float* cosines = layer.cos_sin + int64_t{position} * layer.rotary_dim;
-#pragma unroll
-  for (int i = 0; i < kRun; ++i) {
-    const int d = dimension + i;
-    const float own = widen(head[d]);
-    numbers[i] = own;
-    if (d >= layer.rotary_dim) continue;
-    const bool second = layer.is_neox ? d >= half : d % 2 == 1;
-    const int pair = layer.is_neox ? (second ? d - half : d) : d / 2;
-    const int partner = layer.is_neox ? (second ? d - half : d + half) : (second ? d - 1 : d + 1);
-    const float other = widen(head[partner]);
-    const float cosine = cosines[pair];
-    const float sine = cosines[half + pair];
-    T rounded;
-    narrow(second ? own * cosine + other * sine : own * cosine - other * sine, rounded);
-    numbers[i] = widen(rounded);
-  }
-}
+/// Tokens of a block of threads. Threads for a panel of one token are followed by those for the
+/// same panel of the next one, so that a wave stores runs of 256 bytes and more: blocks in any
+/// order take runs of 128 more slowly.
+template <class E>
+constexpr int kTokens = sizeof(E) == 1 ? 4 : 2;
+constexpr int kTogether = kPanel / kChunk;
 
-/// A tensor of `heads` heads, rotated. All threads of the block bring it to shared memory first.
-template <class T>
-class Rotated {
- public:
-  BH_INLINE Rotated(const LayerArgs& layer, const char* tensor, int heads, int position)
-      : layer_(layer), position_(position) {
-    constexpr int kPerChunk = kChunk / int{sizeof(T)};
-    for (int i = static_cast<int>(threadIdx.x); i < heads * layer.head_size / kPerChunk;
-         i += kThreads) {
-      reinterpret_cast<Chunk*>(shared_memory())[i] =
-          load_constant(reinterpret_cast<const Chunk*>(tensor) + i);
-    }
-    __syncthreads();
-  }
-
-  /// A run of its numbers.
-  BH_INLINE void load(int element, float* numbers) const {
-    const int dimension = element % layer_.head_size;
-    const T* head = reinterpret_cast<const T*>(shared_memory()) + element - dimension;
-    rotate(layer_, head, position_, dimension, numbers);
-  }
-
- private:
-  const LayerArgs& layer_;
-  int position_;
-};
-
-/// Elements of a chunk of the cache.
+/// Elements of a chunk.
 template <class E>
 constexpr int kElements = kChunk / int{sizeof(E)};
 
-/// Stores chunks of a token's key and value, from `element` of all KV heads on.
-template <class E>
-BH_INLINE void store(const CacheView& cache, const UpdateToken& token, int element,
-                     const Chunk& key, const Chunk& value) {
-  const int head = element / cache.head_size;
-  const int byte = (element - head * cache.head_size) * int{sizeof(E)};
-  char* to = keys_of(cache, token.block, head) + half_offset(cache.row_bytes, token.offset, byte);
-  *reinterpret_cast<Chunk*>(to) = key;
-  *reinterpret_cast<Chunk*>(to + cache.half_bytes) = value;
-}
+/// Elements in a row of a tensor.
+template <class T, int kCount>
+struct Run {
+  T elements[kCount];
+
+  BH_INLINE void load(const char* from) {
+    if constexpr (sizeof elements >= kChunk) {
+#pragma unroll
+      for (int c = 0; c < int{sizeof elements} / kChunk; ++c) {
+        const Chunk chunk = load_constant(reinterpret_cast<const Chunk*>(from) + c);
+        __builtin_memcpy(reinterpret_cast<char*>(elements) + c * kChunk, &chunk, kChunk);
+      }
+    } else {
+      const Words2 words = *reinterpret_cast<const Words2*>(from);
+      __builtin_memcpy(elements, &words, 8);
+    }
+  }
+};
 
 /// Divides by the scale and rounds to E, once.
 template <class E>
@@ -93,103 +55,146 @@ BH_INLINE Chunk to_chunk(float* numbers, float scale) {
   return chunk;
 }
 
-/// A token's run of a tensor, as much as makes a chunk of E.
-template <class T, class E>
-struct Source {
-  T elements[kElements<E>];
-
-  BH_INLINE void load(const char* tensor, int element) {
-    const char* from = tensor + element * int{sizeof(T)};
-    if constexpr (sizeof elements >= kChunk) {
-#pragma unroll
-      for (int c = 0; c < int{sizeof elements} / kChunk; ++c) {
-        const Chunk chunk = load_constant(reinterpret_cast<const Chunk*>(from) + c);
-        __builtin_memcpy(reinterpret_cast<char*>(elements) + c * kChunk, &chunk, kChunk);
-      }
-    } else {
-      const Words2 words = *reinterpret_cast<const Words2*>(from);
-      __builtin_memcpy(elements, &words, 8);
-    }
-  }
-  BH_INLINE Chunk chunk(float scale) const {
+template <class E, class T>
+BH_INLINE Chunk to_chunk(const Run<T, kElements<E>>& run, float scale) {
+  if constexpr (__is_same(T, E)) {
     Chunk bits;
-    if constexpr (__is_same(T, E)) {
-      __builtin_memcpy(&bits, elements, kChunk);
-    } else {
-      float numbers[kElements<E>];
-#pragma unroll
-      for (int i = 0; i < kElements<E>; ++i) numbers[i] = widen(elements[i]);
-      bits = to_chunk<E>(numbers, scale);
-    }
+    __builtin_memcpy(&bits, run.elements, kChunk);
     return bits;
-  }
-};
-
-template <class T, class E>
-BH_INLINE void write_token(const LayerArgs& layer, const CacheView& cache,
-                           const UpdateToken& token) {
-  const int elements = layer.num_kv_heads * layer.head_size;
-  constexpr int kStep = kThreads * kElements<E>;
-#pragma unroll 1
-  for (int e = static_cast<int>(threadIdx.x) * kElements<E>; e < elements; e += kStep) {
-    Source<T, E> key, value;
-    key.load(token.key, e);
-    value.load(token.value, e);
-    store<E>(cache, token, e, key.chunk(layer.k_scale), value.chunk(layer.v_scale));
+  } else {
+    float numbers[kElements<E>];
+#pragma unroll
+    for (int i = 0; i < kElements<E>; ++i) numbers[i] = widen(run.elements[i]);
+    return to_chunk<E>(numbers, scale);
   }
 }
 
-template <class T, class E>
-BH_INLINE void write_rotated(const LayerArgs& layer, const CacheView& cache,
-                             const UpdateToken& token) {
-  const int elements = layer.num_kv_heads * layer.head_size;
-  const Rotated<T> key(layer, token.key, layer.num_kv_heads, token.position);
-  constexpr int kStep = kThreads * kElements<E>;
-  for (int e = static_cast<int>(threadIdx.x) * kElements<E>; e < elements; e += kStep) {
-    Source<T, E> value;
-    value.load(token.value, e);
-    float numbers[kElements<E> < kRun ? kRun : kElements<E>];
-    if constexpr (kElements<E> < kRun) {
-      // Half of a run: its first numbers are those of element e.
-      float whole[kRun];
-      key.load(e / kRun * kRun, whole);
+template <class T>
+BH_INLINE float rounded(float x) {
+  T element;
+  narrow(x, element);
+  return widen(element);
+}
+
+/// Rotary embedding of kCount dimensions of a head from `dimension` on, a multiple of kCount,
+/// rounded to T: each pair (a, b) becomes (a cos - b sin, b cos + a sin).
+template <class T, int kCount>
+BH_INLINE void rotate(const LayerArgs& layer, const char* head, int position, int dimension,
+                      float* numbers) {
+  const int half = layer.rotary_dim / 2;
+  const float* cosines = layer.cos_sin + int64_t{position} * layer.rotary_dim;
+  Run<T, kCount> own;
+  own.load(head + dimension * int{sizeof(T)});
 #pragma unroll
-      for (int i = 0; i < kElements<E>; ++i)
-        numbers[i] = e % kRun == 0 ? whole[i] : whole[i + kElements<E>];
+  for (int i = 0; i < kCount; ++i) numbers[i] = widen(own.elements[i]);
+  if (dimension >= layer.rotary_dim) return;
+  if (half % kCount == 0 && !layer.is_neox) {
+    Run<Float32, kCount / 2> cosine, sine;
+    cosine.load(reinterpret_cast<const char*>(cosines + dimension / 2));
+    sine.load(reinterpret_cast<const char*>(cosines + half + dimension / 2));
+#pragma unroll
+    for (int i = 0; i < kCount; i += 2) {
+      const float a = numbers[i], b = numbers[i + 1];
+      const float c = widen(cosine.elements[i / 2]), s = widen(sine.elements[i / 2]);
+      numbers[i] = rounded<T>(a * c - b * s);
+      numbers[i + 1] = rounded<T>(b * c + a * s);
+    }
+    return;
+  }
+  if (half % kCount == 0) {
+    // All are first or all are second of their pairs, and the others lie together, too.
+    const bool second = dimension >= half;
+    const int pair = second ? dimension - half : dimension;
+    Run<T, kCount> others;
+    Run<Float32, kCount> cosine, sine;
+    others.load(head + (second ? pair : pair + half) * int{sizeof(T)});
+    cosine.load(reinterpret_cast<const char*>(cosines + pair));
+    sine.load(reinterpret_cast<const char*>(cosines + half + pair));
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const float turned = widen(others.elements[i]) * widen(sine.elements[i]);
+      const float kept = numbers[i] * widen(cosine.elements[i]);
+      numbers[i] = rounded<T>(second ? kept + turned : kept - turned);
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    const int d = dimension + i;
+    if (d >= layer.rotary_dim) continue;
+    const bool second = layer.is_neox ? d >= half : d % 2 == 1;
+    const int pair = layer.is_neox ? (second ? d - half : d) : d / 2;
+    const int partner = layer.is_neox ? (second ? pair : pair + half) : (second ? d - 1 : d + 1);
+    const float turned = widen(reinterpret_cast<const T*>(head)[partner]) * cosines[half + pair];
+    const float kept = numbers[i] * cosines[pair];
+    numbers[i] = rounded<T>(second ? kept + turned : kept - turned);
+  }
+}
+
+/// The same for all dimensions that make a chunk of E.
+template <class T, class E>
+BH_INLINE Chunk rotated_chunk(const LayerArgs& layer, const char* tensor, int position, int element,
+                              float scale) {
+  const int dimension = element % layer.head_size;
+  const char* head = tensor + (element - dimension) * int{sizeof(T)};
+  constexpr int kCount = kElements<E> < 8 ? kElements<E> : 8;
+  float numbers[kElements<E>];
+#pragma unroll
+  for (int i = 0; i < kElements<E>; i += kCount)
+    rotate<T, kCount>(layer, head, position, dimension + i, numbers + i);
+  return to_chunk<E>(numbers, scale);
+}
+
+/// Stores chunks of a token's key and value, from `element` of all KV heads on.
+template <class E>
+BH_INLINE void store(const CacheView& cache, const UpdateToken& token, int element,
+                     const Chunk& key, const Chunk& value) {
+  const int head = element / cache.head_size;
+  const int byte = (element - head * cache.head_size) * int{sizeof(E)};
+  char* to = keys_of(cache, token.block, head) + half_offset(cache.row_bytes, token.offset, byte);
+  *reinterpret_cast<Chunk*>(to) = key;
+  *reinterpret_cast<Chunk*>(to + cache.half_bytes) = value;
+}
+
+/// A chunk for each thread of the tokens from `first` on.
+template <class T, class E, bool kRotated>
+BH_INLINE void write_tokens(const LayerArgs& layer, const UpdateArgs& args, int first) {
+  const int thread = static_cast<int>(threadIdx.x), part = static_cast<int>(blockIdx.y);
+  const int index = first + thread / kTogether % kTokens<E>;
+  const int chunk = part * (kThreads / kTokens<E>)+thread / (kTogether * kTokens<E>)*kTogether +
+                    thread % kTogether;
+  const int element = chunk * kElements<E>;
+  if (index >= args.num_tokens || element >= layer.num_kv_heads * layer.head_size) return;
+  const UpdateToken token = args.tokens[index];
+  Run<T, kElements<E>> value;
+  Chunk key_chunk;
+  if constexpr (kRotated) {
+    value.load(token.value + element * int{sizeof(T)});
+    key_chunk = rotated_chunk<T, E>(layer, token.key, token.position, element, layer.k_scale);
+  } else {
+    Run<T, kElements<E>> key;
+    key.load(token.key + element * int{sizeof(T)});
+    value.load(token.value + element * int{sizeof(T)});
+    key_chunk = to_chunk<E>(key, layer.k_scale);
+  }
+  store<E>(args.cache, token, element, key_chunk, to_chunk<E>(value, layer.v_scale));
+}
+
+/// A query to where attention reads it, by all blocks of threads of its column.
+template <class T, bool kRotated>
+BH_INLINE void prepare_query(const LayerArgs& layer, const QueryToken& token, char* to) {
+  const int chunks = layer.num_heads * layer.head_size / kElements<T>;
+  const int threads = static_cast<int>(gridDim.y) * kThreads;
+  const int first = static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x);
+#pragma unroll(kRotated ? 1 : 4)
+  for (int c = first; c < chunks; c += threads) {
+    Chunk chunk;
+    if constexpr (kRotated) {
+      chunk = rotated_chunk<T, T>(layer, token.query, token.position, c * kElements<T>, 1);
     } else {
-#pragma unroll
-      for (int i = 0; i < kElements<E>; i += kRun) key.load(e + i, numbers + i);
+      chunk = load_constant(reinterpret_cast<const Chunk*>(token.query) + c);
     }
-    store<E>(cache, token, e, to_chunk<E>(numbers, layer.k_scale), value.chunk(layer.v_scale));
-  }
-}
-
-template <class T>
-BH_INLINE void move_query(const LayerArgs& layer, const char* query, char* to) {
-  const int chunks = layer.num_heads * layer.head_size * int{sizeof(T)} / kChunk;
-#pragma unroll 4
-  for (int c = static_cast<int>(threadIdx.x); c < chunks; c += kThreads) {
-    reinterpret_cast<Chunk*>(to)[c] = load_constant(reinterpret_cast<const Chunk*>(query) + c);
-  }
-}
-
-template <class T>
-BH_INLINE void rotate_query(const LayerArgs& layer, const QueryToken& token, char* to) {
-  const int elements = layer.num_heads * layer.head_size;
-  const Rotated<T> query(layer, token.query, layer.num_heads, token.position);
-  for (int e = static_cast<int>(threadIdx.x) * kRun; e < elements; e += kThreads * kRun) {
-    float numbers[kRun];
-    query.load(e, numbers);
-    T rounded[kRun];
-#pragma unroll
-    for (int i = 0; i < kRun; ++i) narrow(numbers[i], rounded[i]);
-    constexpr int kChunks = kRun * int{sizeof(T)} / kChunk;
-#pragma unroll
-    for (int c = 0; c < kChunks; ++c) {
-      Chunk chunk;
-      __builtin_memcpy(&chunk, reinterpret_cast<const char*>(rounded) + c * kChunk, kChunk);
-      reinterpret_cast<Chunk*>(to + e * int{sizeof(T)})[c] = chunk;
-    }
+    reinterpret_cast<Chunk*>(to)[c] = chunk;
   }
 }
 
@@ -199,82 +204,71 @@ BH_INLINE void copy_chunk_of(const Transfer& transfer, int64_t index) {
       reinterpret_cast<const Chunk*>(transfer.from)[index];
 }
 
-/// A block of threads for each token to write, then for each query, then for parts of the plan.
-template <class T, class Write, class Prepare>
-BH_INLINE void share_out(const LayerArgs& layer, const UpdateArgs& args, Write&& write,
-                         Prepare&& prepare) {
-  const int block = static_cast<int>(blockIdx.x);
-  const int query = block - args.num_tokens;
+/// Blocks of threads of a multiprocessor or, on AMD, waves of a SIMD, that registers must suffice
+/// for: what is only moved takes few, and the more of it is under way the better.
+template <class T, class E, bool kRotated>
+constexpr int kResident = BH_TILE != BH_TILE_MMA || (__is_same(T, E) && !kRotated) ? 8
+                          : kRotated && sizeof(E) > 1                              ? 6
+                                                                                   : 4;
+
+/// Columns of blocks of threads for tokens to write, then for queries, then for parts of the plan.
+template <class T, class E, bool kRotated>
+__global__ void __launch_bounds__(kThreads, (kResident<T, E, kRotated>))
+    update(LayerArgs layer, UpdateArgs args) {
+  const int column = static_cast<int>(blockIdx.x);
+  const int query = column - (args.num_tokens + kTokens<E> - 1) / kTokens<E>;
   if (query < 0) {
-    write(args.tokens[block]);
+    write_tokens<T, E, kRotated>(layer, args, column * kTokens<E>);
   } else if (query < args.num_queries) {
-    const int bytes = layer.num_heads * layer.head_size * int{sizeof(T)};
-    prepare(args.queries[query], args.prepared_query + int64_t{query} * bytes);
+    const int64_t bytes = layer.num_heads * layer.head_size * int{sizeof(T)};
+    prepare_query<T, kRotated>(layer, args.queries[query], args.prepared_query + query * bytes);
   } else {
-    copy_chunk_of(args.plan, int64_t{query - args.num_queries} * kThreads + threadIdx.x);
+    const int64_t block = int64_t{query - args.num_queries} * gridDim.y + blockIdx.y;
+    copy_chunk_of(args.plan, block * kThreads + threadIdx.x);
   }
 }
 
-/// Blocks of threads of a multiprocessor or, on AMD, waves of a SIMD, that registers must suffice
-/// for: what is only moved takes few, and the more of it is under way the better.
-template <class T, class E>
-constexpr int kResident = BH_TILE == BH_TILE_MMA&& __is_same(T, E) ? 16 : 8;
+int over(int64_t count, int64_t each) { return static_cast<int>((count + each - 1) / each); }
 
 template <class T, class E>
-__global__ void __launch_bounds__(kThreads, (kResident<T, E>))
-    update(LayerArgs layer, UpdateArgs args) {
-  share_out<T>(
-      layer, args, [&](const UpdateToken& token) { write_token<T, E>(layer, args.cache, token); },
-      [&](const QueryToken& token, char* to) { move_query<T>(layer, token.query, to); });
-}
-
-template <class T, class E>
-__global__ void __launch_bounds__(kThreads) update_rotated(LayerArgs layer, UpdateArgs args) {
-  share_out<T>(
-      layer, args, [&](const UpdateToken& token) { write_rotated<T, E>(layer, args.cache, token); },
-      [&](const QueryToken& token, char* to) { rotate_query<T>(layer, token, to); });
-}
-
-template <class T, class E>
-LaunchOf<UpdateArgs> launch_of(const LayerArgs& layer) {
-  if (layer.rotary_dim == 0) return {&update<T, E>, 0, kThreads, 0};
-  const auto elements = static_cast<size_t>(layer.num_heads * layer.head_size);
-  return {&update_rotated<T, E>, elements * sizeof(T), kThreads, 0};
+hipError_t launch(hipStream_t stream, const LayerArgs& layer, const UpdateArgs& args) {
+  const int chunks = layer.num_kv_heads * layer.head_size / kElements<E>;
+  const int parts = over(chunks, kThreads / kTokens<E>);
+  const int columns = over(args.num_tokens, kTokens<E>) + args.num_queries +
+                      over(args.plan.bytes, int64_t{parts} * kThreads * kChunk);
+  return launch_kernel(layer.rotary_dim == 0 ? &update<T, E, false> : &update<T, E, true>,
+                       dim3(static_cast<unsigned>(columns), static_cast<unsigned>(parts)), kThreads,
+                       0, stream, layer, args);
 }
 
 template <class T>
-LaunchOf<UpdateArgs> for_cache(const LayerArgs& layer, int cache_dtype) {
+hipError_t for_cache(int cache_dtype, hipStream_t stream, const LayerArgs& layer,
+                     const UpdateArgs& args) {
   switch (cache_dtype) {
     case BH_FLOAT32:
-      return launch_of<T, Float32>(layer);
+      return launch<T, Float32>(stream, layer, args);
     case BH_FLOAT16:
-      return launch_of<T, Float16>(layer);
+      return launch<T, Float16>(stream, layer, args);
     case BH_BFLOAT16:
-      return launch_of<T, BFloat16>(layer);
+      return launch<T, BFloat16>(stream, layer, args);
     case BH_FLOAT8_E4M3FN:
-      return launch_of<T, Float8E4M3>(layer);
+      return launch<T, Float8E4M3>(stream, layer, args);
     default:
-      return launch_of<T, Float8E5M2>(layer);
+      return launch<T, Float8E5M2>(stream, layer, args);
   }
 }
 
 }  // namespace
 
-LaunchOf<UpdateArgs> update_kernel(const LayerArgs& layer, int cache_dtype) {
+hipError_t launch_update(hipStream_t stream, const LayerArgs& layer, const UpdateArgs& args) {
   switch (layer.dtype) {
     case BH_FLOAT32:
-      return for_cache<Float32>(layer, cache_dtype);
+      return for_cache<Float32>(args.cache.dtype, stream, layer, args);
     case BH_FLOAT16:
-      return for_cache<Float16>(layer, cache_dtype);
+      return for_cache<Float16>(args.cache.dtype, stream, layer, args);
     default:
-      return for_cache<BFloat16>(layer, cache_dtype);
+      return for_cache<BFloat16>(args.cache.dtype, stream, layer, args);
   }
-}
-
-int update_blocks(const UpdateArgs& update) {
-  constexpr int kBytes = kThreads * kChunk;
-  return update.num_tokens + update.num_queries +
-         static_cast<int>((update.plan.bytes + kBytes - 1) / kBytes);
 }
 
 }  // namespace broadhead::gpu
