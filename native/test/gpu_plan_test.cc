@@ -28,6 +28,7 @@ struct PlanCase {
   int group_size = 4;
   int64_t window = 0;
   int decode_rows = 16;
+  int divided_rows = 16;
   int prefill_rows = 128;
   int slots = 6;
 };
@@ -74,8 +75,14 @@ class PlanChecker {
     outputs_.resize(static_cast<size_t>(num_queries_ * TensorBytes(spec_).output));
     PartTensors tensors{};
     tensors.query = tensors.output = outputs_.data();
-    const PlanLimits limits = {
-        c.decode_rows, c.prefill_rows, 8, {c.slots, c.slots}, 8, c.group_size, 1};
+    const PlanLimits limits = {.decode_rows = c.decode_rows,
+                               .divided_rows = c.divided_rows,
+                               .prefill_rows = c.prefill_rows,
+                               .columns = 8,
+                               .slots = {c.slots, c.slots},
+                               .multiprocessors = 8,
+                               .group_size = c.group_size,
+                               .num_groups = 1};
     plan_.plan(spec_, step, kBlockSize, {tensors}, nullptr, limits);
     written_.memory.resize(static_cast<size_t>(plan_.bytes()));
     plan_.write({}, written_.memory.data(), written_.memory.data());
@@ -89,6 +96,7 @@ class PlanChecker {
       if (args.decode_items()[slot].num_tokens == 0) continue;
       for (int i = slot; i >= 0; i = args.decode_items()[i].next) {
         ASSERT_TRUE(reached.insert(i).second) << "item " << i << " twice";
+        EXPECT_LE(args.decode_items()[i].num_tokens * case_.group_size, case_.decode_rows);
         add(args.decode_items()[i]);
         check_first_blocks(args.decode_items()[i]);
       }
@@ -195,6 +203,8 @@ TEST(GpuPlan, ItemsSeeEveryKeyOnce) {
       {.name = "shared by many", .rows = std::vector<Sequence>(70, {1, 400}), .shared_blocks = 20},
       {.name = "all shared", .rows = {{1, 160}, {1, 160}, {2, 163}, {4, 170}, {1, 161}}, .shared_blocks = 10},
       {.name = "any dtypes", .rows = {{1, 300}, {200, 200}, {3, 300}}, .shared_blocks = 9, .prefill_rows = 0},
+      {.name = "decode in parts", .rows = {{8, 300}, {5, 200}, {9, 400}, {1, 100}}, .shared_blocks = 3, .divided_rows = 32},
+      {.name = "wide groups", .rows = {{1, 300}, {2, 200}}, .group_size = 32, .divided_rows = 32},
       {.name = "more slots than work", .rows = {{1, 20}, {1, 30}}, .slots = 400},
   };
   // clang-format on
@@ -202,6 +212,13 @@ TEST(GpuPlan, ItemsSeeEveryKeyOnce) {
     SCOPED_TRACE(c.name);
     PlanChecker(c).check();
   }
+}
+
+TEST(GpuPlan, DecodeTakesManyTokensInPartsWhereThereAreManyRows) {
+  const std::vector<Sequence> few = {{8, 320}}, many(4, {8, 320});
+  EXPECT_TRUE(PlanChecker({.name = "", .rows = few, .divided_rows = 32}).rounds().empty());
+  EXPECT_EQ(PlanChecker({.name = "", .rows = many, .divided_rows = 32, .slots = 8}).rounds(),
+            std::vector<int>(8, 1));
 }
 
 TEST(GpuPlan, RoundsAreEqual) {

@@ -113,6 +113,8 @@ void GpuLayer::choose_kernels() {
   const DeviceInfo& info = device_->info();
   limits_.decode_rows =
       fast ? decode_rows(info.columns, spec_.head_size) : plain_rows(spec_.head_size);
+  // fp8 costs prefill more, which widens keys and values for as many rows as it could take.
+  limits_.divided_rows = limits_.decode_rows * (is_fp8(cache_dtype_) ? 2 : 1);
   limits_.prefill_rows = fast ? device_->api().prefill_rows(&args_, cache_dtype_) : 0;
   limits_.columns = info.columns;
   limits_.multiprocessors = info.multiprocessors;

@@ -32,7 +32,8 @@ constexpr AttendItem kNoWork = [] {
 }();
 
 bool is_decode(const PlanLimits& limits, int num_tokens) {
-  return limits.prefill_rows == 0 || num_tokens * limits.group_size <= limits.decode_rows;
+  const int most = limits.group_size <= limits.decode_rows ? limits.divided_rows : 0;
+  return limits.prefill_rows == 0 || num_tokens * limits.group_size <= most;
 }
 
 /// How many of `num_tokens` tokens that are side by side a unit takes.
@@ -52,7 +53,12 @@ int tiles_of(int first_key, int end_key) { return (end_key - first_key + kTile -
 
 void GpuPlan::plan(const LayerSpec& spec, const Step& step, int block_size,
                    const std::vector<PartTensors>& parts, const char* prepared_query,
-                   const PlanLimits& limits) {
+                   const PlanLimits& of_layer) {
+  PlanLimits limits = of_layer;
+  // Prefill divides the keys of few rows among more blocks of threads.
+  if (step.num_rows * limits.num_groups < limits.multiprocessors / 4) {
+    limits.divided_rows = limits.decode_rows;
+  }
   rows_.clear();
   runs_.clear();
   tokens_.clear();

@@ -15,7 +15,8 @@ namespace broadhead::gpu {
 
 /// What planning must know of a layer's kernels on their device.
 struct PlanLimits {
-  int decode_rows;      ///< query rows up to which an item is decode work
+  int decode_rows;      ///< query rows of a decode item, at most
+  int divided_rows;     ///< query rows that several decode items do sooner than one of prefill
   int prefill_rows;     ///< query rows of a prefill item; 0: decode takes all
   int columns;          ///< query rows of decode's small items
   int slots[2];         ///< resident blocks of threads of decode for each group of heads: if all
@@ -34,7 +35,7 @@ class GpuPlan {
   /// queries pass through the update kernel, which puts them there.
   void plan(const LayerSpec& spec, const Step& step, int block_size,
             const std::vector<PartTensors>& parts, const char* prepared_query,
-            const PlanLimits& limits);
+            const PlanLimits& of_layer);
 
   /// Bytes of the tokens of the update, of StepArgs and of its arrays.
   int64_t bytes() const;

@@ -131,26 +131,37 @@ struct WholeBlock {
   BH_INLINE void synchronize() const { __syncthreads(); }
 };
 
-template <class Op>
-BH_INLINE float over_wave(float x, Op&& op) {
+/// Over the kLanes lanes that the calling one is among.
+template <int kLanes, class Op>
+BH_INLINE float over_lanes(float x, Op&& op) {
 #pragma unroll
-  for (int mask = 1; mask < kWave; mask *= 2) x = op(x, shuffle_xor(x, mask));
+  for (int mask = 1; mask < kLanes; mask *= 2) x = op(x, shuffle_xor(x, mask));
   return x;
 }
 
-/// Joins the partial results of a run of tokens for the heads of one group, and writes them: a wave
-/// for each token's head.
-template <class T, class Team>
+/// Joins the partial results of a run of tokens for the heads of one group, and writes them: kLanes
+/// lanes for each token's head. kHead is 0 where the head size is known at run time alone.
+template <class T, int kHead, int kLanes, class Team>
 BH_INLINE void merge_run(const LayerArgs& layer, const StepArgs& step, const Run& run, int group,
                          const Team& team) {
   constexpr int kRun = 4;
-  constexpr int kRuns = 256 / (kRun * kWave);  // of a lane, for the largest head
-  for (int i = team.index() / kWave; i < run.num_tokens * layer.group_size;
-       i += team.size() / kWave) {
-    const int head = group * layer.group_size + i % layer.group_size;
-    const Token token = step.tokens[run.first_token + i / layer.group_size];
-    if (token.num_partials == 1) continue;
-    const int64_t first = int64_t{token.first_partial} * layer.num_heads + head;
+  constexpr int kRuns = ((kHead > 0 ? kHead : 256) + kRun * kLanes - 1) / (kRun * kLanes);
+  constexpr int kAhead = kRuns <= 4 ? 8 : kHead <= 128 ? 4 : 1;  // partial results of a row
+  const int head_size = kHead > 0 ? kHead : layer.head_size;
+  auto larger = [](float a, float b) { return fmaxf(a, b); };
+  const int lane = lane_index() % kLanes;
+  const int rows = run.num_tokens * layer.group_size;
+  const int step_rows = team.size() / kLanes;
+  for (int i = team.index() / kLanes; any(i < rows); i += step_rows) {
+    const int row = i < rows ? i : 0;
+    const int head = group * layer.group_size + row % layer.group_size;
+    const Token token = step.tokens[run.first_token + row / layer.group_size];
+    const int partials = i < rows && token.num_partials > 1 ? token.num_partials : 0;
+    const int most =
+        kLanes == kWave ? partials
+                        : static_cast<int>(over_lanes<kWave>(static_cast<float>(partials), larger));
+    const int64_t first =
+        partials > 0 ? int64_t{token.first_partial} * layer.num_heads + head : int64_t{head};
     auto state = [&](int p, int which) {
       return load_across_blocks(step.partial_state + (first + int64_t{p} * layer.num_heads) * 2 +
                                 which);
@@ -158,58 +169,65 @@ BH_INLINE void merge_run(const LayerArgs& layer, const StepArgs& step, const Run
     float maximum = -infinity();
     float denominator = 0;
     float sums[kRuns][kRun] = {};
-    for (int base = 0; base < token.num_partials; base += kWave) {
-      const int count = token.num_partials - base < kWave ? token.num_partials - base : kWave;
+    for (int base = 0; base < most; base += kLanes) {
       float part = 0;
       float m = -infinity();
-      if (lane_index() < count) {
-        part = state(base + lane_index(), 1);
-        m = state(base + lane_index(), 0);
+      if (base + lane < partials) {
+        part = state(base + lane, 1);
+        m = state(base + lane, 0);
       }
-      const float raised =
-          fmaxf(maximum, over_wave(m, [](float a, float b) { return fmaxf(a, b); }));
+      const float raised = fmaxf(maximum, over_lanes<kLanes>(m, larger));
       if (raised != maximum && base > 0) {
         const float keep = exp2_fast(maximum - raised);
         denominator *= keep;
 #pragma unroll
-        for (auto& run : sums) {
-          for (float& sum : run) sum *= keep;
+        for (auto& of_run : sums) {
+          for (float& sum : of_run) sum *= keep;
         }
       }
       maximum = raised;
       const float factor = part == 0 ? 0.0f : m == maximum ? 1.0f : exp2_fast(m - maximum);
       denominator += factor * part;
-#pragma unroll 8
+      const int count = most - base < kLanes ? most - base : kLanes;
+#pragma unroll(kAhead)
       for (int p = 0; p < count; ++p) {
-        const float of_part = shuffle(factor, p);
-        const float* from =
-            step.partial_sums + (first + int64_t{base + p} * layer.num_heads) * layer.head_size;
+        const float of_part = shuffle(factor, lane_index() - lane + p);
+        // Other rows of the wave may have more of them: no branch, so that loads run ahead.
+        const bool is_part = kLanes == kWave || base + p < partials;
+        const float* from = step.partial_sums +
+                            (first + int64_t{is_part ? base + p : 0} * layer.num_heads) * head_size;
 #pragma unroll
         for (int r = 0; r < kRuns; ++r) {
-          const int dimension = (r * kWave + lane_index()) * kRun;
-          if (dimension >= layer.head_size) continue;
+          const int dimension = (r * kLanes + lane) * kRun;
+          if (dimension >= head_size) continue;
           float numbers[kRun];
           load_across_blocks(from + dimension, numbers);
 #pragma unroll
-          for (int d = 0; d < kRun; ++d) sums[r][d] += of_part * numbers[d];
+          for (int d = 0; d < kRun; ++d) sums[r][d] += is_part ? of_part * numbers[d] : 0;
         }
       }
     }
-    denominator = over_wave(denominator, [](float a, float b) { return a + b; });
+    denominator = over_lanes<kLanes>(denominator, [](float a, float b) { return a + b; });
+    if (partials == 0) continue;
     const Finish last = finish(layer, head, maximum, denominator);
 #pragma unroll
     for (int r = 0; r < kRuns; ++r) {
-      const int dimension = (r * kWave + lane_index()) * kRun;
-      if (dimension >= layer.head_size) continue;
+      const int dimension = (r * kLanes + lane) * kRun;
+      if (dimension >= head_size) continue;
       store_output<T, kRun>(layer, token.output, head, dimension, last.factor, sums[r]);
     }
-    if (token.lse && lane_index() == 0) token.lse[head] = last.lse;
+    if (token.lse && lane == 0) token.lse[head] = last.lse;
   }
 }
 
+/// Lanes for each row in prefill, whose runs have many rows: so a wave has several under way.
+template <int kHead>
+constexpr int kMergeLanes = kHead <= 160 ? 4 : 16;
+
 /// Called by every thread of a team when an item is done: whoever ends the last item of a run joins
-/// the run's partial results. `shared` is a word of shared memory.
-template <class T, class Team = WholeBlock>
+/// the run's partial results, with kLanes lanes for each token's head. `shared` is a word of shared
+/// memory.
+template <class T, int kHead, int kLanes, class Team = WholeBlock>
 BH_INLINE void finish_item(const LayerArgs& layer, const StepArgs& step, const AttendItem& item,
                            int group, int32_t* shared, const Team& team = {}) {
   if (!item.is_partial) return;
@@ -229,7 +247,7 @@ BH_INLINE void finish_item(const LayerArgs& layer, const StepArgs& step, const A
     team.synchronize();
     if (*shared) {
       __threadfence();
-      merge_run<T>(layer, step, run, group, team);
+      merge_run<T, kHead, kLanes>(layer, step, run, group, team);
     }
   }
 }

@@ -468,7 +468,7 @@ struct Decode {
       write(item, begin);
     }
     if (shared.is_unbounded) write_unbounded<T, E>(layer, step, item, group, shared.rows);
-    finish_item<T>(layer, step, item, group, &shared.last);
+    finish_item<T, kHead, kWave>(layer, step, item, group, &shared.last);
   }
 
   /// Writes dimensions begin .. begin + kJoined - 1 of the joined result.

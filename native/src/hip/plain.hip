@@ -272,7 +272,7 @@ struct Plain {
       }
     }
     with_tensor_dtype(layer.dtype, [&](auto element) {
-      finish_item<decltype(element)>(layer, step, item, group, last);
+      finish_item<decltype(element), 0, kWave>(layer, step, item, group, last);
     });
   }
 };

@@ -226,7 +226,8 @@ struct Prefill {
     }
     __syncthreads();
     if (shared.is_unbounded) write_unbounded<T, E>(layer, step, item, group, shared.rows);
-    finish_item<T>(layer, step, item, group, reinterpret_cast<int32_t*>(&shared));
+    finish_item<T, kHead, kMergeLanes<kHead>>(layer, step, item, group,
+                                              reinterpret_cast<int32_t*>(&shared));
   }
 };
 

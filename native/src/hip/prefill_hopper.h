@@ -677,7 +677,7 @@ struct HopperPrefill {
     if (shared.is_unbounded) {
       write_unbounded<T, E>(layer, step, item, group, shared.rows, Consumers{});
     }
-    finish_item<T>(layer, step, item, group, &shared.last, Consumers{});
+    finish_item<T, kHead, kMergeLanes<kHead>>(layer, step, item, group, &shared.last, Consumers{});
   }
 };
 
