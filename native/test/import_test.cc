@@ -343,7 +343,7 @@ TEST_F(Import, RefusesMalformedSchemas) {
   const StepBatch batch = good_batch(config_);
   const Field fields = step_schema(config_, batch);
   const auto query = static_cast<int>(index_of(fields, "query"));
-  const int32_t negative_length[] = {1, -1};
+  const int32_t negative_length[] = {1, -1}, negative_count[] = {-1};
   using S = ArrowSchema;
   for (const auto& change : std::initializer_list<std::function<void(S&)>>{
            [](S& s) { s.format = nullptr; },
@@ -359,6 +359,9 @@ TEST_F(Import, RefusesMalformedSchemas) {
            [&](S& s) {
              s.children[query]->metadata = reinterpret_cast<const char*>(negative_length);
            },
+           [&](S& s) {
+             s.children[query]->metadata = reinterpret_cast<const char*>(negative_count);
+           },
        }) {
     ArrowSchema schema = export_schema(fields);
     change(schema);
@@ -366,6 +369,7 @@ TEST_F(Import, RefusesMalformedSchemas) {
     bh_error error{};
     EXPECT_EQ(bh_binding_create(layer_.get(), &schema, &none, &error), BH_SCHEMA_MISMATCH);
     EXPECT_EQ(schema.release, nullptr);
+    EXPECT_EQ(std::string(error.message).find("column "), 0u) << error.message;
   }
 }
 

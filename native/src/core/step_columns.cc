@@ -15,25 +15,29 @@
 namespace broadhead {
 namespace {
 
+[[noreturn]] void bad_column(const char* column, const std::string& expected,
+                             const std::string& got) {
+  throw Failure(BH_SCHEMA_MISMATCH, kNoRow, "column %s: expected %s, got %s", column,
+                expected.c_str(), got.c_str());
+}
+
 /// Value of a key in C Data metadata: int32 count, then length-prefixed keys and values.
-std::string_view metadata_value(const char* metadata, std::string_view key) {
+std::string_view metadata_value(const char* column, const char* metadata, std::string_view key) {
   if (!metadata) return {};
-  auto read_int = [&metadata] {
-    int32_t value;
-    std::memcpy(&value, metadata, sizeof value);
-    metadata += sizeof value;
-    return value;
+  auto read_size = [column, &metadata] {
+    int32_t size;
+    std::memcpy(&size, metadata, sizeof size);
+    metadata += sizeof size;
+    if (size < 0) bad_column(column, "sizes in its metadata", std::to_string(size));
+    return size;
   };
-  auto read_text = [&metadata, &read_int] {
-    int32_t length = read_int();
-    if (length < 0) {
-      throw Failure(BH_SCHEMA_MISMATCH, kNoRow, "metadata of a field: length is %d", length);
-    }
+  auto read_text = [&metadata, &read_size] {
+    const int32_t length = read_size();
     std::string_view text(metadata, static_cast<size_t>(length));
     metadata += length;
     return text;
   };
-  for (int32_t left = read_int(); left > 0; --left) {
+  for (int32_t left = read_size(); left > 0; --left) {
     std::string_view name = read_text();
     std::string_view value = read_text();
     if (name == key) return value;
@@ -74,12 +78,6 @@ std::vector<int64_t> json_integers(std::string_view json, std::string_view key) 
     }
   }
   return found;
-}
-
-[[noreturn]] void bad_column(const char* column, const std::string& expected,
-                             const std::string& got) {
-  throw Failure(BH_SCHEMA_MISMATCH, kNoRow, "column %s: expected %s, got %s", column,
-                expected.c_str(), got.c_str());
 }
 
 /// A type by its name in Arrow; rarer ones by their C Data format.
@@ -154,7 +152,7 @@ void check_tensor(const LayerSpec& spec, const ArrowSchema& field, int heads) {
   if (std::strtoll(tensor.format + 3, nullptr, 10) != width) {
     bad("tensors of " + std::string(tensor.format + 3) + " elements");
   }
-  std::string_view json = metadata_value(tensor.metadata, "ARROW:extension:metadata");
+  std::string_view json = metadata_value(field.name, tensor.metadata, "ARROW:extension:metadata");
   std::vector<int64_t> shape = json_integers(json, "shape");
   if (!shape.empty() && shape != std::vector<int64_t>{heads, spec.head_size}) {
     bad("another shape: " + std::string(json));
@@ -166,7 +164,7 @@ void check_tensor(const LayerSpec& spec, const ArrowSchema& field, int heads) {
   const ArrowSchema& element = only_child(field.name, tensor, expected);
   bool bfloat16 = false;
   for (const ArrowSchema* level : {&field, &tensor, &element}) {
-    bfloat16 |= metadata_value(level->metadata, "dtype") == "bfloat16";
+    bfloat16 |= metadata_value(field.name, level->metadata, "dtype") == "bfloat16";
   }
   int dtype = dtype_of(element.format, bfloat16);
   if (dtype != spec.dtype) {
