@@ -352,6 +352,11 @@ TEST_F(Import, RefusesMalformedSchemas) {
              s = {"+l", s.name, nullptr, 0, 1, nullptr, nullptr, s.release, s.private_data};
            },
            [&](S& s) { s.children[query] = nullptr; },
+           [](S& s) { s.children[0]->release(s.children[0]); },
+           [&](S& s) {
+             S* element = s.children[query]->children[0]->children[0];
+             element->release(element);
+           },
            [&](S& s) { s.children[query]->format = nullptr; },
            [&](S& s) { s.children[query]->children = nullptr; },
            [&](S& s) { s.children[query]->children[0] = nullptr; },
@@ -392,6 +397,26 @@ TEST_F(Import, RefusesWhatWasReleased) {
   bh_binding* none = nullptr;
   EXPECT_EQ(bh_binding_create(layer_.get(), &schema, &none, &error), BH_INVALID_ARGUMENT);
   EXPECT_STREQ(error.message, "schema was released before");
+}
+
+/// Lists of lists, deeper than a stack: no message names them all.
+TEST_F(Import, RefusesDeepSchemas) {
+  constexpr int kDepth = 1 << 20;
+  std::vector<ArrowSchema> lists(kDepth);
+  std::vector<ArrowSchema*> children;
+  for (ArrowSchema& list : lists) children.push_back(&list);
+  for (int i = 0; i < kDepth; ++i) {
+    lists[i].format = "+l";
+    lists[i].name = "";
+    lists[i].n_children = i + 1 < kDepth;
+    lists[i].children = children.data() + i + 1;
+    lists[i].release = [](ArrowSchema* schema) { schema->release = nullptr; };
+  }
+  bh_binding* none = nullptr;
+  bh_error error{};
+  EXPECT_EQ(bh_binding_create(layer_.get(), lists.data(), &none, &error), BH_SCHEMA_MISMATCH);
+  EXPECT_STREQ(error.message,
+               "column (all): expected a struct of columns, got list<list<list<?>>>");
 }
 
 /// Every other row is null, so that the others may overlap: more tokens than a result's offsets can
@@ -610,8 +635,11 @@ const std::vector<SchemaCase> kSchemas = {
     {"large list", [](Field& s) { s.child("query").format = "+L"; }, {"column query", "list<tensor[4, 32]>", "got large_list<fixed_size_list<float16>[128]>"}},
     {"list of float16", [](Field& s) { tensor_of(s, "key").format = "e"; }, {"column key", "list<tensor[2, 32]>", "got list<float16>"}},
     {"wider tensors", [](Field& s) { tensor_of(s, "query").format = "+w:256"; }, {"column query", "tensor[4, 32]", "256"}},
+    {"a width with a unit", [](Field& s) { tensor_of(s, "query").format = "+w:128f"; }, {"column query", "tensor[4, 32]", "128f"}},
+    {"a width of two numbers", [](Field& s) { tensor_of(s, "query").format = "+w: 128"; }, {"column query", "tensor[4, 32]", " 128"}},
     {"shape of the other heads", [](Field& s) { set_extension(s, "query", R"({"shape":[32,4]})"); }, {"column query", "tensor[4, 32]", "[32,4]"}},
     {"shape of one dimension", [](Field& s) { set_extension(s, "query", R"({"shape":[128]})"); }, {"column query", "[128]"}},
+    {"a permutation of other dimensions", [](Field& s) { set_extension(s, "value", R"({"shape":[2,32],"permutation":[0,0]})"); }, {"column value", "permut"}},
     {"permuted", [](Field& s) { set_extension(s, "value", R"({"shape":[2,32],"permutation":[1,0]})"); }, {"column value", "permut"}},
     {"float32", [](Field& s) { tensor_of(s, "query").children[0].format = "f"; }, {"column query", "float16", "got elements of float32"}},
     {"float64", [](Field& s) { tensor_of(s, "value").children[0].format = "g"; }, {"column value", "float16", "got elements of float64"}},

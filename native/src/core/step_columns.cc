@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/step_columns.h"
 
-#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -80,8 +79,11 @@ std::vector<int64_t> json_integers(std::string_view json, std::string_view key) 
   return found;
 }
 
+/// Levels of a column's type below its first: tensors and their elements.
+constexpr int kLevels = 2;
+
 /// A type by its name in Arrow; rarer ones by their C Data format.
-std::string type_name(const ArrowSchema& field) {
+std::string type_name(const ArrowSchema& field, int levels_below = kLevels) {
   static constexpr std::pair<std::string_view, const char*> kNames[] = {
       {"n", "null"},       {"b", "bool"},    {"c", "int8"},         {"C", "uint8"},
       {"s", "int16"},      {"S", "uint16"},  {"i", "int32"},        {"I", "uint32"},
@@ -93,7 +95,8 @@ std::string type_name(const ArrowSchema& field) {
     if (format == letter) return name;
   }
   const ArrowSchema* child = field.n_children == 1 && field.children ? field.children[0] : nullptr;
-  const std::string element = child && child->format ? type_name(*child) : "?";
+  const std::string element =
+      levels_below > 0 && child && child->format ? type_name(*child, levels_below - 1) : "?";
   if (format == "+l") return "list<" + element + ">";
   if (format == "+L") return "large_list<" + element + ">";
   if (format.starts_with("+w:")) {
@@ -116,15 +119,13 @@ int dtype_of(std::string_view format, bool bfloat16) {
   return 0;
 }
 
-/// Levels of a column's type below its first: tensors and their elements.
-constexpr int kLevels = 2;
-
 /// Refuses a type that is not complete, and indices of a dictionary: their format looks like
 /// values.
 void check_type(const char* column, const ArrowSchema* type, int levels_below) {
   if (!type || !type->format || (type->n_children > 0 && !type->children)) {
     bad_column(column, "a type", "one without a format or a child");
   }
+  if (!type->release) bad_column(column, "a type", "one that was released");
   if (type->dictionary) bad_column(column, "plain values", "indices of a dictionary");
   if (type->n_children > 0 && levels_below == 0) bad_column(column, "tensors or numbers", "lists");
   for (int64_t i = 0; i < type->n_children; ++i) {
@@ -149,7 +150,7 @@ void check_tensor(const LayerSpec& spec, const ArrowSchema& field, int heads) {
   if (std::strcmp(field.format, "+l") != 0) bad(type_name(field));
   const ArrowSchema& tensor = only_child(field.name, field, expected);
   if (std::strncmp(tensor.format, "+w:", 3) != 0) bad(type_name(field));
-  if (std::strtoll(tensor.format + 3, nullptr, 10) != width) {
+  if (tensor.format + 3 != std::to_string(width)) {
     bad("tensors of " + std::string(tensor.format + 3) + " elements");
   }
   std::string_view json = metadata_value(field.name, tensor.metadata, "ARROW:extension:metadata");
@@ -158,7 +159,7 @@ void check_tensor(const LayerSpec& spec, const ArrowSchema& field, int heads) {
     bad("another shape: " + std::string(json));
   }
   std::vector<int64_t> permutation = json_integers(json, "permutation");
-  if (!std::is_sorted(permutation.begin(), permutation.end())) {
+  if (!permutation.empty() && permutation != std::vector<int64_t>{0, 1}) {
     bad("permuted tensors: " + std::string(json));
   }
   const ArrowSchema& element = only_child(field.name, tensor, expected);
@@ -195,6 +196,10 @@ StepColumns find_columns(const LayerSpec& spec, const ArrowSchema& schema) {
       bad_column("(all)", std::to_string(schema.n_children) + " columns", "none");
     }
     const ArrowSchema& field = *schema.children[i];
+    if (!field.release) {
+      bad_column("(all)", std::to_string(schema.n_children) + " columns",
+                 "one that was released: " + std::to_string(i));
+    }
     std::string_view name = field.name ? field.name : "";
     auto claim = [&](int& column) {
       if (column != StepColumns::kAbsent) bad_column(field.name, "one column", "it twice");
