@@ -523,19 +523,20 @@ TEST_P(Abi, StepRefusesNull) {
   EXPECT_EQ(schema.release, nullptr);
 }
 
-/// An array that the caller keeps: its release only marks it.
+/// An array that the caller keeps: its release only marks it, and the children that are there.
 TEST(Borrowed, ReleaseMarksTheTree) {
   auto release = reinterpret_cast<void (*)(ArrowArray*)>(bh_borrowed_release());
   ArrowArray child{};
-  child.release = release;
-  ArrowArray* children[] = {&child};
+  ArrowArray* children[] = {nullptr, &child};
   ArrowArray parent{};
-  parent.n_children = 1;
-  parent.children = children;
-  parent.release = release;
-  parent.release(&parent);
-  EXPECT_EQ(parent.release, nullptr);
-  EXPECT_EQ(child.release, nullptr);
+  parent.n_children = 2;
+  for (ArrowArray** of_parent : {children, static_cast<ArrowArray**>(nullptr)}) {
+    child.release = parent.release = release;
+    parent.children = of_parent;
+    parent.release(&parent);
+    EXPECT_EQ(parent.release, nullptr);
+    EXPECT_EQ(child.release == nullptr, of_parent != nullptr);
+  }
 }
 
 // ---- merge of partial results ----

@@ -133,9 +133,10 @@ void need_some(int64_t count, const char* name) {
 }
 
 void release_borrowed(ArrowArray* array) {
-  for (int64_t i = 0; i < array->n_children; ++i) {
+  // An array may have been refused because children are missing.
+  for (int64_t i = 0; array->children && i < array->n_children; ++i) {
     ArrowArray* child = array->children[i];
-    if (child->release) child->release(child);
+    if (child && child->release) child->release(child);
   }
   array->release = nullptr;
 }
