@@ -297,6 +297,38 @@ TEST_P(Abi, RefusesBadLayerOptions) {
             BH_INVALID_ARGUMENT);
 }
 
+/// What grids and 32-bit offsets of a GPU do not hold is refused before there is a step.
+TEST_P(Abi, LayersFitTheirBackend) {
+  BH_OPEN_OR_SKIP(engine, GetParam(), 1);
+  auto check = [&](int num_heads, int num_kv_heads, int head_size, int dtype,
+                   const std::string& refused) {
+    SCOPED_TRACE(num_heads);
+    LayerConfig config;
+    config.attn_type = BH_ENCODER;
+    config.num_heads = num_heads;
+    config.num_kv_heads = num_kv_heads;
+    config.head_size = head_size;
+    config.dtype = dtype;
+    bh_rope rope;
+    const bh_layer_options options = config.options(rope);
+    bh_layer* layer = nullptr;
+    bh_error error{};
+    const int32_t status = bh_layer_create(engine.get(), &options, nullptr, &layer, &error);
+    const Layer owner(layer);
+    if (GetParam().backend == "cpu" || refused.empty()) {
+      EXPECT_EQ(status, BH_OK) << error.message;
+    } else {
+      expect_refused(status, error, BH_UNSUPPORTED, {"layer", refused});
+    }
+    EXPECT_EQ(bh_layer_supported(engine.get(), &options, 0, 0, &error), status);
+  };
+  check(65535, 65535, 32, BH_FLOAT16, "");
+  check(65536, 65536, 32, BH_FLOAT16, "num_kv_heads must be at most 65535");
+  check(65536, 65536, 32, BH_FLOAT32, "num_kv_heads must be at most 65535");
+  check(65537, 1, 32, BH_FLOAT16, "65537 groups");  // a prime number
+  check(1 << 22, 1 << 15, 256, BH_FLOAT16, "num_heads");
+}
+
 TEST_P(Abi, CachesBelongToTheirEngine) {
   BH_OPEN_OR_SKIP(engine, GetParam(), 1);
   const Engine other = open_engine(GetParam(), 1, skip_reason);

@@ -54,12 +54,9 @@ class GpuEngine final : public Engine {
     return std::make_unique<GpuCache>(options, device_);
   }
 
-  void check_supported(const LayerSpec& spec, int, int) const override {
-    if (spec.max_position > INT32_MAX) {
-      throw Failure(BH_UNSUPPORTED, kNoRow,
-                    "%s: max_position must be below 2^31 on a GPU, got %lld", spec.name.c_str(),
-                    static_cast<long long>(spec.max_position));
-    }
+  void check_supported(const LayerSpec& spec, int cache_dtype, int) const override {
+    device_->use();
+    gpu::layer_args(spec, spec.uses_cache() ? cache_dtype : spec.dtype, *device_);
   }
 
   void merge(std::span<const bh_partial> parts, int dtype, int64_t tokens, int num_heads,

@@ -12,6 +12,9 @@ namespace {
 /// Tokens of a block of an encoder layer's temporary cache.
 constexpr int kTemporaryBlock = kTile;
 
+/// Blocks of threads that a grid has in its second dimension at most, where groups of heads are.
+constexpr int kMostGroups = 65535;
+
 /// The largest divisor of `group` that is at most `limit`.
 int part_of_group(int group, int limit) {
   int part = std::min(group, limit);
@@ -19,7 +22,54 @@ int part_of_group(int group, int limit) {
   return part;
 }
 
+/// The matrix kernels take 16-bit tensors on a cache of their own dtype or of fp8.
+bool is_fast(const LayerSpec& spec, int cache_dtype) {
+  return spec.dtype != BH_FLOAT32 && (cache_dtype == spec.dtype || is_fp8(cache_dtype));
+}
+
 }  // namespace
+
+LayerArgs layer_args(const LayerSpec& spec, int cache_dtype, const Device& device) {
+  LayerArgs args{};
+  args.num_heads = spec.num_heads;
+  args.num_kv_heads = spec.num_kv_heads;
+  args.head_size = spec.head_size;
+  args.dtype = spec.dtype;
+  args.output_dtype = spec.output_dtype();
+  args.score_scale = spec.scale * spec.k_scale;
+  args.k_scale = spec.k_scale;
+  args.v_scale = spec.v_scale;
+  args.result_scale = spec.output_scale > 0 ? spec.v_scale / spec.output_scale : spec.v_scale;
+  args.soft_cap = spec.logits_soft_cap;
+  args.inverse_soft_cap = spec.logits_soft_cap > 0 ? 1 / spec.logits_soft_cap : 0;
+  args.rotary_dim = spec.rotary_dim;
+  args.is_neox = spec.is_neox;
+  const int rows = is_fast(spec, cache_dtype) ? device.api().prefill_rows(&args, cache_dtype)
+                                              : plain_rows(spec.head_size);
+  args.group_size = part_of_group(spec.group_size(), rows);
+  args.groups_per_kv_head = spec.group_size() / args.group_size;
+  const int64_t num_groups = int64_t{spec.num_kv_heads} * args.groups_per_kv_head;
+  if (num_groups > kMostGroups) {
+    throw Failure(BH_UNSUPPORTED, kNoRow,
+                  "%s: num_kv_heads must be at most %d on a GPU, times the groups of at most %d of "
+                  "a KV head's query heads; got num_kv_heads %d with num_heads %d: %lld groups",
+                  spec.name.c_str(), kMostGroups, rows, spec.num_kv_heads, spec.num_heads,
+                  static_cast<long long>(num_groups));
+  }
+  args.num_groups = static_cast<int32_t>(num_groups);
+  if (TensorBytes(spec).query > INT32_MAX) {
+    throw Failure(
+        BH_UNSUPPORTED, kNoRow,
+        "%s: num_heads must be so few that a query has less than 2^31 bytes on a GPU, got "
+        "%d of %d %s",
+        spec.name.c_str(), spec.num_heads, spec.head_size, dtype_name(spec.dtype));
+  }
+  if (spec.max_position > INT32_MAX) {
+    throw Failure(BH_UNSUPPORTED, kNoRow, "%s: max_position must be below 2^31 on a GPU, got %lld",
+                  spec.name.c_str(), static_cast<long long>(spec.max_position));
+  }
+  return args;
+}
 
 GpuStep::GpuStep(std::shared_ptr<Device> device, std::shared_ptr<const Cancellation> cancellation)
     : device_(std::move(device)), cancellation_(std::move(cancellation)), work_(device_->take()) {}
@@ -60,19 +110,7 @@ GpuLayer::GpuLayer(const LayerSpec& spec, GpuCache* cache, std::shared_ptr<Devic
                   : cache_view(spec.dtype, kTemporaryBlock, spec.num_kv_heads, spec.head_size)),
       graphs_(device_->api()) {
   device_->use();
-  args_.num_heads = spec.num_heads;
-  args_.num_kv_heads = spec.num_kv_heads;
-  args_.head_size = spec.head_size;
-  args_.dtype = spec.dtype;
-  args_.output_dtype = spec.output_dtype();
-  args_.score_scale = spec.scale * spec.k_scale;
-  args_.k_scale = spec.k_scale;
-  args_.v_scale = spec.v_scale;
-  args_.result_scale = spec.output_scale > 0 ? spec.v_scale / spec.output_scale : spec.v_scale;
-  args_.soft_cap = spec.logits_soft_cap;
-  args_.inverse_soft_cap = spec.logits_soft_cap > 0 ? 1 / spec.logits_soft_cap : 0;
-  args_.rotary_dim = spec.rotary_dim;
-  args_.is_neox = spec.is_neox;
+  args_ = layer_args(spec, cache_dtype_, *device_);
   upload_constants();
   choose_kernels();
 }
@@ -106,10 +144,8 @@ void GpuLayer::upload_constants() {
   check(api, api.synchronize(work->stream), "layer");
 }
 
-/// The matrix kernels take 16-bit tensors on a cache of their own dtype or of fp8.
 void GpuLayer::choose_kernels() {
-  const bool fast =
-      spec_.dtype != BH_FLOAT32 && (cache_dtype_ == spec_.dtype || is_fp8(cache_dtype_));
+  const bool fast = is_fast(spec_, cache_dtype_);
   const DeviceInfo& info = device_->info();
   limits_.decode_rows =
       fast ? decode_rows(info.columns, spec_.head_size) : plain_rows(spec_.head_size);
@@ -118,10 +154,6 @@ void GpuLayer::choose_kernels() {
   limits_.prefill_rows = fast ? device_->api().prefill_rows(&args_, cache_dtype_) : 0;
   limits_.columns = info.columns;
   limits_.multiprocessors = info.multiprocessors;
-  args_.group_size =
-      part_of_group(spec_.group_size(), fast ? limits_.prefill_rows : limits_.decode_rows);
-  args_.groups_per_kv_head = spec_.group_size() / args_.group_size;
-  args_.num_groups = spec_.num_kv_heads * args_.groups_per_kv_head;
   limits_.group_size = args_.group_size;
   limits_.num_groups = args_.num_groups;
   for (const bool large : {false, true}) {

@@ -34,6 +34,10 @@ class GpuStep final : public StepInFlight {
   bh_step_stats stats_{};
 };
 
+/// What kernels must know of a layer; its constants have no addresses yet. `device` is current.
+/// Throws Failure(BH_UNSUPPORTED) that names the option where a GPU cannot run the layer.
+LayerArgs layer_args(const LayerSpec& spec, int cache_dtype, const Device& device);
+
 /// One layer on a GPU. A step is a copy of its plan, by itself or by the update, and at most three
 /// launches: update, decode, prefill. Encoder layers write their keys and values to a temporary
 /// cache and go the same way.
