@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Steps drawn at random, right ones and ones that were changed at random. What a change can say
-// wrongly without a reader noticing is left out: C Data has no sizes of buffers.
+// Steps and schemas drawn at random, right ones and ones that were changed at random. What a change
+// can say wrongly without a reader noticing is left out: C Data has no sizes of buffers, of arrays
+// of pointers and of metadata.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <limits>
 
@@ -150,15 +152,151 @@ void collect(Array& node, std::vector<Array*>& all) {
   for (Array& child : node.children) collect(child, all);
 }
 
+/// The same for exported structures.
+template <class Node>
+void collect(Node& node, std::vector<Node*>& all) {
+  all.push_back(&node);
+  for (int64_t i = 0; i < node.n_children; ++i) collect(*node.children[i], all);
+}
+
+template <class Node>
+Node& any_node(Random& random, Node& root) {
+  std::vector<Node*> nodes;
+  collect(root, nodes);
+  return *any_of(random, nodes);
+}
+
 Array changed(Random& random, Array batch) {
   if (one_in(random, 8)) ++batch.length;  // more rows than its columns have
   for (int64_t left = 1 + random.below(3); left > 0; --left) {
-    std::vector<Array*> nodes;
-    collect(batch, nodes);
-    change(random, *any_of(random, nodes));
+    change(random, any_node(random, batch));
   }
   return batch;
 }
+
+// ---- structures that say what no export would ----
+
+template <class Node>
+void drop_child(Random& random, Node& node) {
+  if (node.n_children > 0) node.children[random.below(node.n_children)] = nullptr;
+}
+
+template <class Node>
+void drop_children(Random& random, Node& node) {
+  node.children = nullptr;
+  if (one_in(random, 2)) node.n_children = kMax;
+}
+
+template <class Node>
+void lie_about_children(Random& random, Node& node) {
+  node.n_children = any_of<int64_t>(random, {kMin, -1, 0, node.n_children / 2});
+}
+
+const std::vector<std::function<void(Random&, ArrowArray&)>> kArrayDistortions = {
+    drop_child<ArrowArray>,
+    drop_children<ArrowArray>,
+    lie_about_children<ArrowArray>,
+    [](Random& r, ArrowArray& a) {
+      a.n_buffers = any_of<int64_t>(r, {kMin, -1, 0, kMax});
+    },
+    [](Random&, ArrowArray& a) { a.buffers = nullptr; },
+    [](Random& r, ArrowArray& a) {
+      if (a.n_buffers > 0) a.buffers[r.below(a.n_buffers)] = nullptr;
+    },
+    [](Random&, ArrowArray& a) {
+      a.length = 0;
+      a.offset = kMax / 8;
+    },
+    [](Random&, ArrowArray& a) { a.dictionary = &a; },
+};
+
+void distort(Random random, ArrowArray& array) {
+  any_of(random, kArrayDistortions)(random, any_node(random, array));
+}
+
+/// What changed schemas point to, each text in memory of just its size.
+class Texts {
+ public:
+  const char* add(std::string_view text) {
+    return texts_.emplace_back(text.begin(), text.end()).data();
+  }
+  const char* add_terminated(std::string text) { return add({text.c_str(), text.size() + 1}); }
+
+ private:
+  std::deque<std::vector<char>> texts_;
+};
+
+std::string random_format(Random& random, const std::string& format) {
+  static const std::vector<std::string> kFormats = {
+      "",     "n",       "b",     "i",    "l",    "e",         "f",     "S",    "g",
+      "z",    "U",       "vu",    "+",    "+l",   "+L",        "+vl",   "+s",   "+m",
+      "+r",   "+w:",     "+w:-1", "+w:x", "+ud:", "+us:0,1",   "d:",    "d:38", "d:9,2,256",
+      "w:16", "tsu:UTC", "tdD",   "tiM",  "\xff", "%s%n%999d", "+w:1e2"};
+  switch (random.below(5)) {
+    case 0:
+      return format.substr(0, static_cast<size_t>(random.below(std::ssize(format) + 1)));
+    case 1:
+      return format + any_of<std::string>(random, {"l", "0", " ", "99999999999999999999"});
+    case 2:
+      return any_of(random, kFormats) + std::string(100000, 'w');
+    default:
+      return any_of(random, kFormats);
+  }
+}
+
+/// The bytes of metadata. It never measures or counts more than there is: that no reader can tell.
+std::string random_metadata(Random& random) {
+  // clang-format off
+  static const std::vector<std::string> kPieces = {
+      "{", "}", "[", "]", "[[", "\"", "\\", ":", ",", " ", "", "\"shape\":", "\"permutation\":", "[2,32]",
+      "0", "1", "-1", "32", "1e400", "99999999999999999999", "nul"};
+  // clang-format on
+  std::string bytes;
+  auto add_int = [&](int64_t value) {
+    if (one_in(random, 16)) value = any_of<int64_t>(random, {-1, INT32_MIN});
+    const auto narrow = static_cast<int32_t>(value);
+    bytes.append(reinterpret_cast<const char*>(&narrow), sizeof narrow);
+  };
+  auto add_text = [&](const std::string& text) {
+    add_int(std::ssize(text));
+    bytes += text;
+  };
+  const int64_t count = random.below(4);
+  add_int(count - random.below(count + 1) / 2);
+  for (int64_t i = 0; i < count; ++i) {
+    add_text(any_of<std::string>(random, {"ARROW:extension:metadata", "dtype", "", "other"}));
+    std::string value;
+    for (int64_t left = random.below(12); left > 0; --left) value += any_of(random, kPieces);
+    add_text(one_in(random, 4) ? "bfloat16" : value);
+  }
+  return bytes;
+}
+
+const std::vector<std::function<void(Random&, Texts&, ArrowSchema&)>> kSchemaDistortions = {
+    [](Random& r, Texts& t, ArrowSchema& s) {
+      s.format = t.add_terminated(random_format(r, s.format));
+    },
+    [](Random& r, Texts& t, ArrowSchema& s) { s.metadata = t.add(random_metadata(r)); },
+    [](Random& r, Texts& t, ArrowSchema& s) {
+      s.name = t.add_terminated(any_of<std::string>(
+          r, {"query", "value", "seq_len", "position", "", std::string(100000, 'n')}));
+    },
+    [](Random&, Texts&, ArrowSchema& s) { s.name = nullptr; },
+    [](Random&, Texts&, ArrowSchema& s) { s.format = nullptr; },
+    [](Random& r, Texts&, ArrowSchema& s) { s.flags = static_cast<int64_t>(r.next()); },
+    [](Random&, Texts&, ArrowSchema& s) { s.dictionary = &s; },
+    [](Random& r, Texts&, ArrowSchema& s) { drop_child(r, s); },
+    [](Random& r, Texts&, ArrowSchema& s) { drop_children(r, s); },
+    [](Random& r, Texts&, ArrowSchema& s) {
+      if (s.n_children == 0) return;
+      ArrowSchema* child = s.children[r.below(s.n_children)];
+      child->release(child);
+    },
+    [](Random& r, Texts&, ArrowSchema& s) { lie_about_children(r, s); },
+    [](Random& r, Texts&, ArrowSchema& s) {
+      if (s.n_children > 0) s.children[r.below(s.n_children)] = s.children[0];
+    },
+};
 
 class Fuzz : public TargetTest {
  protected:
@@ -193,6 +331,12 @@ TEST_P(Fuzz, ChangedStepsAreRefusedOrDone) {
       const Array array = changed(random, step_array(layer, batch));
       StepResult result(layer, batch);
       ArrowArray checked = export_array(array), stepped = export_array(array);
+      if (one_in(random, 3)) {
+        const Random distortion(random.next());
+        distort(distortion, checked);
+        distort(distortion, stepped);
+      }
+      if (one_in(random, 8)) distort(Random(random.next()), *result.array());
       bh_error expected{}, error{};
       const int32_t check = bh_check_rows(binding.get(), &checked, 0, &expected);
       const int32_t status = bh_step(binding.get(), &stepped, result.array(), nullptr, &error);
@@ -217,6 +361,37 @@ TEST_P(Fuzz, ChangedStepsAreRefusedOrDone) {
         EXPECT_EQ(expected.row, error.row);
         EXPECT_STREQ(expected.message, error.message);
       }
+    }
+    session.fill_cache(random);
+    session.step(batch);  // as well as ever
+  });
+  if (!IsSkipped()) {
+    EXPECT_GT(refused, options().seeds);
+  }
+}
+
+TEST_P(Fuzz, ChangedSchemasAreRefusedOrBound) {
+  int refused = 0;
+  for_each_seed([&](Random& random, const LayerConfig& layer, Session& session) {
+    const StepBatch batch = random_batch(random, layer);
+    for (int change = 0; change < 16; ++change) {
+      Texts texts;
+      ArrowSchema schema = export_schema(step_schema(layer, batch));
+      any_of(random, kSchemaDistortions)(random, texts, any_node(random, schema));
+      bh_binding* binding = nullptr;
+      bh_error error{};
+      const int32_t status = bh_binding_create(session.layer(), &schema, &binding, &error);
+      const Binding owner(binding);
+      EXPECT_EQ(schema.release, nullptr);
+      EXPECT_EQ(binding != nullptr, status == BH_OK);
+      if (status == BH_OK) continue;
+      ++refused;
+      EXPECT_EQ(status, BH_SCHEMA_MISMATCH);
+      EXPECT_EQ(error.row, -1);
+      const std::string message = error.message;
+      EXPECT_EQ(message.find("column "), 0u) << message;
+      EXPECT_LT(message.find("expected "), message.find(", got ")) << message;
+      EXPECT_NE(message.find(", got "), std::string::npos) << message;
     }
     session.fill_cache(random);
     session.step(batch);  // as well as ever
