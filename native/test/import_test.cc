@@ -448,6 +448,40 @@ TEST_F(Import, RefusesMoreTokensThanOffsetsCount) {
       << error.message;
 }
 
+/// Tokens times heads of a group are 2^31. The engine is cancelled: the step is planned and touches
+/// none of its memory.
+TEST_F(Import, PlansMoreQueryRowsThan32BitsCount) {
+  constexpr int kTokens = 1 << 17;
+  config_.attn_type = BH_ENCODER_ONLY;
+  config_.rotary_dim = 0;
+  config_.num_heads = 1 << 14;
+  config_.num_kv_heads = 1;
+  config_.return_lse = false;
+  layer_ = make_layer(engine_.get(), config_, nullptr);
+  StepBatch batch;
+  batch.rows.resize(1);
+  const Field schema = step_schema(config_, batch);
+  Array array = step_array(config_, batch);
+  Array& query = array.children[index_of(schema, "query")];
+  set_offset(query, 0, 0);
+  set_offset(query, 1, kTokens);
+  query.buffers[0].reset();
+  query.null_count = 0;
+  query.children[0].offset = 0;
+  query.children[0].length = kTokens;
+  query.children[0].children[0].length = kTokens * config_.query_width();
+  const Binding binding = make_binding(layer_.get(), schema);
+  StepResult result(config_, batch);
+  ArrowArray* output = result.array()->children[0]->children[0];
+  output->length = kTokens;
+  output->children[0]->length = kTokens * config_.query_width();
+  bh_engine_cancel(engine_.get());
+  ArrowArray exported = export_array(array);
+  bh_error error{};
+  EXPECT_EQ(bh_step(binding.get(), &exported, result.array(), nullptr, &error), BH_CANCELLED)
+      << error.message;
+}
+
 /// Those of encoder layers have their keys in the batch.
 TEST_F(Import, RefusesMoreKeysThanPositionsCount) {
   constexpr auto kTokens = (1 << 30) + 1;

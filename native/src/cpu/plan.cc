@@ -44,7 +44,7 @@ QueryToken query_token(const LayerSpec& spec, const StepRow& row, int64_t row_in
 }
 
 bool is_decode(const LayerSpec& spec, int num_tokens) {
-  return num_tokens * spec.group_size() <= kDecodeRows;
+  return int64_t{num_tokens} * spec.group_size() <= kDecodeRows;
 }
 
 /// Calls visit(begin, count) for the runs of `num_tokens` tokens that items take, the last first:
@@ -66,12 +66,13 @@ void Plan::plan_update(const Step& step, int threads) {
   new_tokens_ = 0;
   for (int64_t r = 0; r < step.num_rows; ++r) new_tokens_ += step.rows[r].num_keys;
   const int64_t share = (new_tokens_ + threads * kItemsPerThread - 1) / (threads * kItemsPerThread);
-  const int run = static_cast<int>(
-      std::max<int64_t>(kLeastUpdate, (share + kLeastUpdate - 1) / kLeastUpdate * kLeastUpdate));
+  const int64_t run =
+      std::max<int64_t>(kLeastUpdate, (share + kLeastUpdate - 1) / kLeastUpdate * kLeastUpdate);
   for (int64_t r = 0; r < step.num_rows; ++r) {
-    const int count = step.rows[r].num_keys;
-    for (int first = 0; first < count; first += run) {
-      updates_.push_back({r, first, std::min(first + run, count)});
+    const int64_t count = step.rows[r].num_keys;
+    for (int64_t first = 0; first < count; first += run) {
+      updates_.push_back(
+          {r, static_cast<int>(first), static_cast<int>(std::min(first + run, count))});
     }
   }
 }

@@ -33,7 +33,7 @@ constexpr AttendItem kNoWork = [] {
 
 bool is_decode(const PlanLimits& limits, int num_tokens) {
   const int most = limits.group_size <= limits.decode_rows ? limits.divided_rows : 0;
-  return limits.prefill_rows == 0 || num_tokens * limits.group_size <= most;
+  return limits.prefill_rows == 0 || int64_t{num_tokens} * limits.group_size <= most;
 }
 
 /// How many of `num_tokens` tokens that are side by side a unit takes.
@@ -159,7 +159,8 @@ void GpuPlan::share_prefixes(const Step& step, int block_size, const PlanLimits&
   prefixes_.clear();
   for (size_t r = 0; r < rows_.size(); ++r) {
     const Row& row = rows_[r];
-    if (row.num_queries == 0 || row.num_queries * limits.group_size > limits.decode_rows) continue;
+    const int64_t query_rows = int64_t{row.num_queries} * limits.group_size;
+    if (query_rows == 0 || query_rows > limits.decode_rows) continue;
     const Token* tokens = tokens_.data() + row.first_token;
     if (tokens[row.num_queries - 1].first == 0) {
       prefixes_.add(step, static_cast<int64_t>(r), tokens[0].end);
