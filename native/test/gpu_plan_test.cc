@@ -11,6 +11,7 @@
 #include <set>
 #include <vector>
 
+#include "core/failure.h"
 #include "random.h"
 
 namespace broadhead::gpu {
@@ -224,6 +225,36 @@ TEST(GpuPlan, DecodeTakesManyTokensInPartsWhereThereAreManyRows) {
 TEST(GpuPlan, RoundsAreEqual) {
   const PlanChecker plan({.name = "", .rows = std::vector<Sequence>(8, {1, 1600}), .slots = 6});
   EXPECT_EQ(plan.rounds(), std::vector<int>(4, 2));
+}
+
+/// Rows without queries: nothing looks into their block tables.
+TEST(GpuPlan, RefusesMoreBlocksThanIndicesCount) {
+  LayerSpec spec{};
+  spec.num_heads = spec.num_kv_heads = 1;
+  spec.head_size = 64;
+  spec.dtype = BH_FLOAT16;
+  spec.attn_type = BH_DECODER;
+  StepRow row{};
+  row.seq_len = kMaxSeqLen;
+  const std::vector<StepRow> rows(32, row);
+  const StepPart part{};
+  Step step{};
+  step.rows = rows.data();
+  step.parts = &part;
+  GpuPlan plan;
+  const PlanLimits limits = {16, 128, 8, {6, 6}, 8, 1, 1};
+  step.num_rows = 31;
+  plan.plan(spec, step, kTile, {PartTensors{}}, nullptr, limits);
+  EXPECT_EQ(plan.num_blocks(), int64_t{31} << 26);
+  step.num_rows = 32;
+  try {
+    plan.plan(spec, step, kTile, {PartTensors{}}, nullptr, limits);
+    FAIL() << "planned";
+  } catch (const Failure& failure) {
+    EXPECT_EQ(failure.code(), BH_INVALID_ARGUMENT);
+    EXPECT_STREQ(failure.what(),
+                 "the rows of a step have 2147483648 blocks, expected at most 2147483647 on a GPU");
+  }
 }
 
 }  // namespace

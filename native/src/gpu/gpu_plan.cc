@@ -9,6 +9,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "core/failure.h"
 #include "core/visible_keys.h"
 
 namespace broadhead::gpu {
@@ -89,9 +90,14 @@ void GpuPlan::add_rows(const LayerSpec& spec, const Step& step, int block_size,
   auto blocks_of = [block_size](const StepRow& row) {
     return (int64_t{row.seq_len} + block_size - 1) / block_size;
   };
+  int64_t all = 0;
+  for (int64_t r = 0; r < step.num_rows; ++r) all += blocks_of(step.rows[r]);
+  if (all > INT32_MAX) {
+    throw Failure(BH_INVALID_ARGUMENT, kNoRow,
+                  "the rows of a step have %lld blocks, expected at most %d on a GPU",
+                  static_cast<long long>(all), INT32_MAX);
+  }
   if (!spec.uses_cache()) {
-    int64_t all = 0;
-    for (int64_t r = 0; r < step.num_rows; ++r) all += blocks_of(step.rows[r]);
     temporary_ids_.resize(static_cast<size_t>(all));
     std::iota(temporary_ids_.begin(), temporary_ids_.end(), 0);
   }
