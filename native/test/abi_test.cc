@@ -327,6 +327,20 @@ TEST_P(Abi, LayersFitTheirBackend) {
   check(65536, 65536, 32, BH_FLOAT32, "num_kv_heads must be at most 65535");
   check(65537, 1, 32, BH_FLOAT16, "65537 groups");  // a prime number
   check(1 << 22, 1 << 15, 256, BH_FLOAT16, "num_heads");
+
+  bh_rope rope;
+  const bh_layer_options options = LayerConfig{}.options(rope);
+  bh_error error{};
+  auto supported = [&](int block_size) {
+    return bh_layer_supported(engine.get(), &options, BH_FLOAT32, block_size, &error);
+  };
+  EXPECT_EQ(supported((1 << 23) - 16), BH_OK) << error.message;
+  if (GetParam().backend == "cpu") {
+    EXPECT_EQ(supported(1 << 23), BH_OK) << error.message;
+  } else {
+    expect_refused(supported(1 << 23), error, BH_UNSUPPORTED,
+                   {"layer", "kv_cache.block_size must be at most 8388607", "got 8388608"});
+  }
 }
 
 TEST_P(Abi, CachesBelongToTheirEngine) {

@@ -54,9 +54,17 @@ class GpuEngine final : public Engine {
     return std::make_unique<GpuCache>(options, device_);
   }
 
-  void check_supported(const LayerSpec& spec, int cache_dtype, int) const override {
+  void check_supported(const LayerSpec& spec, int cache_dtype, int block_size) const override {
     device_->use();
     gpu::layer_args(spec, spec.uses_cache() ? cache_dtype : spec.dtype, *device_);
+    if (!spec.uses_cache()) return;
+    // Kernels count the bytes of a head's keys in 32 bits.
+    const int most = INT32_MAX / (spec.head_size * byte_width(cache_dtype));
+    if (block_size > most) {
+      throw Failure(BH_UNSUPPORTED, kNoRow,
+                    "%s: kv_cache.block_size must be at most %d on a GPU, got %d",
+                    spec.name.c_str(), most, block_size);
+    }
   }
 
   void merge(std::span<const bh_partial> parts, int dtype, int64_t tokens, int num_heads,
