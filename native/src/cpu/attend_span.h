@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+// An item's query rows against one span of keys: scores, the running softmax, sums of weighted
+// values; only the scores of some rows for a span are ever in memory. Included by kernel sources
+// only (see vec.h).
+#pragma once
+
+#include "cpu/micro_kernels.h"
+#include "cpu/score.h"
+
+namespace broadhead::cpu::BH_TIER {
+
+/// Tiles of the longest span.
+constexpr int kMaxSpan = 32;
+constexpr int kScoreStride = kMaxSpan * kTile;
+
+/// Bytes of a span that several chunks of query rows read: it stays in the second-level cache.
+constexpr int64_t kSpanBytes = int64_t{256} << 10;
+
+/// An item's scratch, carved from one run of floats.
+struct AttendScratch {
+  int rows;             ///< query rows of a KV head: tokens * group_size
+  float* query;         ///< [heads][rows][head_size], scaled; or pairs, which take half of it
+  float* sums;          ///< [heads][rows][head_size]
+  float* maxima;        ///< [heads][rows]: of the running softmax, as are denominators
+  float* denominators;  ///< [heads][rows]
+  float* scores;        ///< [kMaxRows][kScoreStride]
+  float* heads;         ///< a rotated query; or keys and values on their way into a tile
+  float* panel;         ///< tiles of a span, widened
+};
+
+/// Tiles of a span, a power of two: where one chunk of query rows reads it, as many as memory
+/// streams well in; else as many as the second-level cache keeps.
+BH_INLINE int tiles_of_span(int64_t tile_bytes, int rows) {
+  int tiles = kStreams;
+  if (rows <= kMaxRows) return tiles;
+  while (tiles < kMaxSpan && 2 * tiles * tile_bytes <= kSpanBytes) tiles *= 2;
+  return tiles;
+}
+
+/// The same for elements that are widened as one chunk reads them. That is slower than memory, and
+/// longer spans pay less for what lies between their products.
+constexpr int kWidenedSpan = 16;
+
+/// Bytes of a tile in the panel; 0 if tiles are read where the cache has them: those that take long
+/// to widen are widened once where several chunks of rows read them.
+BH_INLINE int64_t panel_tile_bytes(const LayerView& layer, const CacheView* cache, int rows) {
+  const int64_t elements = int64_t{2} * kTile * layer.head_size;
+  if (!cache) return elements * static_cast<int64_t>(sizeof(Float32));
+  int64_t bytes = 0;
+  with_dtype(cache->dtype, [&](auto e) {
+    using E = decltype(e);
+    if (!kReadsDirectly<E> && rows > kMaxRows) {
+      bytes = elements * static_cast<int64_t>(sizeof(typename Widened<E>::Type));
+    }
+  });
+  return bytes;
+}
+
+BH_INLINE int64_t carve(const LayerView& layer, const CacheView* cache, const AttendItem& item,
+                        float* floats, AttendScratch* scratch) {
+  const int64_t rows = int64_t{item.num_tokens} * layer.group_size;
+  const int64_t all_rows = rows * item.num_heads;
+  int64_t used = 0;
+  auto take = [&](int64_t count) {
+    float* at = floats + used;
+    used += (count + kTile - 1) / kTile * kTile;  // whole cache lines
+    return at;
+  };
+  AttendScratch carved;
+  carved.rows = static_cast<int>(rows);
+  carved.query = take(all_rows * layer.head_size);
+  carved.sums = take(all_rows * layer.head_size);
+  carved.maxima = take(all_rows + kWidth);  // whole vectors are read
+  carved.denominators = take(all_rows + kWidth);
+  carved.scores = take(kMaxRows * kScoreStride);
+  carved.heads = take(cache ? layer.head_size : tile_scratch(layer.head_size));
+  const int64_t panel_tile = panel_tile_bytes(layer, cache, carved.rows);
+  carved.panel = take(panel_tile / 4 * tiles_of_span(panel_tile, carved.rows));
+  if (scratch) *scratch = carved;
+  return used;
+}
+
+/// Keys begin .. end - 1 of the item for one KV head.
+struct Span {
+  int begin;
+  int end;
+  int head;  ///< counted within the item
+};
+
+/// Keys from `first` on and before `end`, counted from the begin of a span.
+struct Range {
+  int first;
+  int end;
+};
+
+/// Some query rows that pass a span together.
+struct Chunk {
+  int first_row;
+  int rows;
+  Range seen;    ///< by any of them
+  Range common;  ///< by all of them
+};
+
+template <int kRows>
+struct Rows {
+  static constexpr int kCount = kRows;
+};
+
+/// Calls visit(Rows<rows>).
+template <int kRows, class Visit>
+BH_INLINE void with_rows(int rows, Visit&& visit) {
+  if constexpr (kRows == 1) {
+    visit(Rows<1>{});
+  } else if (rows == kRows) {
+    visit(Rows<kRows>{});
+  } else {
+    with_rows<kRows - 1>(rows, visit);
+  }
+}
+
+/// What a row's token sees of a span.
+BH_INLINE Range range_of(const AttendContext& context, const AttendItem& item, const Span& span,
+                         int row) {
+  const QueryToken& token = context.token(item, row / context.layer->group_size);
+  return {max_int(token.first, span.begin) - span.begin, min_int(token.end, span.end) - span.begin};
+}
+
+/// Calls visit(chunk) for chunks of the item's rows, as even as they can be, that see some key of
+/// the span.
+template <class Visit>
+BH_INLINE void for_each_chunk(const AttendContext& context, const AttendItem& item, int all_rows,
+                              const Span& span, Visit&& visit) {
+  const int chunks = (all_rows + kMaxRows - 1) / kMaxRows;
+  int row = 0;
+  for (int c = 0; c < chunks; ++c) {
+    const int rows = (all_rows - row) / (chunks - c);
+    // Tokens of a row ascend in position, and so do both ends of what they see; tokens of several
+    // rows see all of the span.
+    const Range first = range_of(context, item, span, row);
+    const Range last = range_of(context, item, span, row + rows - 1);
+    if (first.first < last.end) {
+      visit(Chunk{row, rows, {first.first, last.end}, {last.first, first.end}});
+    }
+    row += rows;
+  }
+}
+
+/// Is every value of the range finite? Where it is not, a weight of 0 does not keep it out of a
+/// sum.
+template <class E>
+BH_INLINE bool is_finite(const E* const* tiles, int head_size, Range range) {
+  Vec sum = {};
+  for (int t = range.first; t < range.end; ++t) {
+    const E* value = tiles[t / kTile] + kTile * head_size + t % kTile * kTile;
+    for (int column = 0; column < head_size; column += kTile) {
+      Run run;
+      read_run(value + column * kTile, run);
+      for (const Vec& v : run) sum += v * Vec{};
+    }
+  }
+  return reduce_add(sum) == 0;
+}
+
+/// Keys, or values, of a tile that hardware prefetchers fetch well by themselves; of shorter ones
+/// they miss too much of the begin.
+constexpr int64_t kLongStream = int64_t{4} << 10;
+
+/// Calls product(pace), which fetches what `ahead` says. One row reads long streams side by side,
+/// which hardware prefetchers like better left alone, unless widening fp8 slows it down; but where
+/// it turns to the next ones they need a start, and memory is idle.
+template <int kRows, int kBytes, class Product>
+BH_INLINE void fetch_during(Ahead<kBytes> ahead, int head_size, Product&& product) {
+  if constexpr (kRows == 1 && kBytes > 1) {
+    if (int64_t{kTile} * head_size * kBytes >= kLongStream) {
+      product(Ahead<0>());
+      ahead.start();
+      return;
+    }
+  }
+  product(ahead);
+}
+
+/// A chunk of rows against the tiles of a span: scores, weights, sums of weighted values.
+template <class E, int kRows, int kBytes>
+[[gnu::noinline]] static void attend_rows(const AttendContext& context, const AttendItem& item,
+                                          const AttendScratch& scratch, const Span& span,
+                                          const Chunk& chunk, const E* const* tiles,
+                                          Ahead<kBytes> during_scores, Ahead<kBytes> during_sums) {
+  const LayerView& layer = *context.layer;
+  const int size = layer.head_size;
+  const int64_t first_row = int64_t{span.head} * scratch.rows + chunk.first_row;
+  const int first_tile = chunk.seen.first / kTile;
+  const int num_tiles = (chunk.seen.end + kTile - 1) / kTile - first_tile;
+  const int count = num_tiles * kTile;
+  float* scores = scratch.scores + first_tile * kTile;
+  fetch_during<kRows>(during_scores, size, [&](auto pace) {
+    score_rows<E, kRows>(scratch.query + first_row * size, size, tiles + first_tile, num_tiles,
+                         layer.score_scale, scores, kScoreStride, pace);
+  });
+
+  // Of each row in a lane: one exponential rescales them all, and no branch waits for a maximum.
+  constexpr int kLanes = (kRows + kWidth - 1) / kWidth * kWidth;
+  float maxima[kLanes] = {};
+  float totals[kLanes] = {};
+  float factors[kLanes];
+  for (int r = 0; r < kRows; ++r) {
+    const int row = chunk.first_row + r;
+    const int head = (item.first_head + span.head) * layer.group_size + row % layer.group_size;
+    const ScoreTransform transform = {layer.logits_soft_cap,
+                                      layer.alibi_slopes ? layer.alibi_slopes[head] : 0};
+    maxima[r] = mask_scores(transform, context.token(item, row / layer.group_size),
+                            span.begin + first_tile * kTile, count, scores + r * kScoreStride);
+  }
+  for (int r = 0; r < kLanes; r += kWidth) {
+    const Vec before = load(scratch.maxima + first_row + r);
+    const Vec maximum = max(load_lanes<kRows>(maxima, r), before);
+    store(factors + r, rescale(before, maximum));
+    store(maxima + r, maximum);
+  }
+  for (int r = 0; r < kRows; ++r) {
+    totals[r] = weigh(scores + r * kScoreStride, count, maxima[r]);
+  }
+  for (int r = 0; r < kLanes; r += kWidth) {
+    const Vec before = load(scratch.denominators + first_row + r);
+    store(totals + r, before * load(factors + r) + load_lanes<kRows>(totals, r));
+  }
+  __builtin_memcpy(scratch.maxima + first_row, maxima, kRows * sizeof(float));
+  __builtin_memcpy(scratch.denominators + first_row, totals, kRows * sizeof(float));
+
+  float* sums = scratch.sums + first_row * size;
+  const Range before = {chunk.seen.first, min_int(chunk.common.first, chunk.seen.end)};
+  const Range after = {max_int(chunk.common.end, chunk.seen.first), chunk.seen.end};
+  if (kRows == 1 || (is_finite(tiles, size, before) && is_finite(tiles, size, after))) {
+    fetch_during<kRows>(during_sums, size, [&](auto pace) {
+      accumulate_rows<E, kRows>(scratch.scores, kScoreStride, tiles, chunk.seen.first,
+                                chunk.seen.end, size, factors, sums, pace);
+    });
+    return;
+  }
+  for (int r = 0; r < kRows; ++r) {
+    const Range seen = range_of(context, item, span, chunk.first_row + r);
+    accumulate_rows<E, 1>(scratch.scores + r * kScoreStride, kScoreStride, tiles, seen.first,
+                          seen.end, size, factors + r, sums + r * size, Ahead<0>());
+  }
+}
+
+/// All chunks of a span; what is read next is fetched meanwhile, once.
+template <class E, int kBytes>
+BH_INLINE void attend_span(const AttendContext& context, const AttendItem& item,
+                           const AttendScratch& scratch, const Span& span, const E* const* tiles,
+                           Ahead<kBytes> during_scores, Ahead<kBytes> during_sums) {
+  for_each_chunk(context, item, scratch.rows, span, [&](const Chunk& chunk) {
+    with_rows<kMaxRows>(chunk.rows, [&](auto rows) {
+      constexpr int kRows = decltype(rows)::kCount;
+      if constexpr (kBytes > 0) {
+        if (chunk.first_row == 0) {
+          attend_rows<E, kRows>(context, item, scratch, span, chunk, tiles, during_scores,
+                                during_sums);
+          return;
+        }
+      }
+      attend_rows<E, kRows>(context, item, scratch, span, chunk, tiles, Ahead<0>(), Ahead<0>());
+    });
+  });
+}
+
+}  // namespace broadhead::cpu::BH_TIER
