@@ -48,13 +48,21 @@ final class IpcMessages {
   }
 
   static BatchSchema schema(org.apache.arrow.flatbuf.Schema schema) throws MalformedArrowException {
+    Schema converted = convert(schema);
+    try {
+      return BatchSchema.of(converted);
+    } catch (IllegalArgumentException e) {
+      throw new MalformedArrowException(e.getMessage(), e);
+    }
+  }
+
+  private static Schema convert(org.apache.arrow.flatbuf.Schema schema)
+      throws MalformedArrowException {
     try {
       if (schema.endianness() != Endianness.Little) {
         throw new MalformedArrowException("schema: expected little-endian data, got big-endian");
       }
-      return BatchSchema.of(Schema.convertSchema(schema));
-    } catch (IllegalArgumentException e) {
-      throw new MalformedArrowException(e.getMessage(), e);
+      return Schema.convertSchema(schema);
     } catch (RuntimeException | StackOverflowError e) {
       // Damaged offsets can make a field its own child.
       throw damaged(e);

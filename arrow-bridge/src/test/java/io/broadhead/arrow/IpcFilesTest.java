@@ -246,6 +246,21 @@ class IpcFilesTest {
   }
 
   @Test
+  void metadataThatIsNoTextIsToldAsDamage(BufferAllocator allocator) throws IOException {
+    byte[] bytes = stream(Compression.NONE, allocator);
+    byte[] name = StepColumns.SEQUENCE_ID.getBytes(UTF_8);
+    for (int at = 0; at < bytes.length - name.length; at++) {
+      if (Arrays.equals(bytes, at, at + name.length, name, 0, name.length)) {
+        bytes[at] = (byte) 0xff;
+      }
+    }
+    assertThatThrownBy(
+            () -> new ArrowStreamBatches("x", new ByteArrayInputStream(bytes), allocator).close())
+        .isInstanceOf(MalformedArrowException.class)
+        .hasMessageContainingAll("x: the message metadata is damaged", "UTF-8");
+  }
+
+  @Test
   void truncatedStreamsSayWhere(BufferAllocator allocator) throws IOException {
     byte[] bytes = stream(Compression.NONE, allocator);
     for (int length = 1; length < bytes.length - 8; length += 61) {

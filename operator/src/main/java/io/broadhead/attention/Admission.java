@@ -140,7 +140,7 @@ final class Admission implements AutoCloseable {
   }
 
   private String misplacedMessage(Optional<LayerSpec> rowLayer, LayerSpec layer, String got) {
-    String quoted = got.isEmpty() ? "null" : "'" + got + "'";
+    String quoted = got.isEmpty() ? "no name" : "'" + got + "'";
     if (rowLayer.isEmpty()) {
       return "column layer: expected " + layers.names() + ", got " + quoted;
     }

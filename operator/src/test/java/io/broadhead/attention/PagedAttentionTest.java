@@ -32,6 +32,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.extension.RegisterExtension;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.Arguments;
+import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.EnumSource;
 import org.junit.jupiter.params.provider.MethodSource;
 
@@ -265,11 +266,14 @@ class PagedAttentionTest {
         "column layer: expected the same layer in every row, 'a', got 'b'");
   }
 
-  @Test
-  void unknownLayersAreRefusedAndTheKnownOnesNamed() {
+  @ParameterizedTest
+  @CsvSource(
+      quoteCharacter = '"',
+      value = {"x,'x'", "\"\",no name"})
+  void unknownLayersAreRefusedAndTheKnownOnesNamed(String name, String got) {
     LayerSpec layer = small("a").build();
     Job job = job(16, 8, layer, small("b").build());
-    StepRow row = new Scenario(job, DType.FLOAT32, 1).next("s", layer, 2).withLayer("x");
+    StepRow row = new Scenario(job, DType.FLOAT32, 1).next("s", layer, 2).withLayer(name);
 
     refused(
         job,
@@ -278,7 +282,7 @@ class PagedAttentionTest {
         ErrorCode.INVALID_ROW,
         0,
         "sequence s, row 0",
-        "column layer: expected 'a', 'b', got 'x'");
+        "column layer: expected 'a', 'b', got " + got);
   }
 
   @Test
