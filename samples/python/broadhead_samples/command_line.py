@@ -3,6 +3,7 @@
 
 import argparse
 import functools
+import os
 import pathlib
 import sys
 
@@ -31,12 +32,22 @@ def _text(error):
 
 
 def command(main):
-    """Makes a command of a main function: what the user got wrong is told in one line, with exit code 1."""
+    """Makes a command of a main function: what the user got wrong is told in one line, with exit code 1.
+
+    A reader that closes the pipe, and Ctrl-C (exit code 130), need no words.
+    """
 
     @functools.wraps(main)
     def told(argv=None):
         try:
-            return main(argv)
+            code = main(argv)
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more
+            return 1
+        except KeyboardInterrupt:
+            return 130
         except (ValueError, OSError, ModuleNotFoundError) as error:
             print(f"{pathlib.Path(sys.argv[0]).name}: {_text(error)}", file=sys.stderr)
             return 1

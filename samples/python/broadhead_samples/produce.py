@@ -13,6 +13,8 @@ Example::
     write_ipc("steps.arrow", [step.build()])
 """
 
+import contextlib
+import os
 import pathlib
 
 import numpy as np
@@ -61,7 +63,7 @@ def tensor_list(rows, shape, dtype, name):
 
 def int_list(rows, item_type, name):
     """A column list<item_type> from one sequence of integers a row (None: empty). Returns (field, array)."""
-    parts = [np.asarray([] if row is None else row, np.int64) for row in rows]
+    parts = [_integers([] if row is None else row, f"column {name}, row {i}") for i, row in enumerate(rows)]
     offsets = np.cumsum([0] + [len(part) for part in parts]).astype(np.int32)
     values = pa.array(np.concatenate(parts), pa.int64()).cast(item_type)
     list_type = pa.list_(pa.field("item", item_type, nullable=False))
@@ -70,12 +72,26 @@ def int_list(rows, item_type, name):
     )
 
 
+def _integers(values, where):
+    values = np.asarray(values)
+    if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
+        raise ValueError(f"{where}: expected integers [n], got {values.dtype} {list(values.shape)}")
+    return values.astype(np.int64)
+
+
 def _of_shape(row, shape, name, index):
     row = np.asarray(row)
-    if row.shape[1:] != tuple(shape):
+    if row.ndim != 1 + len(shape) or row.shape[1:] != tuple(shape):
         expected = ", ".join(["n", *map(str, shape)])
         raise ValueError(f"column {name}, row {index}: expected [{expected}], got {list(row.shape)}")
     return row
+
+
+def _id_type(ids, name):
+    for arrow_type, python_types in ((pa.int64(), (int, np.integer)), (pa.utf8(), str)):
+        if all(isinstance(value, python_types) for value in ids):
+            return arrow_type
+    raise ValueError(f"column {name}: expected integers in all rows, or text in all, got {ids}")
 
 
 class BlockAllocator:
@@ -184,7 +200,7 @@ class StepBatchBuilder:
             arrays.append(array)
 
         ids = [row["sequence_id"] for row in self._rows]
-        id_type = _id_type(ids)
+        id_type = _id_type(ids, "sequence_id")
         put(pa.field("sequence_id", id_type, nullable=False), pa.array(ids, id_type))
         if self.layer is not None:
             put(pa.field("layer", pa.utf8(), nullable=False), pa.array([self.layer] * len(ids), pa.utf8()))
@@ -193,7 +209,8 @@ class StepBatchBuilder:
             if name == "sequence_id":
                 continue
             if name in ("parent_sequence_id", "sequence_group"):
-                array = pa.array(values, id_type if name == "parent_sequence_id" else _id_type(values))
+                given = [value for value in values if value is not None]
+                array = pa.array(values, id_type if name == "parent_sequence_id" else _id_type(given, name))
                 put(pa.field(name, array.type), array)
             elif name in ("query", "key", "value"):
                 shape = (num_heads if name == "query" else num_kv_heads, head_size)
@@ -201,10 +218,14 @@ class StepBatchBuilder:
                     first = next((value for value in values if value is not None), None)
                     if first is None:
                         raise ValueError(f"column {name}: no row has any, so build() needs its sizes")
-                    shape = first.shape[1:]
+                    shape = np.shape(first)[1:]
+                    if len(shape) != 2:
+                        got = list(np.shape(first))
+                        raise ValueError(f"column {name}: expected [n, heads, head_size], got {got}")
                 put(*tensor_list(values, shape, self.dtype, name))
             elif name == "seq_len":
-                put(pa.field(name, pa.int32(), nullable=False), pa.array(values, pa.int32()))
+                lengths = pa.array(_integers(values, f"column {name}")).cast(pa.int32())
+                put(pa.field(name, pa.int32(), nullable=False), lengths)
             elif name in ("slot_mapping", "block_table", "position", "token_ids"):
                 wide = name in ("slot_mapping", "token_ids")
                 put(*int_list(values, pa.int64() if wide else pa.int32(), name))
@@ -217,20 +238,38 @@ class StepBatchBuilder:
         return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
 
 
-def _id_type(ids):
-    return pa.utf8() if any(isinstance(value, str) for value in ids) else pa.int64()
-
-
 def write_ipc(path, batches, kind="file", compression=None):
-    """Writes record batches of one schema as an Arrow IPC file or stream; compression None, lz4 or zstd."""
+    """Writes record batches of one schema as an Arrow IPC file or stream; compression None, lz4 or zstd.
+
+    The file has a name with `.tmp-` in it until it is complete: whoever watches the folder sees whole files.
+    """
     batches = iter(batches)
-    first = next(batches)
+    first = next(batches, None)
+    if first is None:
+        raise ValueError(f"{path}: expected at least one batch, got none")
+    if kind not in ("file", "stream"):
+        raise ValueError(f"kind: expected file or stream, got {kind}")
     options = pa.ipc.IpcWriteOptions(compression=compression)
     create = pa.ipc.new_file if kind == "file" else pa.ipc.new_stream
-    with pa.OSFile(str(path), "wb") as sink, create(sink, first.schema, options=options) as writer:
+    with _complete_or_absent(path) as sink, create(sink, first.schema, options=options) as writer:
         writer.write_batch(first)
         for batch in batches:
             writer.write_batch(batch)
+
+
+@contextlib.contextmanager
+def _complete_or_absent(path):
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe cannot be renamed
+        with open(path, "wb") as sink:
+            yield sink
+        return
+    unfinished = f"{path}.tmp-{os.getpid()}"
+    try:
+        with open(unfinished, "wb") as sink:
+            yield sink
+        os.replace(unfinished, path)
+    finally:
+        pathlib.Path(unfinished).unlink(missing_ok=True)
 
 
 def demo_job(args, rng):

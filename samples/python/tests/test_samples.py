@@ -5,6 +5,8 @@ import contextlib
 import io
 import pathlib
 import re
+import subprocess
+import sys
 import tempfile
 import unittest
 
@@ -158,6 +160,34 @@ class BatchesTest(unittest.TestCase):
             zeros = np.zeros((2, 1, 4))
             produce.StepBatchBuilder().add(1, key=zeros, value=zeros, slot_mapping=[1])
 
+    def test_values_that_would_be_changed_are_refused(self):
+        query = np.zeros((1, 2, 4))
+        for columns, message in (
+            ({"slot_mapping": [1.5], "key": query, "value": query}, "slot_mapping, row 0: expected integers"),
+            ({"block_table": [[1]]}, "block_table, row 0: expected integers"),
+            ({"seq_len": 1.5}, "seq_len: expected integers"),
+            ({"query": query[0]}, r"query: expected \[n, heads, head_size\], got \[2, 4\]"),
+            ({"sequence_id": 1.5}, "sequence_id: expected integers in all rows, or text in all"),
+            ({"sequence_id": None}, "sequence_id: expected integers in all rows, or text in all"),
+        ):
+            row = {"sequence_id": 1, "query": query, **columns}
+            with self.subTest(message), self.assertRaisesRegex(ValueError, f"column {message}"):
+                produce.StepBatchBuilder().add(**row).build()
+
+    def test_files_are_complete_or_absent(self):
+        one, other = (
+            produce.StepBatchBuilder(dtype).add(1, query=np.zeros((1, 2, 4))).build()
+            for dtype in ("float16", "float32")
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder, "steps.arrow")
+            for bad in ([], [one, other]):
+                with self.assertRaises(ValueError):
+                    produce.write_ipc(path, bad)
+                self.assertEqual(list(path.parent.iterdir()), [])
+            produce.write_ipc(path, [one])
+            self.assertEqual(list(path.parent.iterdir()), [path])
+
     def test_blocks_are_distinct_and_come_back(self):
         blocks = produce.BlockAllocator(num_blocks=4, block_size=16, seed=1)
         slots = np.concatenate([blocks.append("a", 17), blocks.append("b", 16), blocks.append("a", 1)])
@@ -263,6 +293,21 @@ class CheckTest(unittest.TestCase):
         self.assertNotIn("None", out.getvalue())
         for action in produce._parser()._actions:
             self.assertTrue(action.help, action.option_strings)
+
+    def test_interrupts_and_closed_pipes_need_no_words(self):
+        for raised, code in ((KeyboardInterrupt, 130), (BrokenPipeError, 1)):
+            with self.subTest(raised.__name__):
+                script = f"""
+from broadhead_samples import command_line
+
+@command_line.command
+def main(argv=None):
+    raise {raised.__name__}
+
+raise SystemExit(main())
+"""
+                done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+                self.assertEqual((done.returncode, done.stderr), (code, ""))
 
     def assert_told(self, main, args, message):
         """The command ends with 1, and one line that has `message`."""
