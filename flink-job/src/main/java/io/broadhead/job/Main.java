@@ -2,6 +2,7 @@
 package io.broadhead.job;
 
 import java.io.PrintWriter;
+import java.io.StringWriter;
 import java.util.Collections;
 import java.util.List;
 import picocli.CommandLine;
@@ -58,11 +59,11 @@ public final class Main {
       }
       System.exit(execute(args));
     }
-    int code = execute(args);
-    if (code != 0) {
-      throw new IllegalStateException(
-          "broadhead " + String.join(" ", List.of(args)) + ": exit code " + code);
+    StringWriter told = new StringWriter();
+    if (execute(new PrintWriter(System.out, true), new PrintWriter(told), args) != 0) {
+      throw new IllegalStateException(told.toString().strip());
     }
+    System.err.print(told);
   }
 
   /** Runs one command without ending the JVM and answers its exit code. */

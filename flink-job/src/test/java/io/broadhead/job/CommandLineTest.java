@@ -2,6 +2,7 @@
 package io.broadhead.job;
 
 import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.broadhead.attention.testing.NoLeaks;
 import java.nio.file.Files;
@@ -27,6 +28,14 @@ class CommandLineTest {
     assertThat(cli.err()).isEmpty();
     assertThat(cli.out())
         .contains("Examples:", "  broadhead " + command, "--backend=NAME", "--threads=N");
+  }
+
+  @Test
+  void insideFlinkTheReasonIsThrown() {
+    String[] arguments = {"inspect", temp.resolve("missing.arrow").toString()};
+
+    assertThatThrownBy(() -> Main.main(arguments))
+        .hasMessageMatching("broadhead inspect: .*missing.arrow: no such file or folder");
   }
 
   /** What is longer than a line would be wrapped, and not work as printed. */
