@@ -137,7 +137,7 @@ final class OutputFolder {
     return plain.startsWith(kind + "-") && plain.compareTo(since) > 0 && (hidden || committed);
   }
 
-  private static boolean isEmpty(Path folder) throws IOException {
+  static boolean isEmpty(Path folder) throws IOException {
     try (Stream<Path> entries = Files.list(folder)) {
       return entries.findAny().isEmpty();
     }

@@ -17,7 +17,7 @@ import org.apache.arrow.memory.BufferAllocator;
 /**
  * Where {@code attend} and {@code merge} write: one IPC file, or a folder with one file for each
  * group of results that can share one. Files get their names in {@link #finish}; closing without it
- * removes what was written. Used by one thread.
+ * removes what was written, and the folder if it was made. Used by one thread.
  */
 final class ResultFiles implements AutoCloseable {
   private static final String SUFFIX = ".arrow";
@@ -25,6 +25,7 @@ final class ResultFiles implements AutoCloseable {
 
   private final Path output;
   private final boolean folder;
+  private final boolean madeFolder;
   private final ResultLayout layout;
   private final Compression compression;
   private final BufferAllocator allocator;
@@ -33,11 +34,13 @@ final class ResultFiles implements AutoCloseable {
   private ResultFiles(
       Path output,
       boolean folder,
+      boolean madeFolder,
       ResultLayout layout,
       Compression compression,
       BufferAllocator allocator) {
     this.output = output;
     this.folder = folder;
+    this.madeFolder = madeFolder;
     this.layout = layout;
     this.compression = compression;
     this.allocator = allocator;
@@ -58,12 +61,11 @@ final class ResultFiles implements AutoCloseable {
       BufferAllocator allocator)
       throws IOException, WorkFailedException {
     boolean folder = isFolder(output);
-    if (folder) {
-      OutputFolder.prepare(output, overwrite, inputs);
-    } else {
+    boolean madeFolder = folder && OutputFolder.prepare(output, overwrite, inputs);
+    if (!folder) {
       Failure.requireWritable(output, "--output");
     }
-    return new ResultFiles(output, folder, layout, compression, allocator);
+    return new ResultFiles(output, folder, madeFolder, layout, compression, allocator);
   }
 
   /** A name with an extension is a file, unless there is a folder of that name. */
@@ -125,6 +127,9 @@ final class ResultFiles implements AutoCloseable {
     }
     if (failure != null) {
       throw failure;
+    }
+    if (madeFolder && OutputFolder.isEmpty(output)) {
+      Files.delete(output);
     }
   }
 }

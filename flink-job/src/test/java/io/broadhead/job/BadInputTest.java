@@ -156,6 +156,9 @@ class BadInputTest {
       file.setLength(file.length() - 100);
     }
     assertFails(command, input.toString(), "truncated");
+
+    output = temp.resolve("folder");
+    assertFails(command, input.toString(), "truncated");
   }
 
   @ParameterizedTest

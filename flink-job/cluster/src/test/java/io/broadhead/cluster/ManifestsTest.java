@@ -27,6 +27,7 @@ import org.apache.flink.configuration.CheckpointingOptions;
 import org.apache.flink.configuration.ConfigOption;
 import org.apache.flink.configuration.Configuration;
 import org.apache.flink.configuration.ExternalResourceOptions;
+import org.apache.flink.configuration.HighAvailabilityOptions;
 import org.apache.flink.configuration.JobManagerOptions;
 import org.apache.flink.configuration.MemorySize;
 import org.apache.flink.configuration.MetricOptions;
@@ -51,6 +52,7 @@ class ManifestsTest {
       List.of(
           CheckpointingOptions.class,
           ExternalResourceOptions.class,
+          HighAvailabilityOptions.class,
           MetricOptions.class,
           PagedAttentionOptions.class,
           StateBackendOptions.class,
