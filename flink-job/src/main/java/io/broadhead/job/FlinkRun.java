@@ -10,6 +10,7 @@ import org.apache.flink.configuration.CheckpointingOptions;
 import org.apache.flink.configuration.Configuration;
 import org.apache.flink.configuration.ExecutionOptions;
 import org.apache.flink.configuration.PipelineOptions;
+import org.apache.flink.core.fs.Path;
 import org.apache.flink.streaming.api.environment.LocalStreamEnvironment;
 import org.apache.flink.streaming.api.environment.StreamExecutionEnvironment;
 
@@ -45,19 +46,25 @@ final class FlinkRun {
     if (options.written.overwrite) {
       throw options.usage("--overwrite: not on a cluster; choose another --output");
     }
+    Path input = absolute("--input", options.input);
+    Path output = absolute("--output", options.output);
+    Path refused = absolute("--refused", refusedFolder());
     Configuration configuration = jobConfiguration();
     configuration.set(PagedAttentionOptions.THREADS, options.threads);
     env.configure(configuration);
     int parallelism = options.parallelism == null ? env.getParallelism() : options.parallelism;
     configuration.set(PagedAttentionOptions.SHARDS, shards(parallelism));
-    pipeline(
-            new org.apache.flink.core.fs.Path(options.input),
-            new org.apache.flink.core.fs.Path(options.output),
-            new org.apache.flink.core.fs.Path(refusedFolder()),
-            parallelism)
-        .addTo(env, configuration);
+    pipeline(input, output, refused, parallelism).addTo(env, configuration);
     env.execute();
     return 0;
+  }
+
+  /** Each process of a cluster has a working folder of its own. */
+  private Path absolute(String option, String text) {
+    Path path = new Path(text);
+    options.requireOption(
+        path.isAbsolute(), option, "an absolute path or a URI on a cluster", text);
+    return path;
   }
 
   /** Flink's options and the operator's, without those that depend on the cluster. */
@@ -92,11 +99,7 @@ final class FlinkRun {
     return configuration;
   }
 
-  AttentionPipeline pipeline(
-      org.apache.flink.core.fs.Path input,
-      org.apache.flink.core.fs.Path output,
-      org.apache.flink.core.fs.Path refused,
-      int parallelism) {
+  AttentionPipeline pipeline(Path input, Path output, Path refused, int parallelism) {
     return new AttentionPipeline(
         job,
         options.watch

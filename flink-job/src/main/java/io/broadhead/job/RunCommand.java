@@ -58,7 +58,8 @@ final class RunCommand extends EngineCommand {
       paramLabel = "PATH",
       description =
           "Step batches: an Arrow IPC file, an IPC stream, or a folder of them, read in the order"
-              + " of their names. On a cluster any path that its file systems know.")
+              + " of their names; in a folder, names that begin with . or _ or have .tmp- in them are"
+              + " not read. On a cluster any absolute path or URI that its file systems know.")
   String input;
 
   @Option(
@@ -93,7 +94,9 @@ final class RunCommand extends EngineCommand {
 
   @Option(
       names = "--watch",
-      description = "Keep looking for new files in the input folder; never end by itself.")
+      description =
+          "Keep looking for new files in the input folder, which get their names when they are"
+              + " complete; never end by itself.")
   boolean watch;
 
   @Option(
