@@ -99,8 +99,8 @@ final class BlockTables implements AutoCloseable {
           ErrorCode.SCHEMA_MISMATCH,
           -1,
           "columns block_table and slot_mapping: expected neither, because only metadata is saved,"
-              + " and nobody but the producer knows the sequences of these tables; save all or"
-              + " nothing");
+              + " and nobody but the producer knows the sequences of these tables; set"
+              + " broadhead.state to full or none");
     }
     managed = isManaged;
   }

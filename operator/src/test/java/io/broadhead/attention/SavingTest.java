@@ -262,7 +262,7 @@ class SavingTest {
           .hasMessage(
               "layer 'a': columns block_table and slot_mapping: expected neither, because only"
                   + " metadata is saved, and nobody but the producer knows the sequences of these"
-                  + " tables; save all or nothing");
+                  + " tables; set broadhead.state to full or none");
       assertThat(attention.header(1)).isEmpty();
     }
     CacheHeader header;
