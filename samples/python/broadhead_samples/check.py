@@ -6,6 +6,7 @@ result's dtype. The command exits with 1 if any row is missing, surplus, of anot
 """
 
 import argparse
+import math
 
 import numpy as np
 
@@ -94,8 +95,10 @@ class Reference:
         encoder = layer.get("attn_type", "decoder") in ("encoder", "encoder_only")
         if layer.get("rope"):
             require_columns(batch, "position")
-        if "key" in names or "value" in names:
+        if not {"key", "value"}.isdisjoint(names):
             require_columns(batch, "key", "value")
+        else:
+            require_columns(batch, "query")
         if not encoder and ("block_table" in names or "slot_mapping" in names):
             require_columns(batch, "block_table", "slot_mapping", "seq_len")
         ids = batch.column("sequence_id").to_pylist()
@@ -199,14 +202,15 @@ def _tensors(batch, name, shape):
 def attend(layer, query, key, value, length):
     """One row: query [n_q, h, d], key and value [length, h_kv, d] -> output [n_q, h, d] and lse [n_q, h]."""
     n, heads, head_size = query.shape
-    group = heads // layer["num_kv_heads"]
+    kv_heads = layer["num_kv_heads"]
+    group = heads // kv_heads
     decoder = layer.get("attn_type", "decoder") == "decoder"
     where_q = np.arange(n)[:, None] + (length - n if decoder else 0)
     distance = np.arange(length)[None, :] - where_q
     visible = distance <= 0 if decoder else np.ones((n, length), bool)
     if layer.get("sliding_window"):
         visible &= np.abs(distance) < layer["sliding_window"]
-    grouped = query.reshape(n, -1, group, head_size)
+    grouped = query.reshape(n, kv_heads, group, head_size)
     scores = np.einsum("nkgd,mkd->kgnm", grouped, key).reshape(heads, n, length)
     scores = scores * layer.get("scale", head_size**-0.5)
     cap = layer.get("logits_soft_cap")
@@ -223,7 +227,7 @@ def attend(layer, query, key, value, length):
     weight = np.exp(scores - peak)
     total = weight.sum(axis=2, keepdims=True) + np.exp(sink - peak)
     share = np.divide(weight, total, out=np.zeros_like(weight), where=total > 0)
-    output = np.einsum("kgnm,mkd->nkgd", share.reshape(-1, group, n, length), value)
+    output = np.einsum("kgnm,mkd->nkgd", share.reshape(kv_heads, group, n, length), value)
     with np.errstate(divide="ignore"):
         lse = np.log(total[..., 0]) + peak[..., 0]
     return output.reshape(n, heads, head_size), lse.T
@@ -283,8 +287,7 @@ class Comparison:
 
     def _row(self, key, want, got):
         expected, output = np.asarray(want.output, np.float64), np.asarray(got.output, np.float64)
-        expected = expected.reshape(len(expected), -1)
-        output = output.reshape(len(output), -1)
+        expected, output = (a.reshape(len(a), math.prod(a.shape[1:])) for a in (expected, output))
         tolerance = TOLERANCE[got.dtype] if self.tolerance is None else self.tolerance
         fresh = {"rows": 0, "tokens": 0, "worst": 0.0, "lse": None, "bad": 0}
         entry = self.by_layer.setdefault(key[1], fresh)

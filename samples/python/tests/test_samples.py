@@ -268,6 +268,25 @@ class CheckTest(unittest.TestCase):
                 self.assertEqual(code, 1)
                 self.assertIn("missing in the result", text)
 
+    def test_rows_without_queries_update_the_cache(self):
+        layer = {"name": "a", "num_heads": 4, "num_kv_heads": 2, "head_size": 32}
+        rng = np.random.default_rng(0)
+        query, key, value = (rng.standard_normal((8, heads, 32)) for heads in (4, 2, 2))
+        outputs = []
+        for parts in ((slice(0, 8),), (slice(0, 5), slice(5, 8))):
+            reference = check.Reference({"layers": [layer]})
+            for part in parts:
+                now = query[part] if part.stop == 8 else query[:0]
+                builder = produce.StepBatchBuilder()
+                builder.add(1, query=now, key=key[part], value=value[part], seq_len=part.stop)
+                row = reference.step(builder.build())[0]
+                self.assertEqual(row.output.shape, now.shape)
+                self.assertEqual(row.lse.shape, now.shape[:2])
+                rows = check.keyed([row])
+                self.assertEqual(check.Comparison().run(rows, rows).problems, [])
+            outputs.append(row.output[-3:])
+        np.testing.assert_array_equal(outputs[0], outputs[1])
+
     def test_batches_without_rows_have_no_results(self):
         layer = {"name": "a", "num_heads": 2, "num_kv_heads": 1, "head_size": 32}
         builder = produce.StepBatchBuilder(layer="a").add(1, query=np.zeros((2, 2, 32)))
