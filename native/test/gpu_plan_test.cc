@@ -242,7 +242,14 @@ TEST(GpuPlan, RefusesMoreBlocksThanIndicesCount) {
   step.rows = rows.data();
   step.parts = &part;
   GpuPlan plan;
-  const PlanLimits limits = {16, 128, 8, {6, 6}, 8, 1, 1};
+  const PlanLimits limits = {.decode_rows = 16,
+                             .divided_rows = 16,
+                             .prefill_rows = 128,
+                             .columns = 8,
+                             .slots = {6, 6},
+                             .multiprocessors = 8,
+                             .group_size = 1,
+                             .num_groups = 1};
   step.num_rows = 31;
   plan.plan(spec, step, kTile, {PartTensors{}}, nullptr, limits);
   EXPECT_EQ(plan.num_blocks(), int64_t{31} << 26);

@@ -146,7 +146,8 @@ BH_INLINE void merge_run(const LayerArgs& layer, const StepArgs& step, const Run
                          const Team& team) {
   constexpr int kRun = 4;
   constexpr int kRuns = ((kHead > 0 ? kHead : 256) + kRun * kLanes - 1) / (kRun * kLanes);
-  constexpr int kAhead = kRuns <= 4 ? 8 : kHead <= 128 ? 4 : 1;  // partial results of a row
+  // Partial results of a row that are loaded at once.
+  [[maybe_unused]] constexpr int kAhead = kRuns <= 4 ? 8 : kHead <= 128 ? 4 : 1;
   const int head_size = kHead > 0 ? kHead : layer.head_size;
   auto larger = [](float a, float b) { return fmaxf(a, b); };
   const int lane = lane_index() % kLanes;
@@ -189,7 +190,7 @@ BH_INLINE void merge_run(const LayerArgs& layer, const StepArgs& step, const Run
       const float factor = part == 0 ? 0.0f : m == maximum ? 1.0f : exp2_fast(m - maximum);
       denominator += factor * part;
       const int count = most - base < kLanes ? most - base : kLanes;
-#pragma unroll(kAhead)
+#pragma unroll kAhead
       for (int p = 0; p < count; ++p) {
         const float of_part = shuffle(factor, lane_index() - lane + p);
         // Other rows of the wave may have more of them: no branch, so that loads run ahead.

@@ -183,10 +183,11 @@ BH_INLINE void write_tokens(const LayerArgs& layer, const UpdateArgs& args, int 
 /// A query to where attention reads it, by all blocks of threads of its column.
 template <class T, bool kRotated>
 BH_INLINE void prepare_query(const LayerArgs& layer, const QueryToken& token, char* to) {
+  [[maybe_unused]] constexpr int kAhead = kRotated ? 1 : 4;
   const int chunks = layer.num_heads * layer.head_size / kElements<T>;
   const int threads = static_cast<int>(gridDim.y) * kThreads;
   const int first = static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x);
-#pragma unroll(kRotated ? 1 : 4)
+#pragma unroll kAhead
   for (int c = first; c < chunks; c += threads) {
     Chunk chunk;
     if constexpr (kRotated) {
