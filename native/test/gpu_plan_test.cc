@@ -205,6 +205,7 @@ TEST(GpuPlan, ItemsSeeEveryKeyOnce) {
       {.name = "all shared", .rows = {{1, 160}, {1, 160}, {2, 163}, {4, 170}, {1, 161}}, .shared_blocks = 10},
       {.name = "any dtypes", .rows = {{1, 300}, {200, 200}, {3, 300}}, .shared_blocks = 9, .prefill_rows = 0},
       {.name = "decode in parts", .rows = {{8, 300}, {5, 200}, {9, 400}, {1, 100}}, .shared_blocks = 3, .divided_rows = 32},
+      {.name = "decode and the rest of a prompt", .rows = {{20, 330}, {1, 64}, {1, 65}, {4, 90}}, .group_size = 8, .divided_rows = 32},
       {.name = "wide groups", .rows = {{1, 300}, {2, 200}}, .group_size = 32, .divided_rows = 32},
       {.name = "more slots than work", .rows = {{1, 20}, {1, 30}}, .slots = 400},
   };

@@ -33,13 +33,15 @@ constexpr AttendItem kNoWork = [] {
 }();
 
 bool is_decode(const PlanLimits& limits, int num_tokens) {
-  const int most = limits.group_size <= limits.decode_rows ? limits.divided_rows : 0;
-  return limits.prefill_rows == 0 || int64_t{num_tokens} * limits.group_size <= most;
+  return limits.prefill_rows == 0 || int64_t{num_tokens} * limits.group_size <= limits.decode_rows;
 }
 
 /// How many of `num_tokens` tokens that are side by side a unit takes.
 int tokens_of_unit(const PlanLimits& limits, int num_tokens) {
-  const int rows = is_decode(limits, num_tokens) ? limits.decode_rows : limits.prefill_rows;
+  const bool divided = limits.group_size <= limits.decode_rows &&
+                       int64_t{num_tokens} * limits.group_size <= limits.divided_rows;
+  const int rows =
+      divided || is_decode(limits, num_tokens) ? limits.decode_rows : limits.prefill_rows;
   return std::max(1, rows / limits.group_size);
 }
 
