@@ -89,6 +89,7 @@ const std::vector<Case>& cases() {
     {.feature = "fp8", .name = "small_codes", .rows = kMixed, .caches = kFp8, .k_scale = 300.1f, .v_scale = 77.7f},
     {.feature = "fp8", .name = "subnormal_codes", .rows = kMixed, .caches = kFp8, .k_scale = 9000.1f, .v_scale = 70000.3f},
     {.feature = "fp8", .name = "several_tokens", .rows = {{8, 40}, {5, 33}, {6, 100}, {8, 8}, {1, 70}, {7, 300}}, .heads = {{32, 8}, {48, 16}}, .windows = {0, 20}, .caches = kFp8},
+    {.feature = "fp8", .name = "rest_of_prompt", .rows = {{20, 330}, {4, 90}, {1, 64}, {19, 40}, {36, 36}}, .heads = {{64, 8}}, .head_sizes = {64, 256}, .caches = kFp8},
     {.feature = "fp8", .name = "all_features", .rows = kMixed, .windows = {30}, .soft_caps = {20}, .alibi = {Slopes::kMixed}, .sinks = {Sinks::kRandom}, .rope = {{32, true}, {32, false}}, .caches = kFp8},
 
     {.feature = "rope", .name = "pairings", .rows = {{1, 40}, {5, 5}, {9, 30}}, .head_sizes = {64, 80, 256}, .rope = kRotary, .caches = kAutoAndFp8},
