@@ -23,7 +23,7 @@ constexpr int kElements = kChunk / int{sizeof(E)};
 
 /// Elements in a row of a tensor.
 template <class T, int kCount>
-struct Run {
+struct Source {
   T elements[kCount];
 
   BH_INLINE void load(const char* from) {
@@ -56,15 +56,15 @@ BH_INLINE Chunk to_chunk(float* numbers, float scale) {
 }
 
 template <class E, class T>
-BH_INLINE Chunk to_chunk(const Run<T, kElements<E>>& run, float scale) {
+BH_INLINE Chunk to_chunk(const Source<T, kElements<E>>& source, float scale) {
   if constexpr (__is_same(T, E)) {
     Chunk bits;
-    __builtin_memcpy(&bits, run.elements, kChunk);
+    __builtin_memcpy(&bits, source.elements, kChunk);
     return bits;
   } else {
     float numbers[kElements<E>];
 #pragma unroll
-    for (int i = 0; i < kElements<E>; ++i) numbers[i] = widen(run.elements[i]);
+    for (int i = 0; i < kElements<E>; ++i) numbers[i] = widen(source.elements[i]);
     return to_chunk<E>(numbers, scale);
   }
 }
@@ -83,13 +83,13 @@ BH_INLINE void rotate(const LayerArgs& layer, const char* head, int position, in
                       float* numbers) {
   const int half = layer.rotary_dim / 2;
   const float* cosines = layer.cos_sin + int64_t{position} * layer.rotary_dim;
-  Run<T, kCount> own;
+  Source<T, kCount> own;
   own.load(head + dimension * int{sizeof(T)});
 #pragma unroll
   for (int i = 0; i < kCount; ++i) numbers[i] = widen(own.elements[i]);
   if (dimension >= layer.rotary_dim) return;
   if (half % kCount == 0 && !layer.is_neox) {
-    Run<Float32, kCount / 2> cosine, sine;
+    Source<Float32, kCount / 2> cosine, sine;
     cosine.load(reinterpret_cast<const char*>(cosines + dimension / 2));
     sine.load(reinterpret_cast<const char*>(cosines + half + dimension / 2));
 #pragma unroll
@@ -105,8 +105,8 @@ BH_INLINE void rotate(const LayerArgs& layer, const char* head, int position, in
     // All are first or all are second of their pairs, and the others lie together, too.
     const bool second = dimension >= half;
     const int pair = second ? dimension - half : dimension;
-    Run<T, kCount> others;
-    Run<Float32, kCount> cosine, sine;
+    Source<T, kCount> others;
+    Source<Float32, kCount> cosine, sine;
     others.load(head + (second ? pair : pair + half) * int{sizeof(T)});
     cosine.load(reinterpret_cast<const char*>(cosines + pair));
     sine.load(reinterpret_cast<const char*>(cosines + half + pair));
@@ -159,20 +159,21 @@ BH_INLINE void store(const CacheView& cache, const UpdateToken& token, int eleme
 /// A chunk for each thread of the tokens from `first` on.
 template <class T, class E, bool kRotated>
 BH_INLINE void write_tokens(const LayerArgs& layer, const UpdateArgs& args, int first) {
+  constexpr int kChunks = kThreads / kTokens<E>;   // of a token
+  constexpr int kShared = kTogether * kTokens<E>;  // threads for a panel of all tokens
   const int thread = static_cast<int>(threadIdx.x), part = static_cast<int>(blockIdx.y);
   const int index = first + thread / kTogether % kTokens<E>;
-  const int chunk = part * (kThreads / kTokens<E>)+thread / (kTogether * kTokens<E>)*kTogether +
-                    thread % kTogether;
+  const int chunk = part * kChunks + thread / kShared * kTogether + thread % kTogether;
   const int element = chunk * kElements<E>;
   if (index >= args.num_tokens || element >= layer.num_kv_heads * layer.head_size) return;
   const UpdateToken token = args.tokens[index];
-  Run<T, kElements<E>> value;
+  Source<T, kElements<E>> value;
   Chunk key_chunk;
   if constexpr (kRotated) {
     value.load(token.value + element * int{sizeof(T)});
     key_chunk = rotated_chunk<T, E>(layer, token.key, token.position, element, layer.k_scale);
   } else {
-    Run<T, kElements<E>> key;
+    Source<T, kElements<E>> key;
     key.load(token.key + element * int{sizeof(T)});
     value.load(token.value + element * int{sizeof(T)});
     key_chunk = to_chunk<E>(key, layer.k_scale);
