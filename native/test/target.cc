@@ -22,7 +22,11 @@ std::vector<Target> targets() {
   const std::string& backend = options().backend;
   if (backend != "cpu") return {{backend, "", options().device}};
 #if defined(__x86_64__)
-  return {{"cpu", "avx512_bf16"}, {"cpu", "avx512"}, {"cpu", "avx2"}, {"cpu", "baseline"}};
+  return {{"cpu", "amx"},
+          {"cpu", "avx512_bf16"},
+          {"cpu", "avx512"},
+          {"cpu", "avx2"},
+          {"cpu", "baseline"}};
 #else
   return {{"cpu", "neon"}};
 #endif

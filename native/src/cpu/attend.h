@@ -4,64 +4,13 @@
 // by kernel sources only (see vec.h).
 #pragma once
 
+#include "cpu/attend_matrix.h"
 #include "cpu/attend_span.h"
 #include "cpu/rotary.h"
+#include "cpu/spans.h"
 #include "cpu/update.h"
 
 namespace broadhead::cpu::BH_TIER {
-
-/// Calls visit(span) for every span of the item: every head of some keys, then the next keys, so
-/// that blocks stream by whole.
-template <class Visit>
-BH_INLINE void for_each_span(const AttendItem& item, int span_tiles, Visit&& visit) {
-  const int keys = span_tiles * kTile;
-  for (int begin = item.first_key; begin < item.end_key; begin += keys) {
-    const int end = min_int(begin + keys, item.end_key);
-    for (int head = 0; head < item.num_heads; ++head) visit(Span{begin, end, head});
-  }
-}
-
-/// The tiles of spans in the cache, found through the row's block table.
-template <class E>
-class CachedSpans {
- public:
-  CachedSpans(const AttendContext& context, const AttendItem& item, int span_tiles)
-      : cache_(*context.cache),
-        blocks_(context.step->blocks(context.step->rows[item.row])),
-        item_(item),
-        span_tiles_(span_tiles) {
-    if (item.first_key < item.end_key) find(item.first_key, 0, tiles_[0]);
-  }
-
-  const E* const* tiles() const { return tiles_[now_]; }
-  const E* const* next() const { return tiles_[1 - now_]; }
-
-  /// Finds the tiles of the span after this one.
-  void find_next(const Span& span) {
-    const bool last_head = span.head + 1 == item_.num_heads;
-    find(last_head ? span.begin + span_tiles_ * kTile : span.begin, last_head ? 0 : span.head + 1,
-         tiles_[1 - now_]);
-  }
-  void advance() { now_ = 1 - now_; }
-
- private:
-  void find(int begin, int head, const E** found) {
-    const int last_tile = (item_.end_key - 1) / kTile * kTile;
-    for (int i = 0; i < span_tiles_; ++i) {
-      const int key = min_int(begin + i * kTile, last_tile);
-      found[i] = reinterpret_cast<const E*>(cache_.tile(blocks_[key / cache_.block_size],
-                                                        item_.first_head + head,
-                                                        key % cache_.block_size / kTile));
-    }
-  }
-
-  const CacheView& cache_;
-  const int32_t* blocks_;
-  const AttendItem& item_;
-  int span_tiles_;
-  int now_ = 0;
-  const E* tiles_[2][kMaxSpan];
-};
 
 /// The tiles of a panel.
 template <class E>
@@ -202,8 +151,9 @@ static void load_queries(const AttendContext& context, const AttendItem& item,
   const Vec scale = broadcast(layer.score_scale);
   const bool pairs = multiplies_pairs(context);
   T* rotated = reinterpret_cast<T*>(scratch.heads);
-  float* to = scratch.query;
+  const bool matrices = uses_matrices(layer, context.cache, scratch.rows);
   for (int h = 0; h < item.num_heads; ++h) {
+    int64_t row_of_query = int64_t{h} * scratch.padded_rows;
     for (int t = 0; t < item.num_tokens; ++t) {
       // Heads of other KV heads lie between those of two tokens: more than hardware looks ahead.
       if (t + kTokensAhead < item.num_tokens) {
@@ -213,8 +163,12 @@ static void load_queries(const AttendContext& context, const AttendItem& item,
       const QueryToken& token = context.token(item, t);
       const StepRow& row = step.rows[token.row];
       const T* query = query_heads<T>(context, item, token, h);
-      for (int g = 0; g < layer.group_size; ++g, query += size, to += size) {
+      for (int g = 0; g < layer.group_size; ++g, query += size, ++row_of_query) {
+        float* to = scratch.query + row_of_query * size;
+        BFloat16* exact =
+            matrices ? scratch.matrix_query + row_of_query * round_to_depth(size) : nullptr;
         auto keep = [&](int d, Vec v) {
+          if (matrices) store(exact + d, v);
           if (pairs) {
             store(reinterpret_cast<BFloat16*>(to) + d, v);
           } else {
@@ -226,6 +180,9 @@ static void load_queries(const AttendContext& context, const AttendItem& item,
         } else {
           rotate(layer, step.part(row), query, row.positions + token.index, rotated);
           for (int d = 0; d < size; d += kWidth) keep(d, load(rotated + d));
+        }
+        if (matrices) {
+          for (int d = size; d < round_to_depth(size); d += kWidth) store(exact + d, Vec{});
         }
       }
     }
@@ -273,12 +230,14 @@ static void attend(const AttendContext& context, const AttendItem& item, float* 
   carve(layer, context.cache, item, floats, &scratch);
   with_tensor_dtype(layer.dtype,
                     [&](auto t) { load_queries<decltype(t)>(context, item, scratch); });
-  const int64_t all_rows = int64_t{item.num_heads} * scratch.rows;
+  const int64_t all_rows = int64_t{item.num_heads} * scratch.padded_rows;
   for (int64_t i = 0; i < all_rows * layer.head_size; ++i) scratch.sums[i] = 0;
   for (int64_t i = 0; i < all_rows; ++i) scratch.maxima[i] = -kInfinity;
   for (int64_t i = 0; i < all_rows; ++i) scratch.denominators[i] = 0;
 
-  if (context.cache) {
+  if (uses_matrices(layer, context.cache, scratch.rows)) {
+    attend_matrices(context, item, scratch);
+  } else if (context.cache) {
     with_cache_dtype(context, [&](auto e) {
       using E = decltype(e);
       if constexpr (!kReadsDirectly<E>) {
@@ -295,7 +254,7 @@ static void attend(const AttendContext& context, const AttendItem& item, float* 
     for (int r = 0; r < scratch.rows; ++r) {
       const QueryToken& token = context.token(item, r / layer.group_size);
       const int head = (item.first_head + h) * layer.group_size + r % layer.group_size;
-      const int64_t i = int64_t{h} * scratch.rows + r;
+      const int64_t i = int64_t{h} * scratch.padded_rows + r;
       const SoftmaxState state = {scratch.maxima[i], scratch.denominators[i]};
       float* sums = scratch.sums + i * layer.head_size;
       if (token.num_partials == 1) {

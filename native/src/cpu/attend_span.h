@@ -4,6 +4,7 @@
 // only (see vec.h).
 #pragma once
 
+#include "cpu/matrix_kernels.h"
 #include "cpu/micro_kernels.h"
 #include "cpu/score.h"
 
@@ -12,20 +13,25 @@ namespace broadhead::cpu::BH_TIER {
 /// Tiles of the longest span.
 constexpr int kMaxSpan = 32;
 constexpr int kScoreStride = kMaxSpan * kTile;
+/// Rows a power of two apart would compete for the same few sets of the caches.
+constexpr int kMatrixStride = kScoreStride + kMatrixDepth;
 
 /// Bytes of a span that several chunks of query rows read: it stays in the second-level cache.
 constexpr int64_t kSpanBytes = int64_t{256} << 10;
 
 /// An item's scratch, carved from one run of floats.
 struct AttendScratch {
-  int rows;             ///< query rows of a KV head: tokens * group_size
-  float* query;         ///< [heads][rows][head_size], scaled; or pairs, which take half of it
-  float* sums;          ///< [heads][rows][head_size]
-  float* maxima;        ///< [heads][rows]: of the running softmax, as are denominators
-  float* denominators;  ///< [heads][rows]
-  float* scores;        ///< [kMaxRows][kScoreStride]
-  float* heads;         ///< a rotated query; or keys and values on their way into a tile
-  float* panel;         ///< tiles of a span, widened
+  int rows;                  ///< query rows of a KV head: tokens * group_size
+  int padded_rows;           ///< those that there is room for
+  float* query;              ///< [heads][padded_rows][head_size], scaled; or pairs, in half of it
+  float* sums;               ///< [heads][padded_rows][head_size]
+  float* maxima;             ///< [heads][padded_rows]: of the running softmax, as are denominators
+  float* denominators;       ///< [heads][padded_rows]
+  float* scores;             ///< [kMaxRows][kScoreStride]; or [kMatrixChunk][kMatrixStride]
+  float* heads;              ///< a rotated query; or keys and values on their way into a tile
+  float* panel;              ///< tiles of a span, widened
+  BFloat16* matrix_query;    ///< [heads][padded_rows][round_to_depth(head_size)]
+  uint16_t* matrix_weights;  ///< [kMatrixChunk][kTerms][kMatrixStride]
 };
 
 /// Tiles of a span, a power of two: where one chunk of query rows reads it, as many as memory
@@ -41,9 +47,16 @@ BH_INLINE int tiles_of_span(int64_t tile_bytes, int rows) {
 /// longer spans pay less for what lies between their products.
 constexpr int kWidenedSpan = 16;
 
+/// Do the item's rows go through matrix registers?
+BH_INLINE bool uses_matrices(const LayerView& layer, const CacheView* cache, int rows) {
+  return kHasMatrices && cache && cache->dtype == BH_BFLOAT16 && layer.dtype == BH_BFLOAT16 &&
+         rows > kMaxRows;
+}
+
 /// Bytes of a tile in the panel; 0 if tiles are read where the cache has them: those that take long
 /// to widen are widened once where several chunks of rows read them.
 BH_INLINE int64_t panel_tile_bytes(const LayerView& layer, const CacheView* cache, int rows) {
+  if (uses_matrices(layer, cache, rows)) return matrix_tile_bytes(layer.head_size);
   const int64_t elements = int64_t{2} * kTile * layer.head_size;
   if (!cache) return elements * static_cast<int64_t>(sizeof(Float32));
   int64_t bytes = 0;
@@ -58,8 +71,10 @@ BH_INLINE int64_t panel_tile_bytes(const LayerView& layer, const CacheView* cach
 
 BH_INLINE int64_t carve(const LayerView& layer, const CacheView* cache, const AttendItem& item,
                         float* floats, AttendScratch* scratch) {
-  const int64_t rows = int64_t{item.num_tokens} * layer.group_size;
-  const int64_t all_rows = rows * item.num_heads;
+  const int rows = item.num_tokens * layer.group_size;
+  const bool matrices = uses_matrices(layer, cache, rows);
+  const int padded_rows = matrices ? (rows + kMatrixRows - 1) / kMatrixRows * kMatrixRows : rows;
+  const int64_t all_rows = int64_t{padded_rows} * item.num_heads;
   int64_t used = 0;
   auto take = [&](int64_t count) {
     float* at = floats + used;
@@ -67,15 +82,23 @@ BH_INLINE int64_t carve(const LayerView& layer, const CacheView* cache, const At
     return at;
   };
   AttendScratch carved;
-  carved.rows = static_cast<int>(rows);
+  carved.rows = rows;
+  carved.padded_rows = padded_rows;
   carved.query = take(all_rows * layer.head_size);
   carved.sums = take(all_rows * layer.head_size);
-  carved.maxima = take(all_rows + kWidth);  // whole vectors are read
-  carved.denominators = take(all_rows + kWidth);
-  carved.scores = take(kMaxRows * kScoreStride);
+  const int beyond = matrices ? kMatrixRows : kWidth;  // whole vectors are read
+  carved.maxima = take(all_rows + beyond);
+  carved.denominators = take(all_rows + beyond);
+  carved.scores = take(matrices ? kMatrixChunk * kMatrixStride : kMaxRows * kScoreStride);
   carved.heads = take(cache ? layer.head_size : tile_scratch(layer.head_size));
   const int64_t panel_tile = panel_tile_bytes(layer, cache, carved.rows);
   carved.panel = take(panel_tile / 4 * tiles_of_span(panel_tile, carved.rows));
+  if (matrices) {
+    carved.matrix_query =
+        reinterpret_cast<BFloat16*>(take(all_rows * round_to_depth(layer.head_size) / 2));
+    carved.matrix_weights =
+        reinterpret_cast<uint16_t*>(take(kMatrixChunk * kTerms * kMatrixStride / 2));
+  }
   if (scratch) *scratch = carved;
   return used;
 }
@@ -125,6 +148,15 @@ BH_INLINE Range range_of(const AttendContext& context, const AttendItem& item, c
   return {max_int(token.first, span.begin) - span.begin, min_int(token.end, span.end) - span.begin};
 }
 
+BH_INLINE Chunk chunk_of(const AttendContext& context, const AttendItem& item, const Span& span,
+                         int row, int rows) {
+  // Tokens of a row ascend in position, and so do both ends of what they see; tokens of several
+  // rows see all of the span.
+  const Range first = range_of(context, item, span, row);
+  const Range last = range_of(context, item, span, row + rows - 1);
+  return {row, rows, {first.first, last.end}, {last.first, first.end}};
+}
+
 /// Calls visit(chunk) for chunks of the item's rows, as even as they can be, that see some key of
 /// the span.
 template <class Visit>
@@ -134,13 +166,8 @@ BH_INLINE void for_each_chunk(const AttendContext& context, const AttendItem& it
   int row = 0;
   for (int c = 0; c < chunks; ++c) {
     const int rows = (all_rows - row) / (chunks - c);
-    // Tokens of a row ascend in position, and so do both ends of what they see; tokens of several
-    // rows see all of the span.
-    const Range first = range_of(context, item, span, row);
-    const Range last = range_of(context, item, span, row + rows - 1);
-    if (first.first < last.end) {
-      visit(Chunk{row, rows, {first.first, last.end}, {last.first, first.end}});
-    }
+    const Chunk chunk = chunk_of(context, item, span, row, rows);
+    if (chunk.seen.first < chunk.seen.end) visit(chunk);
     row += rows;
   }
 }
@@ -180,6 +207,44 @@ BH_INLINE void fetch_during(Ahead<kBytes> ahead, int head_size, Product&& produc
   product(ahead);
 }
 
+constexpr int round_to_width(int rows) { return (rows + kWidth - 1) / kWidth * kWidth; }
+
+/// From the scores of a chunk's rows for `count` keys from the span's `first` on to weights, the
+/// running softmax, and the factors by which the rows' sums are multiplied. Of each row in a lane:
+/// one exponential rescales them all, and no branch waits for a maximum.
+template <int kRows>
+BH_INLINE void weigh_rows(const AttendContext& context, const AttendItem& item,
+                          const AttendScratch& scratch, const Span& span, const Chunk& chunk,
+                          int rows, int first, int count, float* scores, int stride,
+                          float (&factors)[round_to_width(kRows)]) {
+  const LayerView& layer = *context.layer;
+  const int64_t first_row = int64_t{span.head} * scratch.padded_rows + chunk.first_row;
+  float maxima[round_to_width(kRows)] = {};
+  float totals[round_to_width(kRows)] = {};
+  for (int r = 0; r < rows; ++r) {
+    const int row = chunk.first_row + r;
+    const int head = (item.first_head + span.head) * layer.group_size + row % layer.group_size;
+    const ScoreTransform transform = {layer.logits_soft_cap,
+                                      layer.alibi_slopes ? layer.alibi_slopes[head] : 0};
+    maxima[r] = mask_scores(transform, context.token(item, row / layer.group_size),
+                            span.begin + first, count, scores + r * stride);
+  }
+  for (int r = 0; r < round_to_width(kRows); r += kWidth) {
+    const Vec before = load(scratch.maxima + first_row + r);
+    const Vec maximum = max(load_lanes<kRows>(maxima, r), before);
+    store(factors + r, rescale(before, maximum));
+    store(maxima + r, maximum);
+  }
+  for (int r = 0; r < rows; ++r) totals[r] = weigh(scores + r * stride, count, maxima[r]);
+  for (int r = 0; r < round_to_width(kRows); r += kWidth) {
+    const Vec before = load(scratch.denominators + first_row + r);
+    store(totals + r, before * load(factors + r) + load_lanes<kRows>(totals, r));
+  }
+  __builtin_memcpy(scratch.maxima + first_row, maxima, static_cast<size_t>(rows) * sizeof(float));
+  __builtin_memcpy(scratch.denominators + first_row, totals,
+                   static_cast<size_t>(rows) * sizeof(float));
+}
+
 /// A chunk of rows against the tiles of a span: scores, weights, sums of weighted values.
 template <class E, int kRows, int kBytes>
 [[gnu::noinline]] static void attend_rows(const AttendContext& context, const AttendItem& item,
@@ -188,7 +253,7 @@ template <class E, int kRows, int kBytes>
                                           Ahead<kBytes> during_scores, Ahead<kBytes> during_sums) {
   const LayerView& layer = *context.layer;
   const int size = layer.head_size;
-  const int64_t first_row = int64_t{span.head} * scratch.rows + chunk.first_row;
+  const int64_t first_row = int64_t{span.head} * scratch.padded_rows + chunk.first_row;
   const int first_tile = chunk.seen.first / kTile;
   const int num_tiles = (chunk.seen.end + kTile - 1) / kTile - first_tile;
   const int count = num_tiles * kTile;
@@ -198,34 +263,9 @@ template <class E, int kRows, int kBytes>
                          layer.score_scale, scores, kScoreStride, pace);
   });
 
-  // Of each row in a lane: one exponential rescales them all, and no branch waits for a maximum.
-  constexpr int kLanes = (kRows + kWidth - 1) / kWidth * kWidth;
-  float maxima[kLanes] = {};
-  float totals[kLanes] = {};
-  float factors[kLanes];
-  for (int r = 0; r < kRows; ++r) {
-    const int row = chunk.first_row + r;
-    const int head = (item.first_head + span.head) * layer.group_size + row % layer.group_size;
-    const ScoreTransform transform = {layer.logits_soft_cap,
-                                      layer.alibi_slopes ? layer.alibi_slopes[head] : 0};
-    maxima[r] = mask_scores(transform, context.token(item, row / layer.group_size),
-                            span.begin + first_tile * kTile, count, scores + r * kScoreStride);
-  }
-  for (int r = 0; r < kLanes; r += kWidth) {
-    const Vec before = load(scratch.maxima + first_row + r);
-    const Vec maximum = max(load_lanes<kRows>(maxima, r), before);
-    store(factors + r, rescale(before, maximum));
-    store(maxima + r, maximum);
-  }
-  for (int r = 0; r < kRows; ++r) {
-    totals[r] = weigh(scores + r * kScoreStride, count, maxima[r]);
-  }
-  for (int r = 0; r < kLanes; r += kWidth) {
-    const Vec before = load(scratch.denominators + first_row + r);
-    store(totals + r, before * load(factors + r) + load_lanes<kRows>(totals, r));
-  }
-  __builtin_memcpy(scratch.maxima + first_row, maxima, kRows * sizeof(float));
-  __builtin_memcpy(scratch.denominators + first_row, totals, kRows * sizeof(float));
+  float factors[round_to_width(kRows)];
+  weigh_rows<kRows>(context, item, scratch, span, chunk, kRows, first_tile * kTile, count, scores,
+                    kScoreStride, factors);
 
   float* sums = scratch.sums + first_row * size;
   const Range before = {chunk.seen.first, min_int(chunk.common.first, chunk.seen.end)};

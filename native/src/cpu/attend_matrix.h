@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+// An item's query rows against spans of keys by matrix registers: both sides bfloat16, sums
+// float32. Included by kernel sources only (see vec.h).
+#pragma once
+
+#include "cpu/attend_span.h"
+#include "cpu/spans.h"
+
+namespace broadhead::cpu::BH_TIER {
+
+/// Fills the panel with a span's tiles, and returns whether all of its values are finite. Whatever
+/// is not among the keys that some token of the item sees is left out.
+BH_INLINE bool fill_panel(const AttendContext& context, const AttendItem& item, const Span& span,
+                          const BFloat16* const* tiles, const MatrixPanel& panel) {
+  // Tokens ascend in position, or see the same.
+  const int first = max_int(context.token(item, 0).first - span.begin, 0);
+  const int end = span.end - span.begin;
+  const int num_tiles = (end + kTile - 1) / kTile;
+  bool finite = true;
+  for (int t = 0; t < num_tiles; ++t) {
+    finite &= fill_tile(panel, t, tiles[t], first - t * kTile, end - t * kTile);
+  }
+  if (num_tiles % 2 != 0) clear_tile(panel, num_tiles);
+  return finite;
+}
+
+/// A chunk of up to 16 kRows rows against the panel: scores, weights, sums of weighted values.
+template <int kRows>
+static void attend_chunk(const AttendContext& context, const AttendItem& item,
+                         const AttendScratch& scratch, const Span& span, const Chunk& chunk,
+                         const MatrixPanel& panel) {
+  const LayerView& layer = *context.layer;
+  const int size = layer.head_size;
+  const int64_t first_row = int64_t{span.head} * scratch.padded_rows + chunk.first_row;
+  const int first = chunk.seen.first / kMatrixDepth * kMatrixDepth;
+  const int count = (chunk.seen.end - first + kTile - 1) / kTile * kTile;
+  const int padded_count = round_to_depth(count);
+
+  const int64_t query_bytes = int64_t{2} * round_to_depth(size);
+  const MatrixRows queries = {
+      reinterpret_cast<const char*>(scratch.matrix_query) + first_row * query_bytes, query_bytes,
+      0};
+  for (int t = 0; t < padded_count; t += kMatrixDepth) {
+    multiply<kRows, 2, 1, false>(
+        queries, {panel.keys((first + t) / kTile), kMatrixBytes, panel.key_stride()},
+        round_to_depth(size) / kMatrixDepth, {scratch.scores + t, kMatrixStride});
+  }
+
+  const Vec scale = broadcast(layer.score_scale);
+  for (int r = 0; r < chunk.rows; ++r) {
+    float* scores = scratch.scores + r * kMatrixStride;
+    for (int t = 0; t < count; t += kWidth) store(scores + t, load(scores + t) * scale);
+  }
+  float factors[round_to_width(kRows * kMatrixRows)];
+  weigh_rows<kRows * kMatrixRows>(context, item, scratch, span, chunk, chunk.rows, first, count,
+                                  scratch.scores, kMatrixStride, factors);
+  float* sums = scratch.sums + first_row * size;
+  for (int r = 0; r < chunk.rows; ++r) {
+    float* row = scratch.scores + r * kMatrixStride;
+    for (int t = count; t < padded_count; t += kWidth) store(row + t, Vec{});
+    split_weights(row, padded_count, scratch.matrix_weights + r * kTerms * kMatrixStride,
+                  kMatrixStride);
+    const Vec factor = broadcast(factors[r]);
+    for (int d = 0; d < size; d += kWidth) {
+      store(sums + r * size + d, load(sums + r * size + d) * factor);
+    }
+  }
+
+  constexpr int64_t kTermBytes = int64_t{2} * kMatrixStride;
+  const MatrixRows weights = {reinterpret_cast<const char*>(scratch.matrix_weights),
+                              kTerms * kTermBytes, kTermBytes};
+  const char* values = panel.values(first / kTile);
+  const int depth = padded_count / kMatrixDepth;
+  int column = 0;
+  for (; column + 2 * kTile <= size; column += 2 * kTile, values += 2 * kMatrixBytes) {
+    multiply<kRows, 2, kTerms, true>(weights, {values, panel.value_stride(), kMatrixBytes}, depth,
+                                     {sums + column, size});
+  }
+  if (column < size) {
+    multiply<kRows, 1, kTerms, true>(weights, {values, panel.value_stride(), 0}, depth,
+                                     {sums + column, size});
+  }
+}
+
+/// The item's attention to keys and values in the cache, by matrix registers.
+BH_INLINE void attend_matrices(const AttendContext& context, const AttendItem& item,
+                               const AttendScratch& scratch) {
+  const int size = context.layer->head_size;
+  const int span_tiles = tiles_of_span(matrix_tile_bytes(size), scratch.rows);
+  const MatrixPanel panel = {reinterpret_cast<char*>(scratch.panel), size, span_tiles};
+  const MatrixUse use;
+  CachedSpans<BFloat16> spans(context, item, span_tiles);
+  for_each_span(item, span_tiles, [&](const Span& span) {
+    spans.find_next(span);
+    if (fill_panel(context, item, span, spans.tiles(), panel)) {
+      for (int row = 0; row < scratch.rows; row += kMatrixChunk) {
+        const int rows = min_int(scratch.rows - row, kMatrixChunk);
+        const Chunk chunk = chunk_of(context, item, span, row, rows);
+        if (chunk.seen.first >= chunk.seen.end) continue;
+        if (rows > kMatrixRows) {
+          attend_chunk<2>(context, item, scratch, span, chunk, panel);
+        } else {
+          attend_chunk<1>(context, item, scratch, span, chunk, panel);
+        }
+      }
+    } else {
+      // A product with an infinity has all terms of a weight, and 0 times infinity is not a number.
+      attend_span(context, item, scratch, span, spans.tiles(), Ahead<0>(), Ahead<0>());
+    }
+    spans.advance();
+  });
+}
+
+}  // namespace broadhead::cpu::BH_TIER
