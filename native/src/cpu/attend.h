@@ -6,7 +6,7 @@
 
 #include "cpu/attend_matrix.h"
 #include "cpu/attend_span.h"
-#include "cpu/rotary.h"
+#include "cpu/queries.h"
 #include "cpu/spans.h"
 #include "cpu/update.h"
 
@@ -112,20 +112,6 @@ static void attend_own(const AttendContext& context, const AttendItem& item,
   });
 }
 
-/// Tokens whose queries are fetched before they are needed.
-constexpr int kTokensAhead = 8;
-
-/// The first of a token's query heads for KV head `head` of the item.
-template <class T>
-BH_INLINE const T* query_heads(const AttendContext& context, const AttendItem& item,
-                               const QueryToken& token, int head) {
-  const LayerView& layer = *context.layer;
-  const StepRow& row = context.step->rows[token.row];
-  const int64_t first = (row.query + token.index) * layer.num_heads +
-                        int64_t{item.first_head + head} * layer.group_size;
-  return static_cast<const T*>(context.step->part(row).query) + first * layer.head_size;
-}
-
 /// Do kernels multiply pairs of the query and of keys in the cache?
 BH_INLINE bool multiplies_pairs(const AttendContext& context) {
   return kHasPairs && context.cache && context.cache->dtype == BH_BFLOAT16 &&
@@ -139,54 +125,6 @@ BH_INLINE void with_cache_dtype(const AttendContext& context, Visit&& visit) {
   if (multiplies_pairs(context)) return visit(BFloat16Pairs{});
 #endif
   with_dtype(context.cache->dtype, visit);
-}
-
-/// Loads the item's queries, rotated, and scales them unless they become pairs.
-template <class T>
-static void load_queries(const AttendContext& context, const AttendItem& item,
-                         const AttendScratch& scratch) {
-  const LayerView& layer = *context.layer;
-  const Step& step = *context.step;
-  const int size = layer.head_size;
-  const Vec scale = broadcast(layer.score_scale);
-  const bool pairs = multiplies_pairs(context);
-  T* rotated = reinterpret_cast<T*>(scratch.heads);
-  const bool matrices = uses_matrices(layer, context.cache, scratch.rows);
-  for (int h = 0; h < item.num_heads; ++h) {
-    int64_t row_of_query = int64_t{h} * scratch.padded_rows;
-    for (int t = 0; t < item.num_tokens; ++t) {
-      // Heads of other KV heads lie between those of two tokens: more than hardware looks ahead.
-      if (t + kTokensAhead < item.num_tokens) {
-        fetch(query_heads<T>(context, item, context.token(item, t + kTokensAhead), h),
-              layer.group_size * size);
-      }
-      const QueryToken& token = context.token(item, t);
-      const StepRow& row = step.rows[token.row];
-      const T* query = query_heads<T>(context, item, token, h);
-      for (int g = 0; g < layer.group_size; ++g, query += size, ++row_of_query) {
-        float* to = scratch.query + row_of_query * size;
-        BFloat16* exact =
-            matrices ? scratch.matrix_query + row_of_query * round_to_depth(size) : nullptr;
-        auto keep = [&](int d, Vec v) {
-          if (matrices) store(exact + d, v);
-          if (pairs) {
-            store(reinterpret_cast<BFloat16*>(to) + d, v);
-          } else {
-            store(to + d, v * scale);
-          }
-        };
-        if (layer.rotary_dim == 0) {
-          for (int d = 0; d < size; d += kWidth) keep(d, load(query + d));
-        } else {
-          rotate(layer, step.part(row), query, row.positions + token.index, rotated);
-          for (int d = 0; d < size; d += kWidth) keep(d, load(rotated + d));
-        }
-        if (matrices) {
-          for (int d = size; d < round_to_depth(size); d += kWidth) store(exact + d, Vec{});
-        }
-      }
-    }
-  }
 }
 
 /// Writes one head of a query token's output: normalised, with its sink, rounded once.
@@ -228,14 +166,16 @@ static void attend(const AttendContext& context, const AttendItem& item, float* 
   const LayerView& layer = *context.layer;
   AttendScratch scratch;
   carve(layer, context.cache, item, floats, &scratch);
+  const bool matrices = uses_matrices(layer, context.cache, scratch.rows);
+  const bool exact = matrices || multiplies_pairs(context);
   with_tensor_dtype(layer.dtype,
-                    [&](auto t) { load_queries<decltype(t)>(context, item, scratch); });
+                    [&](auto t) { load_queries<decltype(t)>(context, item, scratch, exact); });
   const int64_t all_rows = int64_t{item.num_heads} * scratch.padded_rows;
   for (int64_t i = 0; i < all_rows * layer.head_size; ++i) scratch.sums[i] = 0;
   for (int64_t i = 0; i < all_rows; ++i) scratch.maxima[i] = -kInfinity;
   for (int64_t i = 0; i < all_rows; ++i) scratch.denominators[i] = 0;
 
-  if (uses_matrices(layer, context.cache, scratch.rows)) {
+  if (matrices) {
     attend_matrices(context, item, scratch);
   } else if (context.cache) {
     with_cache_dtype(context, [&](auto e) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cpu/attend_span.h"
+#include "cpu/queries.h"
 #include "cpu/spans.h"
 
 namespace broadhead::cpu::BH_TIER {
@@ -36,30 +37,31 @@ static void attend_chunk(const AttendContext& context, const AttendItem& item,
   const int count = (chunk.seen.end - first + kTile - 1) / kTile * kTile;
   const int padded_count = round_to_depth(count);
 
-  const int64_t query_bytes = int64_t{2} * round_to_depth(size);
-  const MatrixRows queries = {
-      reinterpret_cast<const char*>(scratch.matrix_query) + first_row * query_bytes, query_bytes,
-      0};
+  const int64_t query_bytes = static_cast<int64_t>(sizeof(float)) * size;
+  const MatrixRows queries = {reinterpret_cast<const char*>(scratch.query + first_row * size),
+                              query_bytes, 0};
   for (int t = 0; t < padded_count; t += kMatrixDepth) {
-    multiply<kRows, 2, 1, false>(
-        queries, {panel.keys((first + t) / kTile), kMatrixBytes, panel.key_stride()},
-        round_to_depth(size) / kMatrixDepth, {scratch.scores + t, kMatrixStride});
+    multiply<kRows, 2, 1, false>(queries, panel.keys((first + t) / kTile),
+                                 round_to_depth(size) / kMatrixDepth,
+                                 {scratch.scores + t, kMatrixStride});
+  }
+  if (count < padded_count) {
+    for (int r = 0; r < chunk.rows; ++r) {
+      const Vec unseen = broadcast(-kInfinity);
+      float* last = scratch.scores + r * kMatrixStride + count;
+      for (int t = 0; t < kTile; t += kWidth) store(last + t, unseen);
+    }
   }
 
-  const Vec scale = broadcast(layer.score_scale);
-  for (int r = 0; r < chunk.rows; ++r) {
-    float* scores = scratch.scores + r * kMatrixStride;
-    for (int t = 0; t < count; t += kWidth) store(scores + t, load(scores + t) * scale);
-  }
   float factors[round_to_width(kRows * kMatrixRows)];
-  weigh_rows<kRows * kMatrixRows>(context, item, scratch, span, chunk, chunk.rows, first, count,
-                                  scratch.scores, kMatrixStride, factors);
+  weigh_rows<kRows * kMatrixRows, kMatrixDepth, true>(
+      context, item, scratch, span, chunk, chunk.rows, first, count, scratch.scores, kMatrixStride,
+      factors, [&](int r, int t, const auto& weights) {
+        split_weights(weights, scratch.matrix_weights + r * kTerms * kMatrixStride + t,
+                      kMatrixStride);
+      });
   float* sums = scratch.sums + first_row * size;
   for (int r = 0; r < chunk.rows; ++r) {
-    float* row = scratch.scores + r * kMatrixStride;
-    for (int t = count; t < padded_count; t += kWidth) store(row + t, Vec{});
-    split_weights(row, padded_count, scratch.matrix_weights + r * kTerms * kMatrixStride,
-                  kMatrixStride);
     const Vec factor = broadcast(factors[r]);
     for (int d = 0; d < size; d += kWidth) {
       store(sums + r * size + d, load(sums + r * size + d) * factor);
@@ -69,16 +71,14 @@ static void attend_chunk(const AttendContext& context, const AttendItem& item,
   constexpr int64_t kTermBytes = int64_t{2} * kMatrixStride;
   const MatrixRows weights = {reinterpret_cast<const char*>(scratch.matrix_weights),
                               kTerms * kTermBytes, kTermBytes};
-  const char* values = panel.values(first / kTile);
   const int depth = padded_count / kMatrixDepth;
-  int column = 0;
-  for (; column + 2 * kTile <= size; column += 2 * kTile, values += 2 * kMatrixBytes) {
-    multiply<kRows, 2, kTerms, true>(weights, {values, panel.value_stride(), kMatrixBytes}, depth,
-                                     {sums + column, size});
-  }
-  if (column < size) {
-    multiply<kRows, 1, kTerms, true>(weights, {values, panel.value_stride(), 0}, depth,
-                                     {sums + column, size});
+  for (int column = 0; column < size; column += kMatrixDepth) {
+    const char* values = panel.values(first / kTile, column);
+    if (column + kTile < size) {
+      multiply<kRows, 2, kTerms, true>(weights, values, depth, {sums + column, size});
+    } else {
+      multiply<kRows, 1, kTerms, true>(weights, values, depth, {sums + column, size});
+    }
   }
 }
 
@@ -89,10 +89,15 @@ BH_INLINE void attend_matrices(const AttendContext& context, const AttendItem& i
   const int span_tiles = tiles_of_span(matrix_tile_bytes(size), scratch.rows);
   const MatrixPanel panel = {reinterpret_cast<char*>(scratch.panel), size, span_tiles};
   const MatrixUse use;
+  bool exact = true;
   CachedSpans<BFloat16> spans(context, item, span_tiles);
   for_each_span(item, span_tiles, [&](const Span& span) {
     spans.find_next(span);
-    if (fill_panel(context, item, span, spans.tiles(), panel)) {
+    if (exact && !fill_panel(context, item, span, spans.tiles(), panel)) {
+      // A product with an infinity has all terms of a weight, and 0 times infinity is not a number.
+      load_queries<BFloat16>(context, item, scratch, exact = false);
+    }
+    if (exact) {
       for (int row = 0; row < scratch.rows; row += kMatrixChunk) {
         const int rows = min_int(scratch.rows - row, kMatrixChunk);
         const Chunk chunk = chunk_of(context, item, span, row, rows);
@@ -104,7 +109,6 @@ BH_INLINE void attend_matrices(const AttendContext& context, const AttendItem& i
         }
       }
     } else {
-      // A product with an infinity has all terms of a weight, and 0 times infinity is not a number.
       attend_span(context, item, scratch, span, spans.tiles(), Ahead<0>(), Ahead<0>());
     }
     spans.advance();

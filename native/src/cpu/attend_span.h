@@ -30,7 +30,6 @@ struct AttendScratch {
   float* scores;             ///< [kMaxRows][kScoreStride]; or [kMatrixChunk][kMatrixStride]
   float* heads;              ///< a rotated query; or keys and values on their way into a tile
   float* panel;              ///< tiles of a span, widened
-  BFloat16* matrix_query;    ///< [heads][padded_rows][round_to_depth(head_size)]
   uint16_t* matrix_weights;  ///< [kMatrixChunk][kTerms][kMatrixStride]
 };
 
@@ -94,8 +93,6 @@ BH_INLINE int64_t carve(const LayerView& layer, const CacheView* cache, const At
   const int64_t panel_tile = panel_tile_bytes(layer, cache, carved.rows);
   carved.panel = take(panel_tile / 4 * tiles_of_span(panel_tile, carved.rows));
   if (matrices) {
-    carved.matrix_query =
-        reinterpret_cast<BFloat16*>(take(all_rows * round_to_depth(layer.head_size) / 2));
     carved.matrix_weights =
         reinterpret_cast<uint16_t*>(take(kMatrixChunk * kTerms * kMatrixStride / 2));
   }
@@ -209,14 +206,15 @@ BH_INLINE void fetch_during(Ahead<kBytes> ahead, int head_size, Product&& produc
 
 constexpr int round_to_width(int rows) { return (rows + kWidth - 1) / kWidth * kWidth; }
 
-/// From the scores of a chunk's rows for `count` keys from the span's `first` on to weights, the
-/// running softmax, and the factors by which the rows' sums are multiplied. Of each row in a lane:
-/// one exponential rescales them all, and no branch waits for a maximum.
-template <int kRows>
+/// From scores of a chunk's rows, for `count` keys from the span's `first` on, to weights, the
+/// running softmax, and the factors by which sums of the rows are multiplied. Calls keep(row, t,
+/// weights) for kStep weights at a time. Of each row in a lane: one exponential rescales them all,
+/// and no branch waits for a maximum.
+template <int kRows, int kStep, bool kScales, class Keep>
 BH_INLINE void weigh_rows(const AttendContext& context, const AttendItem& item,
                           const AttendScratch& scratch, const Span& span, const Chunk& chunk,
                           int rows, int first, int count, float* scores, int stride,
-                          float (&factors)[round_to_width(kRows)]) {
+                          float (&factors)[round_to_width(kRows)], Keep&& keep) {
   const LayerView& layer = *context.layer;
   const int64_t first_row = int64_t{span.head} * scratch.padded_rows + chunk.first_row;
   float maxima[round_to_width(kRows)] = {};
@@ -224,10 +222,10 @@ BH_INLINE void weigh_rows(const AttendContext& context, const AttendItem& item,
   for (int r = 0; r < rows; ++r) {
     const int row = chunk.first_row + r;
     const int head = (item.first_head + span.head) * layer.group_size + row % layer.group_size;
-    const ScoreTransform transform = {layer.logits_soft_cap,
+    const ScoreTransform transform = {layer.score_scale, layer.logits_soft_cap,
                                       layer.alibi_slopes ? layer.alibi_slopes[head] : 0};
-    maxima[r] = mask_scores(transform, context.token(item, row / layer.group_size),
-                            span.begin + first, count, scores + r * stride);
+    maxima[r] = mask_scores<kScales>(transform, context.token(item, row / layer.group_size),
+                                     span.begin + first, count, scores + r * stride);
   }
   for (int r = 0; r < round_to_width(kRows); r += kWidth) {
     const Vec before = load(scratch.maxima + first_row + r);
@@ -235,7 +233,11 @@ BH_INLINE void weigh_rows(const AttendContext& context, const AttendItem& item,
     store(factors + r, rescale(before, maximum));
     store(maxima + r, maximum);
   }
-  for (int r = 0; r < rows; ++r) totals[r] = weigh(scores + r * stride, count, maxima[r]);
+  for (int r = 0; r < rows; ++r) {
+    const int steps = (count + kStep - 1) / kStep * kStep;
+    totals[r] = weigh<kStep>(scores + r * stride, steps, maxima[r],
+                             [&](int t, const auto& weights) { keep(r, t, weights); });
+  }
   for (int r = 0; r < round_to_width(kRows); r += kWidth) {
     const Vec before = load(scratch.denominators + first_row + r);
     store(totals + r, before * load(factors + r) + load_lanes<kRows>(totals, r));
@@ -264,8 +266,10 @@ template <class E, int kRows, int kBytes>
   });
 
   float factors[round_to_width(kRows)];
-  weigh_rows<kRows>(context, item, scratch, span, chunk, kRows, first_tile * kTile, count, scores,
-                    kScoreStride, factors);
+  weigh_rows<kRows, kTile, false>(
+      context, item, scratch, span, chunk, kRows, first_tile * kTile, count, scores, kScoreStride,
+      factors,
+      [&](int r, int t, const Run& weights) { store_run(weights, scores + r * kScoreStride + t); });
 
   float* sums = scratch.sums + first_row * size;
   const Range before = {chunk.seen.first, min_int(chunk.common.first, chunk.seen.end)};

@@ -23,6 +23,14 @@ constexpr int round_to_depth(int size) {
   return (size + kMatrixDepth - 1) / kMatrixDepth * kMatrixDepth;
 }
 
+/// Bytes of the right sides of two products, for which the left side is loaded once.
+constexpr int kMatrixStep = 2 * kMatrixBytes;
+
+/// Bytes of a tile of keys and values in a panel.
+constexpr int64_t matrix_tile_bytes(int head_size) {
+  return int64_t{2} * 2 * kTile * round_to_depth(head_size);
+}
+
 typedef uint16_t Words __attribute__((vector_size(kLine)));
 
 /// Two runs as pairs of an element of each.
@@ -39,33 +47,24 @@ BH_INLINE Words load_words(const BFloat16* from) {
   return words;
 }
 
-/// Keys and values of a span as the right sides of products. Keys: for each tile of the cache and
-/// kMatrixDepth dimensions a register, pairs of dimensions by tokens; dimensions that a head lacks
-/// are zero. Values: for each two tiles and 16 columns a register, pairs of tokens by columns.
+/// Keys and values of a span as the right sides of products: registers [depth][2 of columns]. Of
+/// keys, for each two tiles of the cache, pairs of dimensions by tokens; dimensions that a head
+/// lacks are zero. Of values, for each 32 columns, pairs of tokens by columns.
 struct MatrixPanel {
   char* memory;
   int head_size;
   int span_tiles;
 
-  /// Bytes from a tile's keys to the next one's.
-  [[gnu::always_inline]] int64_t key_stride() const {
-    return int64_t{round_to_depth(head_size)} * 2 * kTile;
+  [[gnu::always_inline]] char* keys(int tile) const {
+    return memory + tile / 2 * (round_to_depth(head_size) / kMatrixDepth * kMatrixStep) +
+           tile % 2 * kMatrixBytes;
   }
-  /// Bytes from the values of two tiles to those of the next two.
-  [[gnu::always_inline]] int64_t value_stride() const {
-    return int64_t{head_size} / kTile * kMatrixBytes;
-  }
-  [[gnu::always_inline]] char* keys(int tile) const { return memory + tile * key_stride(); }
-  [[gnu::always_inline]] char* values(int tile) const {
-    return memory + span_tiles * key_stride() + tile / 2 * value_stride() +
-           tile % 2 * (kMatrixBytes / 2);
+  [[gnu::always_inline]] char* values(int tile, int column) const {
+    return memory + span_tiles * (matrix_tile_bytes(head_size) / 2) +
+           (column / kMatrixDepth * (span_tiles / 2) + tile / 2) * kMatrixStep +
+           column % kMatrixDepth / kTile * kMatrixBytes + tile % 2 * (kMatrixBytes / 2);
   }
 };
-
-/// Bytes of a tile in a panel.
-constexpr int64_t matrix_tile_bytes(int head_size) {
-  return int64_t{2} * kTile * (round_to_depth(head_size) + head_size);
-}
 
 /// Fills in a tile, of which tokens first .. end - 1 are seen, and returns whether their values are
 /// finite. The values of others become zero.
@@ -76,25 +75,34 @@ BH_KERNEL bool fill_tile(const MatrixPanel& panel, int tile, const BFloat16* fro
     __builtin_memcpy(to, &pairs, sizeof pairs);
   };
   const int size = panel.head_size;
+  const int padded_size = round_to_depth(size);
   char* keys = panel.keys(tile);
-  for (int d = 0; d < size; d += 2) put(keys + d / 2 * kLine, load_words(from + d * kTile));
-  for (int d = size; d < round_to_depth(size); d += 2) put(keys + d / 2 * kLine, Words{});
-
-  const BFloat16* value = from + kTile * size;
-  char* values = panel.values(tile);
-  Words largest = {};
-  for (int t = 0; t < kTile; t += 2, values += kLine) {
-    Words seen;
-#pragma GCC unroll 32
-    for (int i = 0; i < 2 * kTile; ++i) {
-      const int token = t + i / kTile;
-      seen[i] = first <= token && token < end ? 0xffff : 0;
+  for (int depth = 0; depth < padded_size; depth += kMatrixDepth, keys += kMatrixStep) {
+    for (int d = 0; d < kMatrixDepth; d += 2) {
+      put(keys + d / 2 * kLine,
+          depth + d < size ? load_words(from + (depth + d) * kTile) : Words{});
     }
-    for (int column = 0; column < size; column += kTile) {
-      const Words runs = load_words(value + (column + t) * kTile) & seen;
+  }
+
+  from += kTile * size;
+  const bool all_seen = first <= 0 && end >= kTile;
+  typedef int16_t Places __attribute__((vector_size(kLine)));
+  Places token;
+#pragma GCC unroll 32
+  for (int i = 0; i < 2 * kTile; ++i) token[i] = static_cast<int16_t>(i / kTile);
+  Words largest = {};
+  for (int column = 0; column < size; column += kTile) {
+    char* values = panel.values(tile, column);
+    for (int t = 0; t < kTile; t += 2, values += kLine, from += 2 * kTile) {
+      Words runs = load_words(from);
+      if (!all_seen) {
+        const Places before = Places{} + static_cast<int16_t>(max_int(first, 0) - t);
+        const Places beyond = Places{} + static_cast<int16_t>(min_int(end, kTile) - t);
+        runs &= (Words)(token >= before) & (Words)(token < beyond);
+      }
       const Words magnitude = runs & uint16_t{0x7fff};
       largest = magnitude > largest ? magnitude : largest;
-      put(values + column / kTile * kMatrixBytes, runs);
+      put(values, runs);
     }
   }
   bool is_finite = true;
@@ -104,33 +112,32 @@ BH_KERNEL bool fill_tile(const MatrixPanel& panel, int tile, const BFloat16* fro
 
 /// Makes a tile one that has no tokens.
 BH_INLINE void clear_tile(const MatrixPanel& panel, int tile) {
-  __builtin_memset(panel.keys(tile), 0, static_cast<size_t>(panel.key_stride()));
-  for (int64_t at = 0; at < panel.value_stride(); at += kMatrixBytes) {
-    __builtin_memset(panel.values(tile) + at, 0, kMatrixBytes / 2);
+  for (int d = 0; d < panel.head_size; d += kMatrixDepth) {
+    __builtin_memset(panel.keys(tile) + d / kMatrixDepth * kMatrixStep, 0, kMatrixBytes);
+  }
+  for (int column = 0; column < panel.head_size; column += kTile) {
+    __builtin_memset(panel.values(tile, column), 0, kMatrixBytes / 2);
   }
 }
 
-/// Weights as the left sides of products: terms[term][t], whose sum is weights[t] to the last bit,
-/// for the upper half of a float is a bfloat16. `count` is a multiple of kMatrixDepth.
-BH_INLINE void split_weights(const float* weights, int count, uint16_t* terms,
+/// kMatrixDepth weights as left sides of products: bfloat16 whose sum is the weight to the last
+/// bit, for they are the upper halves of floats. Terms are `term_stride` elements apart.
+BH_INLINE void split_weights(const Vec (&weights)[kMatrixDepth / kWidth], uint16_t* terms,
                              int64_t term_stride) {
-  constexpr int kHalf = kMatrixDepth / 2;
   typedef float Floats __attribute__((vector_size(kLine)));
   typedef uint32_t Bits __attribute__((vector_size(kLine)));
   Words upper;
 #pragma GCC unroll 32
   for (int i = 0; i < kMatrixDepth; ++i) upper[i] = static_cast<uint16_t>(2 * i + 1);
-  for (int t = 0; t < count; t += kMatrixDepth) {
-    Floats rest[2];
-    __builtin_memcpy(rest, weights + t, sizeof rest);
-    static_assert(sizeof rest == 2 * kHalf * sizeof(float));
+  Floats rest[2];
+  static_assert(sizeof rest == sizeof weights);
+  __builtin_memcpy(rest, weights, sizeof rest);
 #pragma GCC unroll 3
-    for (int term = 0; term < kTerms; ++term) {
-      const Words both = __builtin_shuffle((Words)rest[0], (Words)rest[1], upper);
-      __builtin_memcpy(terms + term * term_stride + t, &both, sizeof both);
+  for (int term = 0; term < kTerms; ++term) {
+    const Words both = __builtin_shuffle((Words)rest[0], (Words)rest[1], upper);
+    __builtin_memcpy(terms + term * term_stride, &both, sizeof both);
 #pragma GCC unroll 2
-      for (Floats& r : rest) r -= (Floats)((Bits)r & 0xffff0000u);
-    }
+    for (Floats& r : rest) r -= (Floats)((Bits)r & 0xffff0000u);
   }
 }
 
@@ -141,13 +148,6 @@ struct MatrixRows {
   int64_t term_stride;  ///< bytes
 };
 
-/// Right sides: registers, one after another in depth.
-struct MatrixColumns {
-  const char* at;
-  int64_t stride;         ///< bytes from a register to the next in depth
-  int64_t column_stride;  ///< bytes to the registers of the next 16 columns
-};
-
 /// Floats, kRows by kColumns registers of them.
 struct MatrixSums {
   float* at;
@@ -155,11 +155,10 @@ struct MatrixSums {
 };
 
 /// sums = left * right, or sums += left * right if kAdds: kRows by kColumns registers, `depth` of
-/// them deep, of all terms of the left side. Registers 0 to 3 have the sums, row by row, 4 and 5
-/// the left side, 6 and 7 the right side.
+/// them deep, of all terms of the left side; the right side as in a panel. Registers 0 to 3 have
+/// the sums, row by row, 4 and 5 the left side, 6 and 7 the right side.
 template <int kRows, int kColumns, int kLeftTerms, bool kAdds>
-BH_KERNEL void multiply(const MatrixRows& left, const MatrixColumns& right, int depth,
-                        const MatrixSums& sums) {
+BH_KERNEL void multiply(MatrixRows left, const char* right, int depth, MatrixSums sums) {
   float* lower = sums.at + kMatrixRows * sums.stride;
   const int64_t sum_stride = sums.stride * static_cast<int64_t>(sizeof(float));
   if constexpr (kAdds) {
@@ -174,12 +173,11 @@ BH_KERNEL void multiply(const MatrixRows& left, const MatrixColumns& right, int 
     clear_matrix<3>();
   }
   for (int d = 0; d < depth; ++d) {
-    const char* column = right.at + d * right.stride;
-    load_matrix<6>(column, kMatrixRowBytes);
-    if constexpr (kColumns > 1) load_matrix<7>(column + right.column_stride, kMatrixRowBytes);
+    load_matrix<6>(right, kMatrixRowBytes);
+    if constexpr (kColumns > 1) load_matrix<7>(right + kMatrixBytes, kMatrixRowBytes);
 #pragma GCC unroll 3
     for (int term = 0; term < kLeftTerms; ++term) {
-      const char* row = left.at + term * left.term_stride + d * kMatrixRowBytes;
+      const char* row = left.at + term * left.term_stride;
       load_matrix<4>(row, left.stride);
       multiply_matrices<0, 4, 6>();
       if constexpr (kColumns > 1) multiply_matrices<1, 4, 7>();
@@ -189,6 +187,8 @@ BH_KERNEL void multiply(const MatrixRows& left, const MatrixColumns& right, int 
         if constexpr (kColumns > 1) multiply_matrices<3, 5, 7>();
       }
     }
+    left.at += kMatrixRowBytes;
+    right += kMatrixStep;
   }
   store_matrix<0>(sums.at, sum_stride);
   if constexpr (kColumns > 1) store_matrix<1>(sums.at + kMatrixRows, sum_stride);

@@ -10,6 +10,7 @@
 namespace broadhead::cpu::BH_TIER {
 
 struct ScoreTransform {
+  float scale;  ///< for scores that have it yet to come
   float soft_cap;
   float slope;
 
@@ -35,13 +36,18 @@ struct SoftmaxState {
 };
 
 /// Transforms and masks the scores of key positions base .. base + count - 1 (count a multiple of
-/// kTile) where there is anything to do, and returns the highest.
+/// kTile) where there is anything to do, and returns the highest. Scales them if kScales.
+template <bool kScales>
 BH_INLINE float mask_scores(const ScoreTransform& transform, const QueryToken& token, int base,
                             int count, float* scores) {
   Vec best[2] = {broadcast(-kInfinity), broadcast(-kInfinity)};
+  auto scaled = [&](int t) {
+    const Vec score = load(scores + t);
+    return kScales ? score * broadcast(transform.scale) : score;
+  };
   auto mask = [&](int begin, int end) {
     for (int t = begin; t < end; t += kWidth) {
-      Vec score = load(scores + t);
+      Vec score = scaled(t);
       const IntVec key = iota_int() + (base + t);
       if (!transform.is_none()) score = transform_score(transform, score, key - token.position);
       const IntVec seen = (key >= token.first) & (key < token.end);
@@ -61,33 +67,42 @@ BH_INLINE float mask_scores(const ScoreTransform& transform, const QueryToken& t
   for (int t = begin; t < end; t += kTile) {
 #pragma GCC unroll 4
     for (int v = 0; v < kTile / kWidth; ++v) {
-      best[v % 2] = max(load(scores + t + v * kWidth), best[v % 2]);
+      const Vec score = scaled(t + v * kWidth);
+      if constexpr (kScales) store(scores + t + v * kWidth, score);
+      best[v % 2] = max(score, best[v % 2]);
     }
   }
   mask(end, count);
   return reduce_max(max(best[0], best[1]));
 }
 
-/// Turns scores into weights, 0 where they are -inf, and returns their sum.
-BH_INLINE float weigh(float* scores, int count, float maximum) {
+/// Calls keep(t, weights) for the weights of scores t .. t + kStep - 1, 0 where scores are -inf,
+/// and returns the sum of all. `count` is a multiple of kStep.
+template <int kStep, class Keep>
+BH_INLINE float weigh(const float* scores, int count, float maximum, Keep&& keep) {
+  constexpr int kVecs = kStep / kWidth;
   Vec sum[2] = {};
   if (maximum == -kInfinity) {
     // Nothing seen so far, or NaN: weights of 0, or NaN that must not be lost.
-    for (int t = 0; t < count; t += kWidth) {
-      const Vec score = load(scores + t);
-      const Vec weight = score == score ? Vec{} : score;
-      store(scores + t, weight);
-      sum[0] += weight;
+    for (int t = 0; t < count; t += kStep) {
+      Vec weights[kVecs];
+      for (int v = 0; v < kVecs; ++v) {
+        const Vec score = load(scores + t + v * kWidth);
+        weights[v] = score == score ? Vec{} : score;
+        sum[0] += weights[v];
+      }
+      keep(t, weights);
     }
   } else {
     const Vec subtract = broadcast(maximum);
-    for (int t = 0; t < count; t += kTile) {
+    for (int t = 0; t < count; t += kStep) {
+      Vec weights[kVecs];
 #pragma GCC unroll 4
-      for (int v = 0; v < kTile / kWidth; ++v) {
-        const Vec weight = exp(load(scores + t + v * kWidth) - subtract);
-        store(scores + t + v * kWidth, weight);
-        sum[v % 2] += weight;
+      for (int v = 0; v < kVecs; ++v) {
+        weights[v] = exp(load(scores + t + v * kWidth) - subtract);
+        sum[v % 2] += weights[v];
       }
+      keep(t, weights);
     }
   }
   return reduce_add(sum[0] + sum[1]);
