@@ -45,12 +45,9 @@ static void attend_chunk(const AttendContext& context, const AttendItem& item,
                                  round_to_depth(size) / kMatrixDepth,
                                  {scratch.scores + t, kMatrixStride});
   }
-  if (count < padded_count) {
-    for (int r = 0; r < chunk.rows; ++r) {
-      const Vec unseen = broadcast(-kInfinity);
-      float* last = scratch.scores + r * kMatrixStride + count;
-      for (int t = 0; t < kTile; t += kWidth) store(last + t, unseen);
-    }
+  for (int r = 0; r < chunk.rows; ++r) {
+    float* scores = scratch.scores + r * kMatrixStride;
+    for (int t = count; t < padded_count; t += kWidth) store(scores + t, broadcast(-kInfinity));
   }
 
   float factors[round_to_width(kRows * kMatrixRows)];
@@ -95,7 +92,8 @@ BH_INLINE void attend_matrices(const AttendContext& context, const AttendItem& i
     spans.find_next(span);
     if (exact && !fill_panel(context, item, span, spans.tiles(), panel)) {
       // A product with an infinity has all terms of a weight, and 0 times infinity is not a number.
-      load_queries<BFloat16>(context, item, scratch, exact = false);
+      exact = false;
+      load_queries<BFloat16>(context, item, scratch, exact);
     }
     if (exact) {
       for (int row = 0; row < scratch.rows; row += kMatrixChunk) {
