@@ -44,6 +44,12 @@ class KernelHandlesTest {
   }
 
   @Test
+  void namesOfBackendsAreThoseOfTheLibrary() {
+    assertThat(KernelEngine.backends().stream().map(BackendInfo::name))
+        .containsExactlyElementsOf(EngineConfig.BACKENDS.subList(1, EngineConfig.BACKENDS.size()));
+  }
+
+  @Test
   void probesMeasureAndCheckTheirArguments(BufferAllocator allocator) {
     try (KernelEngine engine = engine();
         KernelCache cache = new KernelCache(engine, CACHE);

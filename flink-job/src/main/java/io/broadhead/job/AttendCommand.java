@@ -98,7 +98,6 @@ final class AttendCommand extends EngineCommand {
 
   @Override
   int executeOnEngine() throws Exception {
-    requireKnownBackend(backend);
     Failure.requireFile(job, "--job");
     Failure.requireReadable(input, "--input");
     requireNotRead("--output", output);

@@ -42,7 +42,6 @@ final class DoctorCommand extends EngineCommand {
 
   @Override
   int executeOnEngine() {
-    requireKnownBackend(backend);
     Report report = Report.make(new EngineConfig(backend, threads, device));
     if (json) {
       out().println(Json.of(report.toMap()));

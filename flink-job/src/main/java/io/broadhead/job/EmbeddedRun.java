@@ -105,7 +105,6 @@ final class EmbeddedRun {
   }
 
   int execute() throws Exception {
-    options.requireKnownBackend(options.backend);
     if (options.deviceResource != null) {
       throw options.usage("--device-resource: not on an embedded cluster; choose --device");
     }

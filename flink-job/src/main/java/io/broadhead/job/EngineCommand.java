@@ -35,6 +35,7 @@ abstract class EngineCommand extends ReportingCommand {
 
   @Override
   final int execute() throws Exception {
+    requireKnownBackend(backend);
     requireOption(threads >= 0, "--threads", "0 or more", threads);
     requireOption(device >= -1, "--device", "0 or more, or -1", device);
     return executeOnEngine();

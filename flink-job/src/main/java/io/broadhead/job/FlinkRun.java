@@ -4,12 +4,18 @@ package io.broadhead.job;
 import io.broadhead.attention.job.Job;
 import io.broadhead.flink.PagedAttentionOptions;
 import io.broadhead.job.source.StepFileSource;
+import java.io.FileNotFoundException;
+import java.io.IOException;
 import java.time.Duration;
 import org.apache.flink.api.common.RuntimeExecutionMode;
+import org.apache.flink.client.deployment.application.executors.EmbeddedExecutor;
 import org.apache.flink.configuration.CheckpointingOptions;
 import org.apache.flink.configuration.Configuration;
+import org.apache.flink.configuration.DeploymentOptions;
 import org.apache.flink.configuration.ExecutionOptions;
 import org.apache.flink.configuration.PipelineOptions;
+import org.apache.flink.configuration.ReadableConfig;
+import org.apache.flink.core.fs.FileSystem;
 import org.apache.flink.core.fs.Path;
 import org.apache.flink.streaming.api.environment.LocalStreamEnvironment;
 import org.apache.flink.streaming.api.environment.StreamExecutionEnvironment;
@@ -49,6 +55,9 @@ final class FlinkRun {
     Path input = absolute("--input", options.input);
     Path output = absolute("--output", options.output);
     Path refused = absolute("--refused", refusedFolder());
+    requireOther("--output", output, input);
+    requireOther("--refused", refused, input);
+    requireInput(input, env.getConfiguration());
     Configuration configuration = jobConfiguration();
     configuration.set(PagedAttentionOptions.THREADS, options.threads);
     env.configure(configuration);
@@ -65,6 +74,49 @@ final class FlinkRun {
     options.requireOption(
         path.isAbsolute(), option, "an absolute path or a URI on a cluster", text);
     return path;
+  }
+
+  private void requireOther(String option, Path written, Path input) {
+    options.requireOption(
+        !written.equals(input), option, "a folder other than that of the input", written);
+  }
+
+  /**
+   * Refuses an input in which the JobManager would find nothing to read. A client of another
+   * machine knows that of a shared file system only; of other paths it tells what it sees itself.
+   */
+  private void requireInput(Path input, ReadableConfig client) throws WorkFailedException {
+    boolean asTheJobManager = EmbeddedExecutor.NAME.equals(client.get(DeploymentOptions.TARGET));
+    boolean shared = false;
+    String problem;
+    try {
+      FileSystem files = input.getFileSystem();
+      shared = files.isDistributedFS();
+      problem = problemWith(input, files.getFileStatus(input).isDir());
+    } catch (FileNotFoundException e) {
+      problem = "no such file or folder";
+    } catch (IOException e) {
+      shared = false; // perhaps it is only this process that may not read there
+      problem = Failure.describe(e);
+    }
+    if (problem.isEmpty()) {
+      return;
+    }
+    String message = "--input " + options.input + ": " + problem;
+    if (asTheJobManager || shared) {
+      throw new WorkFailedException(message);
+    }
+    options
+        .err()
+        .println("broadhead run: " + message + " as seen from here; the JobManager must find it");
+  }
+
+  /** Empty if there is none. */
+  private String problemWith(Path input, boolean folder) throws IOException {
+    if (options.watch) {
+      return folder ? "" : "expected a folder with --watch, got a file";
+    }
+    return StepFileSource.isEmpty(input) ? "expected step files, got an empty folder" : "";
   }
 
   /** Flink's options and the operator's, without those that depend on the cluster. */

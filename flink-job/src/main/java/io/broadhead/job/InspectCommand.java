@@ -54,7 +54,6 @@ final class InspectCommand extends EngineCommand {
   @Override
   int executeOnEngine() throws Exception {
     requireOption(values >= 0, "--values", "0 or more", values);
-    requireKnownBackend(backend);
     Failure.requireReadable(path, "PATH");
     if (job != null) {
       Failure.requireFile(job, "--job");

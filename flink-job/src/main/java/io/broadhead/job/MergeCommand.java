@@ -60,7 +60,6 @@ final class MergeCommand extends EngineCommand {
 
   @Override
   int executeOnEngine() throws Exception {
-    requireKnownBackend(backend);
     for (Path part : parts) {
       Failure.requireReadable(part, "PART");
       if (Files.exists(output) && Files.isSameFile(part, output)) {

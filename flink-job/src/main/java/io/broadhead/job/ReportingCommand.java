@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.job;
 
-import io.broadhead.kernel.BackendInfo;
-import io.broadhead.kernel.KernelEngine;
+import io.broadhead.kernel.EngineConfig;
 import java.io.PrintWriter;
-import java.util.ArrayList;
-import java.util.List;
 import java.util.concurrent.Callable;
 import picocli.CommandLine;
 import picocli.CommandLine.Model.CommandSpec;
@@ -57,12 +54,12 @@ abstract class ReportingCommand implements Callable<Integer> {
     }
   }
 
-  /** Refuses a backend name that this build does not know. */
   final void requireKnownBackend(String backend) {
-    List<String> names = new ArrayList<>(List.of("auto"));
-    KernelEngine.backends().stream().map(BackendInfo::name).forEach(names::add);
     requireOption(
-        names.contains(backend), "--backend", "one of " + String.join(", ", names), backend);
+        EngineConfig.BACKENDS.contains(backend),
+        "--backend",
+        "one of " + String.join(", ", EngineConfig.BACKENDS),
+        backend);
   }
 
   final ParameterException usage(String message) {

@@ -3,8 +3,11 @@ package io.broadhead.job;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
+import java.nio.file.Files;
 import java.nio.file.Path;
 import org.apache.flink.api.common.JobExecutionResult;
+import org.apache.flink.configuration.Configuration;
+import org.apache.flink.configuration.DeploymentOptions;
 import org.apache.flink.streaming.api.environment.StreamExecutionEnvironment;
 import org.apache.flink.streaming.api.graph.StreamGraph;
 import org.junit.jupiter.api.AfterEach;
@@ -12,6 +15,7 @@ import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
 /** What {@code run} refuses before Flink's client submits its job. */
@@ -24,9 +28,14 @@ class RunOnAClusterTest {
   private static final class ClusterEnvironment extends StreamExecutionEnvironment {
     static int submitted;
 
-    static void install() {
+    ClusterEnvironment(String target) {
+      super(new Configuration().set(DeploymentOptions.TARGET, target));
+    }
+
+    /** {@code target} is Flink's {@code execution.target}. */
+    static void install(String target) {
       submitted = 0;
-      initializeContextEnvironment(configuration -> new ClusterEnvironment());
+      initializeContextEnvironment(configuration -> new ClusterEnvironment(target));
     }
 
     static void remove() {
@@ -43,7 +52,7 @@ class RunOnAClusterTest {
   @BeforeEach
   void install() {
     job = Steps.small(1).writeJob(temp.resolve("job.yaml"));
-    ClusterEnvironment.install();
+    ClusterEnvironment.install("remote");
   }
 
   @AfterEach
@@ -78,6 +87,64 @@ class RunOnAClusterTest {
         .startsWith(
             "broadhead run: " + option + ": expected an absolute path or a URI on a cluster");
     assertThat(ClusterEnvironment.submitted).isZero();
+  }
+
+  @Test
+  void aBackendThatThereIsNotIsRefused() {
+    Cli cli = run("/steps", "/results", "--backend", "cdua");
+
+    assertThat(cli.code()).isEqualTo(2);
+    assertThat(cli.err()).contains("--backend: expected one of auto, cuda, hip, cpu, got cdua");
+    assertThat(ClusterEnvironment.submitted).isZero();
+  }
+
+  @ParameterizedTest
+  @ValueSource(strings = {"--output", "--refused"})
+  void theNextJobWouldReadWhatIsWrittenToTheInput(String option) {
+    Cli cli =
+        run("/steps", option.equals("--output") ? "/steps/" : "/results", "--refused", "/steps");
+
+    assertThat(cli.code()).isEqualTo(2);
+    assertThat(cli.err())
+        .contains(option + ": expected a folder other than that of the input, got /steps");
+    assertThat(ClusterEnvironment.submitted).isZero();
+  }
+
+  @ParameterizedTest
+  @CsvSource({
+    "missing, false, no such file or folder",
+    "empty, false, 'expected step files, got an empty folder'",
+    "job.yaml, true, 'expected a folder with --watch, got a file'",
+  })
+  void theJobManagerKnowsWhatIsThereToRead(String name, boolean watch, String problem)
+      throws Exception {
+    String input = temp.resolve(name).toString();
+    Files.createDirectories(temp.resolve("empty"));
+    Object[] more = watch ? new Object[] {"--watch"} : new Object[0];
+
+    ClusterEnvironment.install("embedded");
+    Cli inJobManager = run(input, "/results", more);
+
+    assertThat(inJobManager.code()).isOne();
+    assertThat(inJobManager.err())
+        .isEqualToIgnoringNewLines("broadhead run: --input " + input + ": " + problem);
+    assertThat(ClusterEnvironment.submitted).isZero();
+
+    ClusterEnvironment.install("remote");
+    Cli elsewhere = run(input, "/results", more);
+
+    assertThat(elsewhere.code()).isZero();
+    assertThat(elsewhere.err()).contains(problem + " as seen from here");
+    assertThat(ClusterEnvironment.submitted).isOne();
+  }
+
+  @Test
+  void whatIsThereIsSubmittedWithoutAWord() {
+    ClusterEnvironment.install("embedded");
+    Cli cli = run(temp.toString(), "/results");
+
+    assertThat(cli.err()).isEmpty();
+    assertThat(ClusterEnvironment.submitted).isOne();
   }
 
   @Test

@@ -2,7 +2,6 @@
 package io.broadhead.attention;
 
 import io.broadhead.arrow.ArrowBatch;
-import io.broadhead.kernel.EngineConfig;
 import io.broadhead.kernel.EngineInfo;
 import io.broadhead.kernel.ErrorCode;
 import io.broadhead.kernel.KernelEngine;
@@ -35,9 +34,7 @@ public final class PartialResults implements AutoCloseable {
    * @throws KernelException with the reason if the backend cannot be used
    */
   public static PartialResults open(AttentionConfig config, BufferAllocator allocator) {
-    return new PartialResults(
-        KernelEngine.open(new EngineConfig(config.backend(), config.threads(), config.device())),
-        allocator);
+    return new PartialResults(config.openEngine(), allocator);
   }
 
   /**

@@ -3,6 +3,7 @@ package io.broadhead.flink;
 
 import io.broadhead.attention.AttentionConfig;
 import io.broadhead.attention.OutOfBlocks;
+import io.broadhead.kernel.EngineConfig;
 import java.time.Duration;
 import java.util.Set;
 import java.util.TreeSet;
@@ -133,8 +134,13 @@ public final class PagedAttentionOptions {
 
   /** Reads and checks what {@link io.broadhead.attention.PagedAttention#open} needs. */
   static AttentionConfig attentionConfig(ReadableConfig config) {
+    String backend = config.get(BACKEND);
+    if (!EngineConfig.BACKENDS.contains(backend)) {
+      throw new IllegalArgumentException(
+          BACKEND.key() + ": expected one of " + EngineConfig.BACKENDS + ", got " + backend);
+    }
     return new AttentionConfig(
-        config.get(BACKEND),
+        backend,
         atLeast(THREADS, config, 0),
         atLeast(DEVICE, config, -1),
         config.get(OUT_OF_BLOCKS));

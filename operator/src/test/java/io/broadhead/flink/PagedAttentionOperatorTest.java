@@ -177,11 +177,11 @@ class PagedAttentionOperatorTest {
   @Test
   void closesAfterAnOpenThatFailedHalfWay() throws Exception {
     Configuration options = new Configuration();
-    options.set(PagedAttentionOptions.BACKEND, "abacus");
+    options.set(PagedAttentionOptions.THREADS, 1 << 20);
     var harness = harness(options);
     assertThatThrownBy(harness::open)
         .isInstanceOf(KernelException.class)
-        .hasMessageContaining("abacus");
+        .hasMessageContaining("threads");
     harness.close();
   }
 
@@ -191,6 +191,11 @@ class PagedAttentionOperatorTest {
     threads.set(PagedAttentionOptions.THREADS, -1);
     assertThatThrownBy(() -> new PagedAttentionOperatorFactory(job, threads, 1))
         .hasMessage("broadhead.threads: expected 0 or more, got -1");
+
+    Configuration backend = new Configuration();
+    backend.set(PagedAttentionOptions.BACKEND, "cdua");
+    assertThatThrownBy(() -> OperatorSettings.of(backend, 1))
+        .hasMessage("broadhead.backend: expected one of [auto, cuda, hip, cpu], got cdua");
     Configuration anyDevice = new Configuration().set(PagedAttentionOptions.DEVICE, -1);
     assertThat(PagedAttentionOptions.attentionConfig(anyDevice).device()).isEqualTo(-1);
     Configuration onBadRow = new Configuration();

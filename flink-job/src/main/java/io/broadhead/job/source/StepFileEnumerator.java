@@ -42,6 +42,9 @@ final class StepFileEnumerator implements FileEnumerator {
       FileStatus status = fileSystem.getFileStatus(path);
       if (status.isDir()) {
         FileStatus[] children = fileSystem.listStatus(path);
+        if (children == null) {
+          throw new IOException(path + ": expected a folder that can be listed");
+        }
         Arrays.sort(children, Comparator.comparing(child -> child.getPath().getName()));
         for (FileStatus child : children) {
           if (!child.isDir() && StepFiles.isInput(child.getPath().getName())) {

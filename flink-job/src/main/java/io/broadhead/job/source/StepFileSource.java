@@ -3,6 +3,7 @@ package io.broadhead.job.source;
 
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.flink.PagedAttentionMetrics;
+import java.io.IOException;
 import java.time.Duration;
 import java.util.Collection;
 import java.util.List;
@@ -68,6 +69,17 @@ public final class StepFileSource extends AbstractFileSource<ArrowBatch, FileSou
     // Flink's continuous enumerator remembers paths, so it would drop all splits of a file but one.
     return new StepFileSource(
         folder, StepFileEnumerator.WHOLE_FILES, new ContinuousEnumerationSettings(interval));
+  }
+
+  /**
+   * Whether {@code input} is a folder without step files, as this process sees it.
+   *
+   * @throws java.io.FileNotFoundException if there is no such file or folder
+   */
+  public static boolean isEmpty(Path input) throws IOException {
+    return new StepFileEnumerator(StepFileEnumerator.WHOLE_FILES)
+        .enumerateSplits(new Path[] {input}, 1)
+        .isEmpty();
   }
 
   @Override
