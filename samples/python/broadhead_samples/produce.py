@@ -63,20 +63,27 @@ def tensor_list(rows, shape, dtype, name):
 
 def int_list(rows, item_type, name):
     """A column list<item_type> from one sequence of integers a row (None: empty). Returns (field, array)."""
-    parts = [_integers([] if row is None else row, f"column {name}, row {i}") for i, row in enumerate(rows)]
+    parts = [
+        _integers([] if row is None else row, item_type, f"column {name}, row {i}")
+        for i, row in enumerate(rows)
+    ]
     offsets = np.cumsum([0] + [len(part) for part in parts]).astype(np.int32)
-    values = pa.array(np.concatenate(parts), pa.int64()).cast(item_type)
+    values = pa.array(np.concatenate(parts), item_type)
     list_type = pa.list_(pa.field("item", item_type, nullable=False))
     return pa.field(name, list_type, nullable=False), pa.ListArray.from_arrays(
         pa.array(offsets), values, type=list_type
     )
 
 
-def _integers(values, where):
+def _integers(values, item_type, where):
     values = np.asarray(values)
     if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
         raise ValueError(f"{where}: expected integers [n], got {values.dtype} {list(values.shape)}")
-    return values.astype(np.int64)
+    limits = np.iinfo(str(item_type))
+    for extreme in (int(values.min()), int(values.max())) if values.size else ():
+        if not limits.min <= extreme <= limits.max:
+            raise ValueError(f"{where}: expected {item_type}, got {extreme}")
+    return values.astype(limits.dtype)
 
 
 def _of_shape(row, shape, name, index):
@@ -87,11 +94,26 @@ def _of_shape(row, shape, name, index):
     return row
 
 
+_ID_TYPES = ((pa.int64(), (int, np.integer)), (pa.utf8(), str))
+
+
 def _id_type(ids, name):
-    for arrow_type, python_types in ((pa.int64(), (int, np.integer)), (pa.utf8(), str)):
+    for arrow_type, python_types in _ID_TYPES:
         if all(isinstance(value, python_types) for value in ids):
             return arrow_type
     raise ValueError(f"column {name}: expected integers in all rows, or text in all, got {ids}")
+
+
+def _ids(values, id_type, name):
+    for i, value in enumerate(values):
+        where = f"column {name}, row {i}"
+        if value is None:
+            continue
+        if not isinstance(value, dict(_ID_TYPES)[id_type]):
+            raise ValueError(f"{where}: expected {id_type} as in sequence_id, got {value!r}")
+        if id_type == pa.int64():
+            _integers([value], id_type, where)
+    return pa.array(values, id_type)
 
 
 class BlockAllocator:
@@ -201,7 +223,7 @@ class StepBatchBuilder:
 
         ids = [row["sequence_id"] for row in self._rows]
         id_type = _id_type(ids, "sequence_id")
-        put(pa.field("sequence_id", id_type, nullable=False), pa.array(ids, id_type))
+        put(pa.field("sequence_id", id_type, nullable=False), _ids(ids, id_type, "sequence_id"))
         if self.layer is not None:
             put(pa.field("layer", pa.utf8(), nullable=False), pa.array([self.layer] * len(ids), pa.utf8()))
         for name in names:
@@ -210,7 +232,8 @@ class StepBatchBuilder:
                 continue
             if name in ("parent_sequence_id", "sequence_group"):
                 given = [value for value in values if value is not None]
-                array = pa.array(values, id_type if name == "parent_sequence_id" else _id_type(given, name))
+                own_type = id_type if name == "parent_sequence_id" else _id_type(given, name)
+                array = _ids(values, own_type, name)
                 put(pa.field(name, array.type), array)
             elif name in ("query", "key", "value"):
                 shape = (num_heads if name == "query" else num_kv_heads, head_size)
@@ -224,8 +247,11 @@ class StepBatchBuilder:
                         raise ValueError(f"column {name}: expected [n, heads, head_size], got {got}")
                 put(*tensor_list(values, shape, self.dtype, name))
             elif name == "seq_len":
-                lengths = pa.array(_integers(values, f"column {name}")).cast(pa.int32())
-                put(pa.field(name, pa.int32(), nullable=False), lengths)
+                lengths = [
+                    _integers([value], pa.int32(), f"column {name}, row {i}")
+                    for i, value in enumerate(values)
+                ]
+                put(pa.field(name, pa.int32(), nullable=False), pa.array(np.concatenate(lengths), pa.int32()))
             elif name in ("slot_mapping", "block_table", "position", "token_ids"):
                 wide = name in ("slot_mapping", "token_ids")
                 put(*int_list(values, pa.int64() if wide else pa.int32(), name))

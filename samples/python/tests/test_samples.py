@@ -165,7 +165,23 @@ class BatchesTest(unittest.TestCase):
         for columns, message in (
             ({"slot_mapping": [1.5], "key": query, "value": query}, "slot_mapping, row 0: expected integers"),
             ({"block_table": [[1]]}, "block_table, row 0: expected integers"),
-            ({"seq_len": 1.5}, "seq_len: expected integers"),
+            ({"seq_len": 1.5}, "seq_len, row 0: expected integers"),
+            ({"seq_len": 2**31}, "seq_len, row 0: expected int32, got 2147483648"),
+            (
+                {"slot_mapping": np.array([2**63], np.uint64), "key": query, "value": query},
+                "slot_mapping, row 0: expected int64, got 9223372036854775808",
+            ),
+            ({"block_table": [7, -(2**31) - 1]}, "block_table, row 0: expected int32, got -2147483649"),
+            ({"token_ids": [2**64 - 1]}, "token_ids, row 0: expected int64, got 18446744073709551615"),
+            ({"sequence_id": 2**63}, "sequence_id, row 0: expected int64, got 9223372036854775808"),
+            (
+                {"sequence_group": np.uint64(2**63)},
+                "sequence_group, row 0: expected int64, got 9223372036854775808",
+            ),
+            (
+                {"parent_sequence_id": "a"},
+                "parent_sequence_id, row 0: expected int64 as in sequence_id, got 'a'",
+            ),
             ({"query": query[0]}, r"query: expected \[n, heads, head_size\], got \[2, 4\]"),
             ({"sequence_id": 1.5}, "sequence_id: expected integers in all rows, or text in all"),
             ({"sequence_id": None}, "sequence_id: expected integers in all rows, or text in all"),
