@@ -399,6 +399,34 @@ TEST_F(Import, RefusesWhatWasReleased) {
   EXPECT_STREQ(error.message, "schema was released before");
 }
 
+TEST_F(Import, RefusesColumnsOfWhichAnArrayWasReleased) {
+  const StepBatch batch = good_batch(config_);
+  const Field schema = step_schema(config_, batch);
+  const Binding binding = make_binding(layer_.get(), schema);
+  const int64_t before = live_c_data();
+  for (const Field& column : schema.children) {
+    const size_t index = index_of(schema, column.name);
+    const bool read =
+        std::ranges::any_of(kLists, [&column](const char* name) { return column.name == name; });
+    if (!read && column.name != "seq_len") continue;
+    for (int level = 0;; ++level) {
+      ArrowArray exported = export_array(step_array(config_, batch));
+      ArrowArray* array = exported.children[index];
+      for (int l = 0; l < level; ++l) array = array->children[0];
+      const bool deepest = array->n_children == 0;
+      array->release(array);
+      StepResult result(config_, batch);
+      bh_error error{};
+      EXPECT_EQ(bh_step(binding.get(), &exported, result.array(), nullptr, &error),
+                BH_INVALID_ARGUMENT);
+      EXPECT_EQ(error.message, "column " + column.name + ": an array of it was released before");
+      EXPECT_EQ(exported.release, nullptr);
+      EXPECT_EQ(live_c_data(), before);
+      if (deepest) break;
+    }
+  }
+}
+
 /// Lists of lists, deeper than a stack: no message names them all.
 TEST_F(Import, RefusesDeepSchemas) {
   constexpr int kDepth = 1 << 20;

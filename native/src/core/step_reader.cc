@@ -96,8 +96,17 @@ const void* data_buffer(const char* column, const ArrowArray& array, int64_t len
   return data;
 }
 
+/// The same of an array of a batch: one that was released, or moved away, is not to be read.
+void check_array(const char* column, const ArrowArray& array, int64_t buffers, int64_t children) {
+  if (!array.release) {
+    throw Failure(BH_INVALID_ARGUMENT, kNoRow, "column %s: an array of it was released before",
+                  column);
+  }
+  check_shape(column, array, buffers, children);
+}
+
 ListColumn open_list(const char* name, const ArrowArray& parent, const ArrowArray& list) {
-  check_shape(name, list, 2, 1);
+  check_array(name, list, 2, 1);
   check_length(name, "length", list.length, parent.offset + parent.length);
   ListColumn column;
   column.name = name;
@@ -116,7 +125,7 @@ ListColumn open_scalars(const char* name, const ArrowArray& parent, const ArrowA
                         const T*& values) {
   ListColumn column = open_list(name, parent, list);
   const ArrowArray& child = *list.children[0];
-  check_shape(name, child, 2, 0);
+  check_array(name, child, 2, 0);
   check_no_nulls(column, parent.length, "nulls inside lists", child);
   auto data = static_cast<const T*>(data_buffer(name, child, child.length, sizeof(T)));
   values = data ? data + child.offset : nullptr;
@@ -128,10 +137,10 @@ ListColumn open_tensors(const char* name, const ArrowArray& parent, const ArrowA
                         int64_t width, int dtype, const void*& values) {
   ListColumn column = open_list(name, parent, list);
   const ArrowArray& tensors = *list.children[0];
-  check_shape(name, tensors, 1, 1);
+  check_array(name, tensors, 1, 1);
   check_no_nulls(column, parent.length, "null tensors", tensors);
   const ArrowArray& elements = *tensors.children[0];
-  check_shape(name, elements, 2, 0);
+  check_array(name, elements, 2, 0);
   if (elements.length / width - tensors.offset < tensors.length) {
     throw Failure(BH_INVALID_ARGUMENT, kNoRow,
                   "column %s: number of elements is %" PRId64 ", expected %" PRId64
@@ -233,7 +242,7 @@ void StepReader::open(const ArrowArray& batch) {
   }
   if (spec_.uses_cache()) {
     const ArrowArray& seq_len = child(columns_.seq_len);
-    check_shape("seq_len", seq_len, 2, 0);
+    check_array("seq_len", seq_len, 2, 0);
     check_length("seq_len", "length", seq_len.length, batch.offset + batch.length);
     seq_len_first_bit_ = batch.offset + seq_len.offset;
     seq_len_validity_ =

@@ -106,6 +106,30 @@ def _release(struct):
         ctypes.CFUNCTYPE(None, ctypes.c_void_p)(struct.release)(ctypes.addressof(struct))
 
 
+class _Loan:
+    """Copies of an exported array's structs, which each step may mark as released."""
+
+    def __init__(self, array, release):
+        exported = [array]
+        for struct in exported:  # which grows
+            exported += [struct.children[i].contents for i in range(struct.n_children)]
+        self._structs = (ArrowArray * len(exported))(*exported)
+        self._pointers = []
+        child = 1
+        for struct in self._structs:
+            struct.release = release
+            children = [ctypes.pointer(self._structs[child + i]) for i in range(struct.n_children)]
+            struct.children = (ctypes.POINTER(ArrowArray) * len(children))(*children)
+            self._pointers.append(struct.children)
+            child += len(children)
+        self._unreleased = bytes(self._structs)
+
+    def fresh(self):
+        """Pointer to the first struct; none is released."""
+        ctypes.memmove(self._structs, self._unreleased, len(self._unreleased))
+        return self._structs
+
+
 class Library:
     """An opened libbroadhead.so and what was made with it; a context manager that frees it all."""
 
@@ -195,28 +219,13 @@ class Library:
     def lend(self, batch):
         """Exports `batch` once, for any number of steps, until the library is closed."""
         array, schema = _export(batch)
-        children = [array.children[i].contents for i in range(array.n_children)]
-        releases = [child.release for child in children]
-        owned = array.release
-
-        def take_back():
-            for child, release in zip(children, releases, strict=True):
-                child.release = release
-            array.release = owned
-            _release(array)
-            _release(schema)
-
-        self._made.callback(take_back)
-        for child in children:
-            child.release = None
-        array.release = self._borrowed_release
-        return array
+        self._made.callback(_release, schema)
+        self._made.callback(_release, array)
+        return _Loan(array, self._borrowed_release)
 
     def step(self, binding, batch, result):
-        """One step; both are structs that `lend` answered, and stay usable."""
-        taken = ArrowArray()
-        ctypes.memmove(ctypes.byref(taken), ctypes.byref(batch), ctypes.sizeof(ArrowArray))
-        self._call("bh_step", binding, ctypes.byref(taken), ctypes.byref(result), None)
+        """One step; both are what `lend` answered, and stay usable."""
+        self._call("bh_step", binding, batch.fresh(), result.fresh(), None)
 
     def probe_read(self, cache, blocks):
         """Seconds that reading `blocks` (int32) takes at best."""

@@ -134,13 +134,12 @@ final class CArrays implements AutoCloseable {
     }
   }
 
-  /** Sets length, null count, offset and release of node {@code i}. */
+  /** Sets length, null count and offset of node {@code i}. */
   void header(int i, long length, long nullCount, long offset) {
     long struct = structs[i];
     MemoryUtil.putLong(struct + LENGTH, length);
     MemoryUtil.putLong(struct + NULL_COUNT, nullCount);
     MemoryUtil.putLong(struct + OFFSET, offset);
-    MemoryUtil.putLong(struct + RELEASE, release);
   }
 
   /** Sets buffer {@code b} of node {@code i}. */
@@ -151,6 +150,9 @@ final class CArrays implements AutoCloseable {
   /** Address of the struct array, for a call that may release it; again for the next one. */
   long lend() {
     MemoryUtil.putLong(root + RELEASE, release);
+    for (long struct : structs) {
+      MemoryUtil.putLong(struct + RELEASE, release);
+    }
     return root;
   }
 
