@@ -8,6 +8,7 @@ import io.broadhead.flink.ArrowBatchTypeInfo;
 import java.io.BufferedInputStream;
 import java.io.Closeable;
 import java.io.IOException;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
@@ -94,7 +95,21 @@ final class ArrowIpcFormat implements BulkFormat<ArrowBatch, FileSourceSplit> {
   private Batches openLocal(FileSourceSplit split) throws IOException {
     Path path = Path.of(split.path().getPath());
     if (ArrowFile.isFile(path)) {
-      return new FileBatches(ArrowFile.open(path, memory.allocator()), split);
+      boolean whole = split.offset() == 0 && split.length() == split.fileSize();
+      if (!whole && Files.size(path) != split.fileSize()) {
+        throw new IOException(
+            path
+                + ": expected "
+                + split.fileSize()
+                + " bytes as when the file was found, got "
+                + Files.size(path)
+                + "; it is read in ranges");
+      }
+      // One that is read whole may have been replaced since it was found.
+      return new FileBatches(
+          ArrowFile.open(path, memory.allocator()),
+          split.offset(),
+          whole ? Long.MAX_VALUE : split.offset() + split.length());
     }
     return openStream(split, false);
   }
@@ -134,10 +149,11 @@ final class ArrowIpcFormat implements BulkFormat<ArrowBatch, FileSourceSplit> {
     private final long end;
     private int index;
 
-    FileBatches(ArrowFile file, FileSourceSplit split) {
+    /** Those that begin from {@code start} on and before {@code end}. */
+    FileBatches(ArrowFile file, long start, long end) {
       this.file = file;
-      this.start = split.offset();
-      this.end = split.offset() + split.length();
+      this.start = start;
+      this.end = end;
       toNextInRange();
     }
 
@@ -159,7 +175,10 @@ final class ArrowIpcFormat implements BulkFormat<ArrowBatch, FileSourceSplit> {
     }
 
     @Override
-    public void skip() {
+    public void skip() throws IOException {
+      if (index >= file.batchCount()) {
+        throw new IOException(file.path() + " has become shorter since the checkpoint");
+      }
       index++;
       toNextInRange();
     }

@@ -9,7 +9,10 @@ import io.broadhead.arrow.Compression;
 import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.job.Steps;
 import java.io.IOException;
+import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.StandardCopyOption;
+import java.nio.file.StandardOpenOption;
 import java.util.ArrayList;
 import java.util.List;
 import org.apache.flink.configuration.Configuration;
@@ -129,6 +132,35 @@ class ArrowIpcFormatTest {
                 new ArrayList<>()));
       }
       assertThat(batches).containsExactlyElementsOf(expected());
+    }
+  }
+
+  /** As when a file is corrected in its place while the job waits, or fails at it. */
+  @Test
+  void ofAFileThatWasReplacedEveryBatchIsReadOrNone() throws IOException {
+    Path file = steps.writeFile(temp.resolve("steps.arrow"));
+    List<FileSourceSplit> ranges = splits(file, 10_000);
+    Path shorter =
+        steps.writeFile(temp.resolve("s.arrow"), Compression.NONE, steps.steps.subList(0, 2));
+    FileSourceSplit whole = splits(shorter, Long.MAX_VALUE).get(0);
+    Files.copy(file, shorter, StandardCopyOption.REPLACE_EXISTING);
+    Files.write(file, new byte[8], StandardOpenOption.APPEND);
+    try (SourceMemory memory = new SourceMemory(new SimpleCounter())) {
+      ArrowIpcFormat format = new ArrowIpcFormat(memory, new FetcherThreads());
+      List<CheckpointedPosition> positions = new ArrayList<>();
+
+      assertThat(read(format, whole, Integer.MAX_VALUE, positions))
+          .containsExactlyElementsOf(expected());
+
+      assertThatThrownBy(() -> read(format, ranges.get(1), 1, new ArrayList<>()))
+          .hasMessageContaining("steps.arrow: expected ")
+          .hasMessageContaining("it is read in ranges");
+
+      FileSourceSplit atItsEnd =
+          whole.updateWithCheckpointedPosition(positions.get(positions.size() - 1));
+      steps.writeFile(shorter, Compression.NONE, steps.steps.subList(0, 2));
+      assertThatThrownBy(() -> read(format, atItsEnd, 1, new ArrayList<>()))
+          .hasMessageContaining("s.arrow has become shorter since the checkpoint");
     }
   }
 
