@@ -4,6 +4,7 @@ package io.broadhead.job.source;
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.flink.PagedAttentionMetrics;
 import java.io.IOException;
+import java.time.Clock;
 import java.time.Duration;
 import java.util.Collection;
 import java.util.List;
@@ -12,10 +13,13 @@ import org.apache.flink.api.connector.source.ReaderOutput;
 import org.apache.flink.api.connector.source.SourceEvent;
 import org.apache.flink.api.connector.source.SourceReader;
 import org.apache.flink.api.connector.source.SourceReaderContext;
+import org.apache.flink.api.connector.source.SplitEnumerator;
+import org.apache.flink.api.connector.source.SplitEnumeratorContext;
 import org.apache.flink.connector.file.src.AbstractFileSource;
 import org.apache.flink.connector.file.src.ContinuousEnumerationSettings;
 import org.apache.flink.connector.file.src.FileSourceSplit;
 import org.apache.flink.connector.file.src.FileSourceSplitSerializer;
+import org.apache.flink.connector.file.src.PendingSplitsCheckpoint;
 import org.apache.flink.connector.file.src.impl.FileSourceReader;
 import org.apache.flink.core.fs.Path;
 import org.apache.flink.core.io.InputStatus;
@@ -42,6 +46,8 @@ public final class StepFileSource extends AbstractFileSource<ArrowBatch, FileSou
   /** Counter of the batches that were read, in the group of the attention operator's metrics. */
   public static final String BATCHES_READ = "batchesRead";
 
+  private final Path input;
+
   private StepFileSource(Path input, long splitBytes, ContinuousEnumerationSettings watching) {
     super(
         new Path[] {input},
@@ -49,6 +55,7 @@ public final class StepFileSource extends AbstractFileSource<ArrowBatch, FileSou
         OrderedSplitAssigner::new,
         new ArrowIpcFormat(),
         watching);
+    this.input = input;
   }
 
   /** Reads the file, or the files of the folder, that {@code input} names, and ends. */
@@ -63,10 +70,11 @@ public final class StepFileSource extends AbstractFileSource<ArrowBatch, FileSou
 
   /**
    * Reads the files of a folder, then looks for new ones at every {@code interval} and never ends.
-   * A file is read once, so it must be complete when it appears: move it into the folder.
+   * A file is read once, so it must be complete when it appears: move it into the folder. Its path
+   * is remembered until it has been gone for a day.
    */
   public static StepFileSource watching(Path folder, Duration interval) {
-    // Flink's continuous enumerator remembers paths, so it would drop all splits of a file but one.
+    // A path is what is remembered, so all splits of a file but one would be dropped.
     return new StepFileSource(
         folder, StepFileEnumerator.WHOLE_FILES, new ContinuousEnumerationSettings(interval));
   }
@@ -80,6 +88,40 @@ public final class StepFileSource extends AbstractFileSource<ArrowBatch, FileSou
     return new StepFileEnumerator(StepFileEnumerator.WHOLE_FILES)
         .enumerateSplits(new Path[] {input}, 1)
         .isEmpty();
+  }
+
+  @Override
+  public SplitEnumerator<FileSourceSplit, PendingSplitsCheckpoint<FileSourceSplit>>
+      createEnumerator(SplitEnumeratorContext<FileSourceSplit> context) {
+    return getContinuousEnumerationSettings() == null
+        ? super.createEnumerator(context)
+        : watch(context, List.of(), List.of(), Clock.systemUTC());
+  }
+
+  @Override
+  public SplitEnumerator<FileSourceSplit, PendingSplitsCheckpoint<FileSourceSplit>>
+      restoreEnumerator(
+          SplitEnumeratorContext<FileSourceSplit> context,
+          PendingSplitsCheckpoint<FileSourceSplit> state) {
+    return getContinuousEnumerationSettings() == null
+        ? super.restoreEnumerator(context, state)
+        : watch(context, state.getSplits(), state.getAlreadyProcessedPaths(), Clock.systemUTC());
+  }
+
+  /** The enumerator of {@link #watching}, which goes on from {@code pending} and {@code known}. */
+  WatchingEnumerator watch(
+      SplitEnumeratorContext<FileSourceSplit> context,
+      Collection<FileSourceSplit> pending,
+      Collection<Path> known,
+      Clock clock) {
+    return new WatchingEnumerator(
+        context,
+        getEnumeratorFactory().create(),
+        getAssignerFactory().create(pending),
+        known,
+        input,
+        getContinuousEnumerationSettings().getDiscoveryInterval(),
+        clock);
   }
 
   @Override
