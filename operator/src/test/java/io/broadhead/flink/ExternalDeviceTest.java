@@ -116,12 +116,12 @@ class ExternalDeviceTest {
   /** As it does with an index that it does not have. */
   @Test
   void whatABackendSaysIsToldWithTheOriginOfTheIndex() throws Exception {
-    Configuration options = options().set(PagedAttentionOptions.BACKEND, "abacus");
+    Configuration options = options().set(PagedAttentionOptions.THREADS, 1 << 20);
     OperatorHarness harness = harness(options, new Device("index", "7"));
     assertThatThrownBy(harness::open)
         .isInstanceOf(KernelException.class)
         .hasMessageStartingWith("device 7 of external resource gpu: ")
-        .hasMessageContaining("abacus");
+        .hasMessageContaining("threads");
     harness.close();
   }
 }

@@ -15,6 +15,7 @@ import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.atomic.AtomicInteger;
+import org.apache.flink.api.common.JobStatus;
 import org.apache.flink.configuration.CheckpointingOptions;
 import org.apache.flink.configuration.Configuration;
 import org.apache.flink.configuration.ExternalizedCheckpointRetention;
@@ -155,6 +156,32 @@ class StatefulJobITCase {
     attend(environment, job(numBlocks), options, 2);
     environment.execute();
     assertThat(failures.get()).as("failures").isGreaterThanOrEqualTo(3);
+    StepJob.assertResults();
+  }
+
+  /**
+   * Why a wrong row does not end the job for good: it may be corrected, and the caches are there.
+   */
+  @Test
+  void aRowThatIsCorrectedIsComputedAfterARestart() throws Exception {
+    makeSteps(true);
+    List<StepRow> rows = StepJob.steps().get(ROUNDS).rows();
+    StepRow right = rows.get(0);
+    rows.set(0, right.withSeqLen(right.seqLen() + 1));
+    StreamExecutionEnvironment environment = environment("rocksdb");
+    environment.configure(
+        new Configuration()
+            .set(RestartStrategyOptions.RESTART_STRATEGY_FIXED_DELAY_ATTEMPTS, Integer.MAX_VALUE));
+    attend(environment, JOB, options(), 2);
+    JobClient client = environment.executeAsync();
+    for (JobStatus status = JobStatus.RUNNING;
+        status != JobStatus.RESTARTING;
+        status = client.getJobStatus().get()) {
+      assertThat(status.isTerminalState()).as("job has ended").isFalse();
+      Thread.sleep(1);
+    }
+    rows.set(0, right);
+    client.getJobExecutionResult().get();
     StepJob.assertResults();
   }
 
