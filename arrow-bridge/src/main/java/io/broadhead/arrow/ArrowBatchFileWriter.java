@@ -171,7 +171,8 @@ public final class ArrowBatchFileWriter implements AutoCloseable {
     ArrowBuf[] compressed = new ArrowBuf[schema.bufferCount()];
     try {
       for (int i = 0; i < compressed.length; i++) {
-        compressed[i] = compressed(batch.retained(i));
+        compressed[i] = batch.retained(i); // until it was replaced
+        compressed[i] = compressed(compressed[i]);
       }
       writeRecord(batch, compressed);
     } finally {

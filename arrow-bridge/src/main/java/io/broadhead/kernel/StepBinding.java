@@ -145,19 +145,22 @@ public final class StepBinding extends NativeHandle {
    * @throws KernelException if a row or the step is refused, as in {@link #run}
    */
   public PendingStep begin(List<StepPart> steps) {
-    PendingStep pending = new PendingStep(this, steps);
-    boolean begun = false;
     enterAll();
     try {
-      pointAt(steps);
-      check(broadhead.bh_step_begin(handle, parts, steps.size(), pending.handle(), error));
-      begun = true;
-      return pending;
+      PendingStep pending = new PendingStep(this, steps);
+      boolean begun = false;
+      try {
+        pointAt(steps);
+        check(broadhead.bh_step_begin(handle, parts, steps.size(), pending.handle(), error));
+        begun = true;
+        return pending;
+      } finally {
+        if (!begun) {
+          pending.close();
+        }
+      }
     } finally {
       exitAll();
-      if (!begun) {
-        pending.close();
-      }
     }
   }
 

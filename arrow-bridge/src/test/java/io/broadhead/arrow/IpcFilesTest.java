@@ -26,6 +26,7 @@ import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import org.apache.arrow.compression.CommonsCompressionFactory;
 import org.apache.arrow.memory.BufferAllocator;
+import org.apache.arrow.memory.OutOfMemoryException;
 import org.apache.arrow.vector.VectorSchemaRoot;
 import org.apache.arrow.vector.compression.CompressionUtil.CodecType;
 import org.apache.arrow.vector.compression.NoCompressionCodec;
@@ -388,6 +389,22 @@ class IpcFilesTest {
           .isInstanceOf(FileSystemException.class)
           .hasMessage("out.arrow: No space left on device");
     }
+  }
+
+  /** The batch is the caller's alone then, and its memory is free when it is closed. */
+  @ParameterizedTest
+  @EnumSource(
+      value = Compression.class,
+      names = {"LZ4", "ZSTD"})
+  void noMemoryToCompressLeavesNothingBehind(Compression compression, BufferAllocator allocator)
+      throws IOException {
+    try (BufferAllocator little = allocator.newChildAllocator("little", 0, 100);
+        ArrowBatchFileWriter writer =
+            ArrowBatchFileWriter.create(folder.resolve("little.arrow"), compression, little);
+        ArrowBatch batch = step(allocator, 8).build()) {
+      assertThatThrownBy(() -> writer.write(batch)).isInstanceOf(OutOfMemoryException.class);
+    }
+    assertThat(allocator.getAllocatedMemory()).isZero();
   }
 
   @Test

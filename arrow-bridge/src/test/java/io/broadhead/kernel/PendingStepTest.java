@@ -103,6 +103,16 @@ class PendingStepTest {
     pending.close();
   }
 
+  /** What it was made from can be freed nevertheless. */
+  @Test
+  void doesNotBeginWhileTheLayerIsInUse() {
+    layer.enter();
+    assertThatThrownBy(() -> binding.begin(List.of(part)))
+        .isInstanceOf(IllegalStateException.class)
+        .hasMessageContaining("in use by thread");
+    layer.exit();
+  }
+
   @Test
   void whatIsRefusedIsRefusedAtTheBeginning() {
     long handles = KernelEngine.liveHandles();
