@@ -26,7 +26,8 @@ import org.apache.flink.streaming.api.environment.StreamExecutionEnvironment;
  * one chain and batches go by reference.
  *
  * @param refused folder for refused rows; made if there are any
- * @param countSequences whether the different sequences are counted, as only a bounded job can
+ * @param countSequences whether the different sequences are counted, for a summary: all ids are
+ *     kept until the job ends
  */
 record AttentionPipeline(
     Job job,

@@ -186,7 +186,8 @@ final class EmbeddedRun {
     try (RunMetrics metrics = RunMetrics.attachTo(configuration)) {
       StreamExecutionEnvironment env =
           StreamExecutionEnvironment.createLocalEnvironment(parallelism, configuration);
-      run.pipeline(flinkPath(input), flinkPath(output), flinkPath(refused), parallelism)
+      run.pipeline(
+              flinkPath(input), flinkPath(output), flinkPath(refused), parallelism, !options.watch)
           .addTo(env, configuration);
       StreamGraph graph = env.getStreamGraph();
       try (EmbeddedCluster started = new EmbeddedCluster(configuration, parallelism)) {

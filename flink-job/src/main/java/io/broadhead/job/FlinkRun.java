@@ -63,7 +63,7 @@ final class FlinkRun {
     env.configure(configuration);
     int parallelism = options.parallelism == null ? env.getParallelism() : options.parallelism;
     configuration.set(PagedAttentionOptions.SHARDS, shards(parallelism));
-    pipeline(input, output, refused, parallelism).addTo(env, configuration);
+    pipeline(input, output, refused, parallelism, false).addTo(env, configuration);
     env.execute();
     return 0;
   }
@@ -151,7 +151,8 @@ final class FlinkRun {
     return configuration;
   }
 
-  AttentionPipeline pipeline(Path input, Path output, Path refused, int parallelism) {
+  AttentionPipeline pipeline(
+      Path input, Path output, Path refused, int parallelism, boolean countSequences) {
     return new AttentionPipeline(
         job,
         options.watch
@@ -161,7 +162,7 @@ final class FlinkRun {
         refused,
         options.written.compression,
         parallelism,
-        !options.watch);
+        countSequences);
   }
 
   boolean isCheckpointed() {

@@ -10,6 +10,7 @@ import org.apache.flink.configuration.Configuration;
 import org.apache.flink.configuration.DeploymentOptions;
 import org.apache.flink.streaming.api.environment.StreamExecutionEnvironment;
 import org.apache.flink.streaming.api.graph.StreamGraph;
+import org.apache.flink.streaming.api.graph.StreamNode;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
@@ -27,6 +28,7 @@ class RunOnAClusterTest {
   /** As a client of Flink's makes it, but nothing is submitted. */
   private static final class ClusterEnvironment extends StreamExecutionEnvironment {
     static int submitted;
+    static StreamGraph graph;
 
     ClusterEnvironment(String target) {
       super(new Configuration().set(DeploymentOptions.TARGET, target));
@@ -43,8 +45,9 @@ class RunOnAClusterTest {
     }
 
     @Override
-    public JobExecutionResult execute(StreamGraph graph) {
+    public JobExecutionResult execute(StreamGraph job) {
       submitted++;
+      graph = job;
       return null;
     }
   }
@@ -70,6 +73,11 @@ class RunOnAClusterTest {
 
     assertThat(cli.code()).as(cli.err()).isZero();
     assertThat(ClusterEnvironment.submitted).isOne();
+    assertThat(ClusterEnvironment.graph.getStreamNodes())
+        .extracting(StreamNode::getOperatorName)
+        .contains("paged-attention")
+        .as("who keeps all ids, for a summary that nobody prints")
+        .doesNotContain("result-counter");
   }
 
   @ParameterizedTest
