@@ -9,9 +9,6 @@ import java.util.List;
  * the store once: what was saved before is never written again. Used by one thread.
  */
 final class BlockSaver {
-  /** Caches are divided among parts of about this many bytes. */
-  private static final int PART_BYTES = 1 << 20;
-
   private final PartContents contents;
   private final PartStore parts;
   private final RecordStore records;
@@ -43,7 +40,7 @@ final class BlockSaver {
       while (end < caches
           && block.saved[end] == from
           && block.written[end] == to
-          && size + contents.bytes(end, to - from) <= PART_BYTES) {
+          && size + contents.bytes(end, to - from) <= PartContents.PART_BYTES) {
         size += contents.bytes(end++, to - from);
       }
       BlockPart part = new BlockPart(block.parts.size(), first, end, from, to);

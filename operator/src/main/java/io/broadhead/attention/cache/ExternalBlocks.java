@@ -149,10 +149,15 @@ public final class ExternalBlocks {
     for (int first = 0, end; first < caches; first = end) {
       List<Run> runs = runs(first, number);
       end = first + 1;
-      while (!runs.isEmpty()
-          && end < caches
-          && written(end, number).equals(written(first, number))) {
-        end++;
+      if (runs.isEmpty()) {
+        continue;
+      }
+      int tokens = runs.stream().mapToInt(run -> run.to - run.from).sum();
+      long size = contents.bytes(first, tokens);
+      while (end < caches
+          && written(end, number).equals(written(first, number))
+          && size + contents.bytes(end, tokens) <= PartContents.PART_BYTES) {
+        size += contents.bytes(end++, tokens);
       }
       for (Run run : runs) {
         BlockPart part = new BlockPart(block.nextPart++, first, end, run.from, run.to);

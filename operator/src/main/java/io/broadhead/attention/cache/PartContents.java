@@ -6,6 +6,9 @@ import java.util.List;
 
 /** Moves parts of blocks between the pool and byte arrays. Used by one thread. */
 final class PartContents {
+  /** The caches of a block are divided among parts of at most this many bytes, or one cache's. */
+  static final int PART_BYTES = 1 << 20;
+
   private final BlockMemory memory;
   private final int blockSize;
 

@@ -123,6 +123,23 @@ class ExternalBlocksPropertyTest {
     assertThat(saved.bytes()).isEqualTo(7L * CACHES * 16);
   }
 
+  /** One of all caches of a model with large blocks would be more than an array holds. */
+  @Example
+  void partsAreSmall() {
+    int block = 1 << 15;
+    saved = new SavedCache();
+    memory = new TaggedMemory(CACHES, block, 1);
+    blocks = new ExternalBlocks(new CacheShape(block, 1, LAYERS), memory, saved, saved);
+    for (int cache = 0; cache < CACHES; cache++) {
+      for (int slot = 0; slot < block; slot++) {
+        write(0, cache, slot, slot, 0);
+      }
+    }
+    blocks.save(1);
+    assertThat(saved.bytes()).isEqualTo(16L * CACHES * block);
+    assertThat(saved.largestPart()).isEqualTo(1 << 20);
+  }
+
   /** The producer gave a block of one subtask to a sequence of another; now they are one. */
   @Example
   void aBlockIsOfTheShardThatWroteLast() {

@@ -43,6 +43,11 @@ public final class SavedCache implements PartStore, RecordStore {
     return parts.values().stream().mapToLong(part -> part.length).sum();
   }
 
+  /** Bytes of the largest part that is there. */
+  public int largestPart() {
+    return parts.values().stream().mapToInt(part -> part.length).max().orElse(0);
+  }
+
   /** As after a crash: what a new process finds. */
   public SavedCache copy() {
     SavedCache copy = new SavedCache();
