@@ -11,7 +11,6 @@ Example::
 
 import dataclasses
 import pathlib
-import re
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,7 @@ class ResultRow:
 
 
 def files_of(path):
-    """The Arrow IPC files of a path: itself, or those of a folder in natural name order.
+    """The Arrow IPC files of a path: itself, or those of a folder in the order of their names.
 
     Hidden and in-progress files (names that start with '.' or '_' or contain '.tmp-') are left out.
     """
@@ -54,10 +53,7 @@ def files_of(path):
         parts = file.relative_to(path).parts
         return file.is_file() and not any(p[0] in "._" or ".tmp-" in p for p in parts)
 
-    def natural(file):
-        return [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", str(file.relative_to(path)))]
-
-    return sorted(filter(visible, path.rglob("*")), key=natural)
+    return sorted(filter(visible, path.rglob("*")), key=lambda file: file.relative_to(path).parts)
 
 
 def read_batches(path):

@@ -204,6 +204,16 @@ class BatchesTest(unittest.TestCase):
             produce.write_ipc(path, [one])
             self.assertEqual(list(path.parent.iterdir()), [path])
 
+    def test_files_are_read_in_the_order_of_the_other_commands(self):
+        with tempfile.TemporaryDirectory() as folder:
+            names = ["b/1.arrow", "step-10.arrow", "step-2.arrow", ".hidden", "_side", "c.arrow.tmp-1"]
+            for name in reversed(names):
+                path = pathlib.Path(folder, name)
+                path.parent.mkdir(exist_ok=True)
+                path.touch()
+            found = [str(file.relative_to(folder)) for file in consume.files_of(folder)]
+            self.assertEqual(found, names[:3])
+
     def test_blocks_are_distinct_and_come_back(self):
         blocks = produce.BlockAllocator(num_blocks=4, block_size=16, seed=1)
         slots = np.concatenate([blocks.append("a", 17), blocks.append("b", 16), blocks.append("a", 1)])
