@@ -23,8 +23,14 @@ final class StepSelector {
   private final ExternalConflicts conflicts = new ExternalConflicts();
 
   private final List<RowRun> runs = new ArrayList<>();
+
+  /** Sequences of which something waits: later rows of them do, too. */
   private final Set<Object> waiting = new HashSet<>();
+
+  /** New tokens that the step may still take. */
   private long budget;
+
+  /** Index among the runs of the one of a long row, or -1. */
   private int longRun;
 
   /**
@@ -113,27 +119,34 @@ final class StepSelector {
     if (waiting.contains(sequence)) {
       return false;
     }
-    int done = batch.tokensDone(row);
-    int tokens = batch.rows().tokens(row);
-    int left = tokens - done;
-    boolean isShort = left <= Math.min(budget, maxTokens / 2);
-    boolean divisible = done > 0 || !isShort && batch.isDivisible(row);
-    boolean fits = isShort || !divisible && left <= budget;
-    if (done == 0 && (fits || !divisible && runs.isEmpty())) {
+    boolean begun = batch.tokensDone(row) > 0;
+    if (!begun && fits(batch, row)) {
       addRow(batch, row);
-      budget -= left;
+      budget -= batch.rows().tokens(row);
       return true;
     }
-    if (!divisible || longRun >= 0) {
-      waiting.add(sequence);
-      return false;
+    if (longRun < 0 && (begun || batch.isDivisible(row))) {
+      addRun(batch, row);
     }
-    int run = (int) Math.min(Math.min(left, budget), Math.max(1, maxTokens / 2));
-    longRun = runs.size();
-    runs.add(RowRun.tokens(batch, row, done, done + run));
-    budget -= run;
     waiting.add(sequence);
     return false;
+  }
+
+  /** Whether a row is taken as a whole: a short one, or one that must be. */
+  private boolean fits(PendingBatch batch, int row) {
+    int tokens = batch.rows().tokens(row);
+    return tokens <= Math.min(budget, maxTokens / 2)
+        || !batch.isDivisible(row) && (tokens <= budget || runs.isEmpty());
+  }
+
+  /** The step's one run of a long row; {@link #lengthen} adds to it what others leave. */
+  private void addRun(PendingBatch batch, int row) {
+    int from = batch.tokensDone(row);
+    long left = Math.min(batch.rows().tokens(row) - from, budget);
+    int run = (int) Math.min(left, Math.max(1, maxTokens / 2));
+    longRun = runs.size();
+    runs.add(RowRun.tokens(batch, row, from, from + run));
+    budget -= run;
   }
 
   private void addRow(PendingBatch batch, int row) {

@@ -17,6 +17,21 @@ import java.util.concurrent.ConcurrentHashMap;
  * was computed, {@link #rollBack} one that was not. Blocks become free with a commit, never within
  * a step, so that no row of a step overwrites what another one reads.
  *
+ * <p><b>Life of an id.</b> Every state is of one id in one shard:
+ *
+ * <ul>
+ *   <li><i>unknown</i>: a row with tokens {@linkplain #begin begins} a sequence, one with a parent
+ *       {@linkplain #fork forks} one.
+ *   <li><i>living</i>: in the pool or swapped out, which {@link Residency} knows; rows append. Its
+ *       layers end one by one, each with the row that says so.
+ *   <li><i>ended in a layer</i>: still living in the others. The next row of that layer is of a new
+ *       sequence of the id, which {@linkplain #supersede supersedes} the old one. When the last
+ *       layer has ended, or at once by a row without tokens, the id is unknown again.
+ *   <li><i>lost</i>: what it had is gone ({@link #lose}: no blocks, a parent that was not there, or
+ *       a restart without contents). Rows are refused until one {@linkplain Sequence#isRestartedBy
+ *       begins it anew} from its first token, which supersedes it, or until all layers have ended.
+ * </ul>
+ *
  * <p><b>Sharing.</b> A sequence that is forked has its parent's blocks; the last one, if it is not
  * full, is copied before the child appends to it. Full blocks whose token ids are known are found
  * by {@link BlockHash} and shared by every sequence of the shard that begins alike; they are kept
