@@ -25,10 +25,16 @@ import java.util.Optional;
  */
 final class StepRunner {
   private final OutOfBlocks outOfBlocks;
+
+  /** What is in the step that is being planned or computed; empty between steps. */
   private final List<Placed> step = new ArrayList<>();
 
+  /** The parts of these, pointed at their batches and drafts. */
   private final List<StepPart> parts = new ArrayList<>();
+
+  /** When that step was begun, by {@link System#nanoTime}. */
   private long started;
+
   private StepReport lastReport;
   private KvCacheManager manager;
   private ExternalBlocks external;
@@ -158,6 +164,14 @@ final class StepRunner {
     }
   }
 
+  /**
+   * Plans a step of {@code runs}, or of as many as fit, and uses it.
+   *
+   * @param stays whether its rows count as computed then; if not, or if the step is not used, all
+   *     is as it was but for rows that were refused
+   * @return whether it was used: not if nothing was left to compute, or the use found a bad row,
+   *     which is refused, so that the caller tries again without it
+   */
   private boolean run(List<RowRun> runs, Use use, boolean stays) {
     started = System.nanoTime();
     boolean done = false;
@@ -165,7 +179,7 @@ final class StepRunner {
       for (int i = 0; i < runs.size() && plan(runs.get(i), stays); i++) {
         continue;
       }
-      done = !step.isEmpty() && run(use);
+      done = !step.isEmpty() && apply(use);
       if (done && stays) {
         if (manager != null) {
           manager.commit();
@@ -284,7 +298,8 @@ final class StepRunner {
 
   // ---- computing -----------------------------------------------------------------------------
 
-  private boolean run(Use use) {
+  /** Points the parts and uses them; false if that found a bad row, which is refused. */
+  private boolean apply(Use use) {
     ResultDraft.allocate(step.stream().map(placed -> placed.run.batch().draft()).toList());
     for (Placed placed : step) {
       point(placed.part, placed.run);
