@@ -66,6 +66,17 @@ static void attend_widened(const AttendContext& context, const AttendItem& item,
   });
 }
 
+/// `count` heads as float32: as they lie if they are it, or else in `scratch`.
+template <class T>
+BH_INLINE Heads<Float32> widen(Heads<T> heads, int count, int head_size, Float32* scratch) {
+  if constexpr (__is_same(T, Float32)) {
+    return heads;
+  } else {
+    for (int t = 0; t < count; ++t) unscale(heads[t], head_size, 1, scratch + t * head_size);
+    return {scratch, head_size};
+  }
+}
+
 /// Makes a tile of the row's own keys and values, of `count` tokens from `key` on and zeros.
 template <class T>
 BH_INLINE void make_tile(const LayerView& layer, const StepPart& part, const StepRow& row,
@@ -83,14 +94,14 @@ BH_INLINE void make_tile(const LayerView& layer, const StepPart& part, const Ste
     }
     keys = {rotated, size};
   }
-  const Heads<Float32> wide_keys = unscale(keys, count, size, 1, widened);
+  const Heads<Float32> wide_keys = widen(keys, count, size, widened);
   if (count == kTile) {
     store_keys(wide_keys, size, tile);
   } else {
     __builtin_memset(tile, 0, sizeof(Float32) * 2 * kTile * size);
     for (int t = 0; t < count; ++t) store_key(wide_keys[t], size, tile, t);
   }
-  store_values(unscale(values, count, size, 1, widened), count, size, tile, 0);
+  store_values(widen(values, count, size, widened), count, size, tile, 0);
 }
 
 /// The item's attention to its row's own keys and values.

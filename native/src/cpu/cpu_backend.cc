@@ -117,7 +117,7 @@ class CpuLayer final : public Layer {
     int64_t floats = 0;
     if (writes) {
       plan_.plan_update(*step_, threads_);
-      floats = cpu::tile_scratch(view_.head_size);
+      floats = cpu::kUpdateScratch;
     }
     plan_.plan_attention(spec_, *step_, cache_ ? cache_->block_size : 0, threads_);
     for (const AttendItem& item : plan_.items()) {

@@ -17,17 +17,27 @@ struct Float32 {
   float value;
 };
 struct Float16 {
+  static constexpr int kMantissa = 10;  ///< bits
+  static constexpr int kBias = 15;      ///< of exponents
   uint16_t bits;
 };
 struct BFloat16 {
+  static constexpr int kMantissa = 7;
+  static constexpr int kBias = 127;
   uint16_t bits;
 };
 /// Of a cache under queries of bfloat16, where the tier multiplies pairs of both.
 struct BFloat16Pairs : BFloat16 {};
 struct Float8E4M3 {
+  static constexpr int kMantissa = 3;
+  static constexpr int kBias = 7;
+  static constexpr int kLargest = 0x7e;  ///< bits of the largest number
   uint8_t bits;
 };
 struct Float8E5M2 {
+  static constexpr int kMantissa = 2;
+  static constexpr int kBias = 15;
+  static constexpr int kLargest = 0x7b;
   uint8_t bits;
 };
 

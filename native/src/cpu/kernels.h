@@ -118,6 +118,10 @@ struct MergeContext {
 /// Floats of scratch that making a tile needs: its heads once rotated and once rounded.
 constexpr int64_t tile_scratch(int head_size) { return int64_t{2} * kTile * head_size; }
 
+/// Floats of scratch that `update` needs: 16 KiB of elements for the cache, those of 16 tokens, and
+/// those of one token before they are rounded.
+constexpr int64_t kUpdateScratch = 4096 + 1024;
+
 struct Kernels {
   /// Writes new tokens first .. end - 1 of a row to the cache; whole tiles past the caches if it
   /// streams.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/rotary.h"
+#include "cpu/round_fp8.h"
 
 namespace broadhead::cpu::BH_TIER {
 
@@ -15,20 +16,13 @@ struct Heads {
   [[gnu::always_inline]] const E* operator[](int token) const { return first + token * stride; }
 };
 
-/// `count` heads divided by `scale` as elements E: as they lie if they are it, or else in
-/// `scratch`.
+/// `count` elements divided by `scale` as elements E.
 template <class E, class S>
-BH_INLINE Heads<E> unscale(Heads<S> heads, int count, int head_size, float scale, E* scratch) {
-  if constexpr (__is_same(S, E)) {
-    if (scale == 1) return heads;
+BH_KERNEL void unscale(const S* from, int count, float scale, E* to) {
+  for (int i = scale == 1 ? round_vectors(from, count, to) : 0; i < count; i += kWidth) {
+    const Vec v = load(from + i);
+    store(to + i, scale == 1 ? v : v / broadcast(scale));
   }
-  for (int t = 0; t < count; ++t) {
-    for (int d = 0; d < head_size; d += kWidth) {
-      const Vec v = load(heads[t] + d);
-      store(scratch + t * head_size + d, scale == 1 ? v : v / broadcast(scale));
-    }
-  }
-  return {scratch, head_size};
 }
 
 /// Stores a vector, past the caches if it streams and the tier can.
@@ -133,9 +127,10 @@ BH_INLINE void store_values(Heads<E> heads, int count, int head_size, E* tile, i
   }
 }
 
-/// Bytes of a tile's keys that are fetched as they lie: twice as many stay in the second-level
-/// cache beside what is written.
-constexpr int64_t kFetchedBytes = int64_t{64} << 10;
+/// Bytes of a run's elements E, of some heads, that stay in the first-level cache on their way.
+/// Rounding is slow enough for more.
+template <class E>
+constexpr int kGroupBytes = (sizeof(E) == 1 ? 16 : 8) << 10;
 
 /// New tokens from `first` on whose slots follow one another within a tile.
 BH_INLINE int run_in_tile(const int64_t* slots, int first, int end) {
@@ -147,14 +142,17 @@ BH_INLINE int run_in_tile(const int64_t* slots, int first, int end) {
 template <class T, class E>
 static void update_tokens(const LayerView& layer, const Step& step, const CacheView& cache,
                           const StepRow& row, int first, int end, bool streams, float* scratch) {
+  constexpr bool kConverts = !__is_same(T, E);
   const int size = layer.head_size;
   const int64_t stride = int64_t{layer.num_kv_heads} * size;
   const StepPart& part = step.part(row);
   const T* all_keys = static_cast<const T*>(part.key) + row.key * stride;
   const T* all_values = static_cast<const T*>(part.value) + row.value * stride;
-  T* rotated = reinterpret_cast<T*>(scratch);
-  E* rounded = reinterpret_cast<E*>(scratch + kTile * size);
-  const bool fetches = kTile * stride * static_cast<int64_t>(sizeof(T)) <= kFetchedBytes;
+  const int head_bytes = kTile * size * static_cast<int>(sizeof(E));
+  const int group = max_int(1, min_int(layer.num_kv_heads, kGroupBytes<E> / head_bytes));
+  E* rounded = reinterpret_cast<E*>(scratch);
+  T* rotated = reinterpret_cast<T*>(rounded + kTile * group * size);
+  const bool keys_lie = !kConverts && layer.rotary_dim == 0;
   const int64_t* slots = step.slots(row);
   for (int t = first, run; t < end; t += run) {
     run = run_in_tile(slots, t, end);
@@ -162,39 +160,54 @@ static void update_tokens(const LayerView& layer, const Step& step, const CacheV
     const int64_t block = slots[t] / cache.block_size;
     const int offset = static_cast<int>(slots[t] % cache.block_size);
     const int place = offset % kTile;
-    for (int h = 0; h < layer.num_kv_heads; ++h) {
-      E* tile = reinterpret_cast<E*>(cache.tile(block, h, offset / kTile));
-      Heads<T> keys{all_keys + t * stride + h * size, stride};
-      const Heads<T> values{all_values + t * stride + h * size, stride};
-      // Heads of a token lie side by side, but those of a tile are read token after token. So the
-      // next tokens come from memory in its order, as many at a time as a head of them, and nearer
-      // head by head.
-      if (fetches && t + run < end) {
-        const int64_t next = (t + run) * stride + int64_t{h} * run * size;
-        fetch<2>(all_keys + next, run * size);
-        fetch<2>(all_values + next, run * size);
-      }
-      for (int i = 0; i < run; ++i) fetch(keys[i] + size, size);
-      if (layer.rotary_dim > 0) {
+    for (int h = 0; h < layer.num_kv_heads; h += group) {
+      const int heads = min_int(group, layer.num_kv_heads - h);
+      const int width = heads * size;
+      auto tile = [&](int head) {
+        return reinterpret_cast<E*>(cache.tile(block, h + head, offset / kTile));
+      };
+      // Heads of a token lie side by side, but those of a tile are read token after token. So they
+      // are rotated and rounded in memory's order, and fetched in it a run ahead.
+      auto elements = [&](const T* all, bool rotates, float scale) {
         for (int i = 0; i < run; ++i) {
-          rotate(layer, part, keys[i], row.positions + t + i, rotated + i * size);
+          const T* from = all + (t + i) * stride + h * size;
+          if (t + run < end) fetch<2>(from + run * stride, width);
+          E* to = rounded + i * width;
+          if (rotates) {
+            T* turned = kConverts ? rotated : reinterpret_cast<T*>(to);
+            for (int d = 0; d < width; d += size) {
+              rotate(layer, part, from + d, row.positions + t + i, turned + d);
+            }
+          }
+          if constexpr (kConverts) unscale(rotates ? rotated : from, width, scale, to);
         }
-        keys = {rotated, size};
+        const T* lying = all + t * stride + h * size;
+        return kConverts || rotates ? Heads<E>{rounded, width}
+                                    : Heads<E>{reinterpret_cast<const E*>(lying), stride};
+      };
+      Heads<E> keys = elements(all_keys, layer.rotary_dim > 0, layer.k_scale);
+      for (int head = 0; head < heads; ++head, keys.first += size) {
+        if (keys_lie) {
+          for (int i = 0; i < run; ++i) fetch(keys[i] + size, size);
+        }
+        if (run < kTile) {
+          for (int i = 0; i < run; ++i) store_key(keys[i], size, tile(head), place + i);
+        } else if (streams) {
+          store_keys<true>(keys, size, tile(head));
+        } else {
+          store_keys(keys, size, tile(head));
+        }
       }
-      const Heads<E> new_keys = unscale(keys, run, size, layer.k_scale, rounded);
-      if (run < kTile) {
-        for (int i = 0; i < run; ++i) store_key(new_keys[i], size, tile, place + i);
-      } else if (streams) {
-        store_keys<true>(new_keys, size, tile);
-      } else {
-        store_keys(new_keys, size, tile);
-      }
-      for (int i = 0; i < run; ++i) fetch(values[i] + size, size);
-      const Heads<E> new_values = unscale(values, run, size, layer.v_scale, rounded);
-      if (streams && run == kTile) {
-        store_values<true>(new_values, run, size, tile, place);
-      } else {
-        store_values(new_values, run, size, tile, place);
+      Heads<E> values = elements(all_values, false, layer.v_scale);
+      for (int head = 0; head < heads; ++head, values.first += size) {
+        if (!kConverts) {
+          for (int i = 0; i < run; ++i) fetch(values[i] + size, size);
+        }
+        if (streams && run == kTile) {
+          store_values<true>(values, run, size, tile(head), place);
+        } else {
+          store_values(values, run, size, tile(head), place);
+        }
       }
     }
   }
