@@ -368,6 +368,14 @@ BH_INLINE void store_bytes(void* to, UintVec bits) {
 BH_INLINE void store(Float32* to, Vec v) { store(&to->value, v); }
 
 BH_INLINE void store(BFloat16* to, Vec v) {
+#if defined(__AVX512BF16__)
+  // The instruction makes zeros of subnormal numbers.
+  if (_mm512_fpclass_ps_mask((__m512)v, 0x20) == 0) {
+    const __m256bh rounded = _mm512_cvtneps_pbh((__m512)v);
+    __builtin_memcpy(to, &rounded, sizeof rounded);
+    return;
+  }
+#endif
   const UintVec bits = (UintVec)v;
   const UintVec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   store_halves(to, v == v ? rounded : (bits >> 16) | 0x40u);
