@@ -276,18 +276,24 @@ BH_INLINE void widen_line(const E* from, Float32* to) {
 template <class E>
 constexpr bool kMultipliesPairs = __is_same(E, BFloat16Pairs);
 
+typedef uint16_t Line __attribute__((vector_size(kLine)));
+
+/// Two runs as pairs of an element of each.
+BH_INLINE Line pair_runs(Line runs) {
+  Line places;
+#pragma GCC unroll 32
+  for (int i = 0; i < 2 * kTile; ++i) places[i] = static_cast<uint16_t>(i / 2 + i % 2 * kTile);
+  return __builtin_shuffle(runs, places);
+}
+
 #if defined(__AVX512BF16__)
 constexpr bool kHasPairs = true;
 
 /// Two runs as a vector of pairs.
 BH_INLINE UintVec load_pairs(const BFloat16Pairs* from) {
-  typedef uint16_t Words __attribute__((vector_size(kLine)));
-  Words words;
-  __builtin_memcpy(&words, from, sizeof words);
-  Words places;
-#pragma GCC unroll 32
-  for (int i = 0; i < 2 * kTile; ++i) places[i] = static_cast<uint16_t>(i / 2 + i % 2 * kTile);
-  return (UintVec)__builtin_shuffle(words, places);
+  Line runs;
+  __builtin_memcpy(&runs, from, sizeof runs);
+  return (UintVec)pair_runs(runs);
 }
 
 /// sum += both products of a pair of bfloat16 in memory and each one of `pairs`.

@@ -31,20 +31,10 @@ constexpr int64_t matrix_tile_bytes(int head_size) {
   return int64_t{2} * 2 * kTile * round_to_depth(head_size);
 }
 
-typedef uint16_t Words __attribute__((vector_size(kLine)));
-
-/// Two runs as pairs of an element of each.
-BH_INLINE Words pair_runs(Words runs) {
-  Words places;
-#pragma GCC unroll 32
-  for (int i = 0; i < 2 * kTile; ++i) places[i] = static_cast<uint16_t>(i / 2 + i % 2 * kTile);
-  return __builtin_shuffle(runs, places);
-}
-
-BH_INLINE Words load_words(const BFloat16* from) {
-  Words words;
-  __builtin_memcpy(&words, from, sizeof words);
-  return words;
+BH_INLINE Line load_line(const BFloat16* from) {
+  Line line;
+  __builtin_memcpy(&line, from, sizeof line);
+  return line;
 }
 
 /// Keys and values of a span as the right sides of products: registers [depth][2 of columns]. Of
@@ -70,8 +60,8 @@ struct MatrixPanel {
 /// finite. The values of others become zero.
 BH_KERNEL bool fill_tile(const MatrixPanel& panel, int tile, const BFloat16* from, int first,
                          int end) {
-  auto put = [](char* to, Words runs) {
-    const Words pairs = pair_runs(runs);
+  auto put = [](char* to, Line runs) {
+    const Line pairs = pair_runs(runs);
     __builtin_memcpy(to, &pairs, sizeof pairs);
   };
   const int size = panel.head_size;
@@ -79,8 +69,7 @@ BH_KERNEL bool fill_tile(const MatrixPanel& panel, int tile, const BFloat16* fro
   char* keys = panel.keys(tile);
   for (int depth = 0; depth < padded_size; depth += kMatrixDepth, keys += kMatrixStep) {
     for (int d = 0; d < kMatrixDepth; d += 2) {
-      put(keys + d / 2 * kLine,
-          depth + d < size ? load_words(from + (depth + d) * kTile) : Words{});
+      put(keys + d / 2 * kLine, depth + d < size ? load_line(from + (depth + d) * kTile) : Line{});
     }
   }
 
@@ -90,17 +79,17 @@ BH_KERNEL bool fill_tile(const MatrixPanel& panel, int tile, const BFloat16* fro
   Places token;
 #pragma GCC unroll 32
   for (int i = 0; i < 2 * kTile; ++i) token[i] = static_cast<int16_t>(i / kTile);
-  Words largest = {};
+  Line largest = {};
   for (int column = 0; column < size; column += kTile) {
     char* values = panel.values(tile, column);
     for (int t = 0; t < kTile; t += 2, values += kLine, from += 2 * kTile) {
-      Words runs = load_words(from);
+      Line runs = load_line(from);
       if (!all_seen) {
         const Places before = Places{} + static_cast<int16_t>(max_int(first, 0) - t);
         const Places beyond = Places{} + static_cast<int16_t>(min_int(end, kTile) - t);
-        runs &= (Words)(token >= before) & (Words)(token < beyond);
+        runs &= (Line)(token >= before) & (Line)(token < beyond);
       }
-      const Words magnitude = runs & uint16_t{0x7fff};
+      const Line magnitude = runs & uint16_t{0x7fff};
       largest = magnitude > largest ? magnitude : largest;
       put(values, runs);
     }
@@ -126,7 +115,7 @@ BH_INLINE void split_weights(const Vec (&weights)[kMatrixDepth / kWidth], uint16
                              int64_t term_stride) {
   typedef float Floats __attribute__((vector_size(kLine)));
   typedef uint32_t Bits __attribute__((vector_size(kLine)));
-  Words upper;
+  Line upper;
 #pragma GCC unroll 32
   for (int i = 0; i < kMatrixDepth; ++i) upper[i] = static_cast<uint16_t>(2 * i + 1);
   Floats rest[2];
@@ -134,7 +123,7 @@ BH_INLINE void split_weights(const Vec (&weights)[kMatrixDepth / kWidth], uint16
   __builtin_memcpy(rest, weights, sizeof rest);
 #pragma GCC unroll 3
   for (int term = 0; term < kTerms; ++term) {
-    const Words both = __builtin_shuffle((Words)rest[0], (Words)rest[1], upper);
+    const Line both = __builtin_shuffle((Line)rest[0], (Line)rest[1], upper);
     __builtin_memcpy(terms + term * term_stride, &both, sizeof both);
 #pragma GCC unroll 2
     for (Floats& r : rest) r -= (Floats)((Bits)r & 0xffff0000u);
