@@ -4,6 +4,8 @@
 // only (see vec.h).
 #pragma once
 
+#include <cstddef>
+
 #include "cpu/matrix_kernels.h"
 #include "cpu/micro_kernels.h"
 #include "cpu/score.h"
