@@ -94,6 +94,7 @@ const std::vector<Workload>& workloads() {
       {"prefill ALiBi", 4, 4096, 4096, 32, 8, 128, BH_FLOAT16, 0, 16, 0, 0, true},
       {"prefill ALiBi", 4, 4096, 4096, 32, 8, 64, BH_FLOAT16, 0, 16, 0, 0, true},
       {"update", 1, 8192, 8192, 32, 8, 128},
+      {"update", 1, 8192, 8192, 32, 32, 128},
       {"update", 8, 1024, 8192, 32, 8, 128, BH_FLOAT16, BH_FLOAT8_E4M3FN},
       {"update", 64, 1, 4096, 32, 8, 128},
       {"update rotated", 1, 8192, 8192, 32, 8, 128},
@@ -139,13 +140,16 @@ enum class Flush { kOverwrite, kRead };
 class Bench {
  public:
   Bench(const DeviceApi& api, std::shared_ptr<Device> device)
-      : api_(api), device_(std::move(device)), flush_(api, kFlush), flush_ids_(api, 4096) {
-    device_->use();
+      : api_(api),
+        device_(std::move(device)),
+        work_(*device_),
+        stream_(work_->stream),
+        flush_(api, kFlush),
+        flush_ids_(api, 4096) {
     std::vector<int32_t> ids(1024);
     std::iota(ids.begin(), ids.end(), 0);
-    const Lease work(*device_);
-    check(api_, api_.copy(work->stream, flush_ids_.data(), ids.data(), 4096), "flush");
-    check(api_, api_.synchronize(work->stream), "flush");
+    check(api_, api_.copy(stream_, flush_ids_.data(), ids.data(), 4096), "flush");
+    check(api_, api_.synchronize(stream_), "flush");
     noise_[0] = make_noise(2);
     noise_[1] = make_noise(1);
     limit_ = copy_bandwidth();
@@ -162,15 +166,11 @@ class Bench {
     const Step step = scene.step({query.data(), key.data(), value.data(), output.data()});
     fill_tensors(scene, w.dtype);
     GpuLayer& layer = scene.layer();
-    const std::unique_ptr<GpuStep> step_in_flight = layer.prepare(step);
-    GpuStep& flight = *step_in_flight;
-    layer.send(flight);
-    flight.work().start_clock();
-    launch(layer, flight, flight.work().stream);
-    flight.work().stop_clock();
-    const double seconds = time(layer, flight, Flush::kOverwrite);
-    const double clean = time(layer, flight, Flush::kRead);
-    const double keys = static_cast<double>(flight.stats().keys_seen);
+    const std::unique_ptr<GpuStep> flight = sent(layer, step);
+    auto time = [&](Flush flush) { return median(21, flush, [&] { launch(layer, *flight); }); };
+    const double seconds = time(Flush::kOverwrite);
+    const double clean = time(Flush::kRead);
+    const double keys = static_cast<double>(flight->stats().keys_seen);
     const int cache_bytes = byte_width(scene.cache_dtype());
     const int seen = w.window ? std::min(w.window, w.context) : w.context;
     const double bytes =
@@ -179,8 +179,6 @@ class Bench {
                      2 * double(scene.query_bytes());
     const double flops = 4 * keys * w.heads * w.head_size;
     print(w, w.kind, bytes, flops, seconds, clean);
-    bh_step_stats stats{};
-    flight.end(stats);
     if (update) {
       run_copy(w, bytes);
       run_in_a_row(w, bytes);
@@ -191,12 +189,8 @@ class Bench {
   void run_copy(const Workload& w, double bytes) {
     const auto half = static_cast<int64_t>(bytes / 2);
     DeviceMemory from(api_, half), to(api_, half);
-    const Lease work(*device_);
-    auto time_copy = [&](Flush flush) {
-      return copy_seconds(work->stream, 21, flush, to, from, half);
-    };
-    const double seconds = time_copy(Flush::kOverwrite);
-    print(w, "copy", bytes, 0, seconds, time_copy(Flush::kRead));
+    const double seconds = copy_seconds(21, Flush::kOverwrite, to, from, half);
+    print(w, "copy", bytes, 0, seconds, copy_seconds(21, Flush::kRead, to, from, half));
   }
 
   /// Updates as those of a model's layers follow one another, each with tensors and a cache of its
@@ -213,21 +207,17 @@ class Bench {
       char* value = values.emplace_back(api_, scene.key_bytes()).data();
       for (char* tensors : {key, value}) fill(tensors, scene.key_bytes(), 2, w.dtype);
       const Step step = scene.step({nullptr, key, value, nullptr});
-      GpuStep& flight = *flights.emplace_back(scene.layer().prepare(step));
-      scene.layer().send(flight);
-      check(api_, api_.synchronize(flight.work().stream), "plan");
+      flights.push_back(sent(scene.layer(), step));
       from.emplace_back(api_, half);
       to.emplace_back(api_, half);
     }
     auto time_row = [&](const char* kind, auto&& launch) {
-      const Lease work(*device_);
       Graph graph = nullptr;
-      check(api_, api_.begin_graph(work->stream), "graph");
-      for (size_t i = 0; i < kLayers; ++i) launch(i, work->stream);
-      check(api_, api_.end_graph(work->stream, &graph), "graph");
+      check(api_, api_.begin_graph(stream_), "graph");
+      for (size_t i = 0; i < kLayers; ++i) launch(i);
+      check(api_, api_.end_graph(stream_, &graph), "graph");
       auto seconds = [&](Flush flush) {
-        return median(work->stream, 11, flush,
-                      [&] { check(api_, api_.launch_graph(work->stream, graph), "graph"); }) /
+        return median(11, flush, [&] { check(api_, api_.launch_graph(stream_, graph), "graph"); }) /
                kLayers;
       };
       const double overwritten = seconds(Flush::kOverwrite);
@@ -235,9 +225,9 @@ class Bench {
       api_.destroy_graph(graph);
     };
     time_row((std::string(w.kind) + " in a row").c_str(),
-             [&](size_t i, Stream stream) { launch(scenes[i].layer(), *flights[i], stream); });
-    time_row("copy in a row", [&](size_t i, Stream stream) {
-      check(api_, api_.copy(stream, to[i].data(), from[i].data(), half), "copy");
+             [&](size_t i) { launch(scenes[i].layer(), *flights[i]); });
+    time_row("copy in a row", [&](size_t i) {
+      check(api_, api_.copy(stream_, to[i].data(), from[i].data(), half), "copy");
     });
   }
 
@@ -466,36 +456,35 @@ class Bench {
         bits = static_cast<uint16_t>(word >> 16);
       }
     }
-    const Lease work(*device_);
     for (int64_t at = 0; at < bytes; at += kNoise) {
-      check(api_, api_.copy(work->stream, memory + at, noise.data(), std::min(kNoise, bytes - at)),
+      check(api_, api_.copy(stream_, memory + at, noise.data(), std::min(kNoise, bytes - at)),
             "fill");
     }
-    check(api_, api_.synchronize(work->stream), "fill");
+    check(api_, api_.synchronize(stream_), "fill");
   }
 
   /// Median of the events' differences.
   template <class Launch>
-  double median(Stream stream, int runs, Flush flush, Launch&& launch) {
+  double median(int runs, Flush flush, Launch&& launch) {
     std::vector<Event> events(static_cast<size_t>(2 * runs));
     for (Event& event : events) check(api_, api_.create_event(&event, false), "event");
     for (int i = 0; i < 3; ++i) launch();
     for (int i = 0; i < runs; ++i) {
       if (flush == Flush::kOverwrite) {
-        check(api_, api_.clear(stream, flush_.data(), kFlush), "flush");
+        check(api_, api_.clear(stream_, flush_.data(), kFlush), "flush");
       } else {
         CacheView other = cache_view(BH_FLOAT16, 1024, 1, 128);
         other.memory = flush_.data();
         check(api_,
-              api_.read_blocks(stream, &other, reinterpret_cast<const int32_t*>(flush_ids_.data()),
+              api_.read_blocks(stream_, &other, reinterpret_cast<const int32_t*>(flush_ids_.data()),
                                kFlush / block_bytes(other), flush_ids_.data()),
               "flush");
       }
-      check(api_, api_.record(events[static_cast<size_t>(2 * i)], stream), "event");
+      check(api_, api_.record(events[static_cast<size_t>(2 * i)], stream_), "event");
       launch();
-      check(api_, api_.record(events[static_cast<size_t>(2 * i + 1)], stream), "event");
+      check(api_, api_.record(events[static_cast<size_t>(2 * i + 1)], stream_), "event");
     }
-    check(api_, api_.synchronize(stream), "run");
+    check(api_, api_.synchronize(stream_), "run");
     std::vector<float> times(static_cast<size_t>(runs));
     for (int i = 0; i < runs; ++i) {
       check(api_,
@@ -508,31 +497,35 @@ class Bench {
     return times[static_cast<size_t>(runs / 2)] * 1e-3;
   }
 
-  /// The kernels of a step whose plan was sent.
-  static void launch(GpuLayer& layer, const GpuStep& flight, Stream stream) {
-    layer.launch(flight, stream, layer.update_of(flight.work(), true));
+  /// A step whose plan is on the device.
+  std::unique_ptr<GpuStep> sent(GpuLayer& layer, const Step& step) {
+    std::unique_ptr<GpuStep> flight = layer.prepare(step);
+    layer.send(*flight, stream_);
+    check(api_, api_.synchronize(stream_), "plan");
+    return flight;
   }
 
-  double time(GpuLayer& layer, const GpuStep& flight, Flush flush) {
-    return median(flight.work().stream, 21, flush,
-                  [&] { launch(layer, flight, flight.work().stream); });
+  /// Its kernels.
+  void launch(GpuLayer& layer, const GpuStep& flight) {
+    layer.launch(flight, stream_, layer.update_of(flight.work(), true));
   }
 
   double copy_bandwidth() {
     constexpr int64_t kBytes = int64_t{2} << 30;
     DeviceMemory from(api_, kBytes), to(api_, kBytes);
-    const Lease work(*device_);
-    return 2 * double(kBytes) / copy_seconds(work->stream, 10, Flush::kOverwrite, to, from, kBytes);
+    return 2 * double(kBytes) / copy_seconds(10, Flush::kOverwrite, to, from, kBytes);
   }
 
-  double copy_seconds(Stream stream, int runs, Flush flush, const DeviceMemory& to,
-                      const DeviceMemory& from, int64_t bytes) {
-    return median(stream, runs, flush,
-                  [&] { check(api_, api_.copy(stream, to.data(), from.data(), bytes), "copy"); });
+  double copy_seconds(int runs, Flush flush, const DeviceMemory& to, const DeviceMemory& from,
+                      int64_t bytes) {
+    return median(runs, flush,
+                  [&] { check(api_, api_.copy(stream_, to.data(), from.data(), bytes), "copy"); });
   }
 
   const DeviceApi& api_;
   std::shared_ptr<Device> device_;
+  const Lease work_;
+  const Stream stream_;  ///< of all that is timed
   DeviceMemory flush_;
   DeviceMemory flush_ids_;
   std::mt19937 random_{20};

@@ -230,10 +230,10 @@ int64_t GpuLayer::plan_bytes() const {
   return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(plan_.bytes())));
 }
 
-void GpuLayer::send(const GpuStep& flight) {
+void GpuLayer::send(const GpuStep& flight, Stream stream) {
   const Workspace& work = flight.work();
   check(device_->api(),
-        device_->api().copy(work.stream, work.plan.data(), work.plan_host.data(), plan_.bytes()),
+        device_->api().copy(stream, work.plan.data(), work.plan_host.data(), plan_.bytes()),
         "plan");
 }
 
@@ -276,7 +276,7 @@ std::unique_ptr<StepInFlight> GpuLayer::begin(const Step& step, bh_step_stats&) 
   // While earlier steps compute, the plan goes ahead: by a copy engine, since decode is shared out
   // unevenly where other kernels run as it starts. Otherwise the update brings it sooner.
   const bool sent = !is_replayed || !plan_.has_update() || order_.is_elsewhere(work.stream);
-  if (sent) send(*flight);
+  if (sent) send(*flight, work.stream);
   const UpdateArgs update = update_of(work, sent);
   order_.follow(work.stream);
   work.start_clock();

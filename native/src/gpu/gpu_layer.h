@@ -52,7 +52,7 @@ class GpuLayer final : public Layer {
   /// Plans a step. Then send() its plan to the device and launch(), more than once for
   /// measurements.
   std::unique_ptr<GpuStep> prepare(const Step& step);
-  void send(const GpuStep& flight);
+  void send(const GpuStep& flight, Stream stream);
   void launch(const GpuStep& flight, Stream stream, const UpdateArgs& update);
   /// The update of the step that was prepared last. Where the plan was not sent, it brings it.
   UpdateArgs update_of(const Workspace& work, bool sent) const;
