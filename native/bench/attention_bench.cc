@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "flags.h"
@@ -72,10 +73,12 @@ void update(benchmark::State& state, const Shape& shape) {
 }
 
 std::string name_of(const char* kind, const Shape& shape) {
-  std::string name =
-      std::string(kind) + "/" + shape.model.name + "/" + test::dtype_label(shape.cache_dtype) +
-      "/batch:" + std::to_string(shape.batch) + "/queries:" + std::to_string(shape.queries) +
-      "/context:" + std::to_string(shape.context);
+  std::string dtypes = test::dtype_label(shape.dtype);
+  if (shape.cache_dtype != shape.dtype) dtypes += "_on_" + test::dtype_label(shape.cache_dtype);
+  std::string name = std::string(kind) + "/" + shape.model.name + "/" + dtypes +
+                     "/batch:" + std::to_string(shape.batch) +
+                     "/queries:" + std::to_string(shape.queries) +
+                     "/context:" + std::to_string(shape.context);
   if (shape.rope) name += "/rope";
   if (shape.block_size != 16) name += "/block:" + std::to_string(shape.block_size);
   if (shape.window > 0) name += "/window:" + std::to_string(shape.window);
@@ -121,8 +124,11 @@ void add_features() {
 
 void add_all() {
   for (const Model& model : kModels) {
-    for (const int cache : {BH_FLOAT16, BH_BFLOAT16, BH_FLOAT32, BH_FLOAT8_E4M3FN}) {
-      const int dtype = cache == BH_FLOAT8_E4M3FN ? int{BH_FLOAT16} : cache;
+    for (const auto& [dtype, cache] : {std::pair<int, int>{BH_FLOAT16, BH_FLOAT16},
+                                       {BH_BFLOAT16, BH_BFLOAT16},
+                                       {BH_FLOAT32, BH_FLOAT32},
+                                       {BH_FLOAT16, BH_FLOAT8_E4M3FN},
+                                       {BH_BFLOAT16, BH_FLOAT8_E4M3FN}}) {
       for (const int batch : {1, 8, 32}) {
         for (const int context : {512, 4096, 32768}) {
           add("decode", {model, dtype, cache, batch, 1, context}, decode);

@@ -187,7 +187,12 @@ static void attend(const AttendContext& context, const AttendItem& item, float* 
   for (int64_t i = 0; i < all_rows; ++i) scratch.denominators[i] = 0;
 
   if (matrices) {
-    attend_matrices(context, item, scratch);
+    with_dtype(context.cache->dtype, [&](auto e) {
+      using E = decltype(e);
+      if constexpr (__is_same(E, BFloat16) || sizeof(E) == 1) {
+        attend_matrices<E>(context, item, scratch);
+      }
+    });
   } else if (context.cache) {
     with_cache_dtype(context, [&](auto e) {
       using E = decltype(e);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// An item's query rows against spans of keys by matrix registers: both sides bfloat16, sums
-// float32. Included by kernel sources only (see vec.h).
+// An item's query rows against spans of keys by matrix registers: both sides bfloat16, which has
+// all values of fp8, sums float32. Included by kernel sources only (see vec.h).
 #pragma once
 
 #include "cpu/attend_span.h"
@@ -11,8 +11,9 @@ namespace broadhead::cpu::BH_TIER {
 
 /// Fills the panel with a span's tiles, and returns whether all of its values are finite. Whatever
 /// is not among the keys that some token of the item sees is left out.
+template <class E>
 BH_INLINE bool fill_panel(const AttendContext& context, const AttendItem& item, const Span& span,
-                          const BFloat16* const* tiles, const MatrixPanel& panel) {
+                          const E* const* tiles, const MatrixPanel& panel) {
   // Tokens ascend in position, or see the same.
   const int first = max_int(context.token(item, 0).first - span.begin, 0);
   const int end = span.end - span.begin;
@@ -80,14 +81,15 @@ static void attend_chunk(const AttendContext& context, const AttendItem& item,
 }
 
 /// The item's attention to keys and values in the cache, by matrix registers.
-BH_INLINE void attend_matrices(const AttendContext& context, const AttendItem& item,
-                               const AttendScratch& scratch) {
+template <class E>
+static void attend_matrices(const AttendContext& context, const AttendItem& item,
+                            const AttendScratch& scratch) {
   const int size = context.layer->head_size;
   const int span_tiles = tiles_of_span(matrix_tile_bytes(size), scratch.rows);
   const MatrixPanel panel = {reinterpret_cast<char*>(scratch.panel), size, span_tiles};
   const MatrixUse use;
   bool exact = true;
-  CachedSpans<BFloat16> spans(context, item, span_tiles);
+  CachedSpans<E> spans(context, item, span_tiles);
   for_each_span(item, span_tiles, [&](const Span& span) {
     spans.find_next(span);
     if (exact && !fill_panel(context, item, span, spans.tiles(), panel)) {

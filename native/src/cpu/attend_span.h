@@ -50,7 +50,9 @@ constexpr int kWidenedSpan = 16;
 
 /// Do the item's rows go through matrix registers?
 BH_INLINE bool uses_matrices(const LayerView& layer, const CacheView* cache, int rows) {
-  return kHasMatrices && cache && cache->dtype == BH_BFLOAT16 && layer.dtype == BH_BFLOAT16 &&
+  return kHasMatrices && cache && layer.dtype == BH_BFLOAT16 &&
+         (cache->dtype == BH_BFLOAT16 || cache->dtype == BH_FLOAT8_E4M3FN ||
+          cache->dtype == BH_FLOAT8_E5M2) &&
          rows > kMaxRows;
 }
 

@@ -31,10 +31,33 @@ constexpr int64_t matrix_tile_bytes(int head_size) {
   return int64_t{2} * 2 * kTile * round_to_depth(head_size);
 }
 
+/// A run, whatever the tier's vectors.
+typedef float Floats __attribute__((vector_size(kLine)));
+static_assert(sizeof(Floats) == sizeof(Run));
+
+/// The upper halves of floats, which are bfloat16.
+BH_INLINE Line upper_halves(const Floats (&runs)[2]) {
+  Line places;
+#pragma GCC unroll 32
+  for (int i = 0; i < kMatrixDepth; ++i) places[i] = static_cast<uint16_t>(2 * i + 1);
+  return __builtin_shuffle((Line)runs[0], (Line)runs[1], places);
+}
+
+/// Two runs of a cache, in its unit, as bfloat16.
 BH_INLINE Line load_line(const BFloat16* from) {
   Line line;
   __builtin_memcpy(&line, from, sizeof line);
   return line;
+}
+template <class E>
+BH_INLINE Line load_line(const E* from) {
+  static_assert(sizeof(E) == 1, "bfloat16 has all values of fp8, not those of other types");
+  Run runs[2];
+  read_run(from, runs[0]);
+  read_run(from + kTile, runs[1]);
+  Floats floats[2];
+  __builtin_memcpy(floats, runs, sizeof floats);
+  return upper_halves(floats);
 }
 
 /// Keys and values of a span as the right sides of products: registers [depth][2 of columns]. Of
@@ -58,8 +81,8 @@ struct MatrixPanel {
 
 /// Fills in a tile, of which tokens first .. end - 1 are seen, and returns whether their values are
 /// finite. The values of others become zero.
-BH_KERNEL bool fill_tile(const MatrixPanel& panel, int tile, const BFloat16* from, int first,
-                         int end) {
+template <class E>
+BH_KERNEL bool fill_tile(const MatrixPanel& panel, int tile, const E* from, int first, int end) {
   auto put = [](char* to, Line runs) {
     const Line pairs = pair_runs(runs);
     __builtin_memcpy(to, &pairs, sizeof pairs);
@@ -113,17 +136,13 @@ BH_INLINE void clear_tile(const MatrixPanel& panel, int tile) {
 /// bit, for they are the upper halves of floats. Terms are `term_stride` elements apart.
 BH_INLINE void split_weights(const Vec (&weights)[kMatrixDepth / kWidth], uint16_t* terms,
                              int64_t term_stride) {
-  typedef float Floats __attribute__((vector_size(kLine)));
   typedef uint32_t Bits __attribute__((vector_size(kLine)));
-  Line upper;
-#pragma GCC unroll 32
-  for (int i = 0; i < kMatrixDepth; ++i) upper[i] = static_cast<uint16_t>(2 * i + 1);
   Floats rest[2];
   static_assert(sizeof rest == sizeof weights);
   __builtin_memcpy(rest, weights, sizeof rest);
 #pragma GCC unroll 3
   for (int term = 0; term < kTerms; ++term) {
-    const Line both = __builtin_shuffle((Line)rest[0], (Line)rest[1], upper);
+    const Line both = upper_halves(rest);
     __builtin_memcpy(terms + term * term_stride, &both, sizeof both);
 #pragma GCC unroll 2
     for (Floats& r : rest) r -= (Floats)((Bits)r & 0xffff0000u);
