@@ -72,8 +72,7 @@ void check_no_nulls(const ListColumn& list, int64_t num_rows, const char* what,
   for (int64_t row = 0; list.offsets && row < num_rows; ++row) {
     if (!is_valid(list.validity, list.first_bit + row)) continue;
     const int64_t begin = list.offsets[row], end = list.offsets[row + 1];
-    const bool inside = 0 <= begin && begin <= end && end <= list.child_length &&
-                        end <= (array.length - first) / width;
+    const bool inside = 0 <= begin && begin <= end && end <= list.child_length;
     if (inside && has_null(array, first + begin * width, first + end * width)) {
       throw Failure(BH_SCHEMA_MISMATCH, row, "column %s: expected no %s, got some", list.name,
                     what);
