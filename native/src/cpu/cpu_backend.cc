@@ -223,10 +223,10 @@ class CpuLayer final : public Layer {
     stats.value_address = reinterpret_cast<int64_t>(part.value);
     stats.output_address = reinterpret_cast<int64_t>(part.output);
     if (step.num_rows == 0 || step.rows[0].part != 0) return;
-    const StepRow& row = step.rows[0];
-    if (part.query) stats.query_address += row.query * query_bytes;
-    if (part.key) stats.key_address += row.key * key_bytes;
-    if (part.value) stats.value_address += row.value * key_bytes;
+    const StepRow& row = step.rows[0];  // its indices are 0 where it has no column
+    stats.query_address += row.query * query_bytes;
+    stats.key_address += row.key * key_bytes;
+    stats.value_address += row.value * key_bytes;
   }
 
   const LayerSpec& spec_;

@@ -142,8 +142,8 @@ void Plan::add_rows(const LayerSpec& spec, const Step& step) {
       const int first_key =
           std::max(round_down(tokens[0].first), shared_keys_[static_cast<size_t>(r)]);
       units_.push_back({first_token + begin, run, static_cast<int32_t>(r), first_key,
-                        std::max(tokens[run - 1].end, first_key),
-                        is_decode(spec, num_queries) ? spec.num_kv_heads : 1, false});
+                        tokens[run - 1].end, is_decode(spec, num_queries) ? spec.num_kv_heads : 1,
+                        false});
     });
   }
 }
