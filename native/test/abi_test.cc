@@ -89,7 +89,8 @@ TEST(Engine, RefusesBadOptions) {
   refuse("size", [](O& o) { o.struct_size = 4; }, {"struct_size", "got 4"});
   refuse("backend", [](O& o) { o.backend = "quantum"; }, {"backend", "cpu", "quantum"});
   refuse("threads", [](O& o) { o.threads = -1; }, {"threads", "-1"});
-  refuse("more threads", [](O& o) { o.threads = 1 << 30; }, {"threads", "at most", "1073741824"});
+  refuse("more threads", [](O& o) { o.threads = (1 << 15) + 1; },
+         {"threads", "at most 32768", "got 32769"});
   bh_error error{};
   bh_engine* engine = nullptr;
   expect_refused(bh_engine_create(nullptr, &engine, &error), error, BH_INVALID_ARGUMENT,
@@ -217,6 +218,7 @@ TEST_P(Abi, RefusesBadCacheOptions) {
   refuse("no heads", [](O& o) { o.num_kv_heads = 0; }, BH_INVALID_ARGUMENT, {"num_kv_heads", "got 0"});
   refuse("head size", [](O& o) { o.head_size = 72; }, BH_INVALID_ARGUMENT, {"head_size", "32 64 80", "got 72"});
   refuse("dtype", [](O& o) { o.dtype = 9; }, BH_INVALID_ARGUMENT, {"dtype", "got 9"});
+  refuse("as many blocks as ids", [](O& o) { o.num_blocks = INT32_MAX; }, BH_OUT_OF_MEMORY, {"num_blocks", "2147483647 blocks"});
   refuse("bytes beyond 64 bits", [](O& o) { o.block_size = o.num_kv_heads = 1 << 30; o.head_size = 64; }, BH_INVALID_ARGUMENT, {"kv_cache: 5 blocks of 1073741824 tokens", "bytes"});
   refuse("more than the machine has", [](O& o) { o.num_blocks = 2000000000; o.block_size = 1600; }, BH_OUT_OF_MEMORY, {"num_blocks", "GiB"});
   // clang-format on
@@ -257,6 +259,7 @@ TEST_P(Abi, RefusesBadLayerOptions) {
   refuse("more heads than a tensor holds", [](O& o) { o.num_heads = 1 << 26; }, {"num_heads", "at most 33554431", "got 67108864"});
   refuse("no KV heads", [](O& o) { o.num_kv_heads = 0; }, {"num_kv_heads", "got 0"});
   refuse("head size", [](O& o) { o.head_size = 48; }, {"head_size", "32 64 80 96 128 160 192 224 256", "got 48"});
+  refuse("negative attn_type", [](O& o) { o.attn_type = -1; }, {"attn_type", "got -1"});
   refuse("attn_type", [](O& o) { o.attn_type = 4; }, {"attn_type", "got 4"});
   refuse("dtype", [](O& o) { o.dtype = BH_FLOAT8_E4M3FN; }, {"dtype", "float32, float16 or bfloat16", "fp8_e4m3"});
   refuse("unknown dtype", [](O& o) { o.dtype = 17; }, {"dtype"});
@@ -264,11 +267,15 @@ TEST_P(Abi, RefusesBadLayerOptions) {
   refuse("scale infinite", [](O& o) { o.scale = HUGE_VALF; }, {"scale", "inf"});
   refuse("window", [](O& o) { o.sliding_window = -1; }, {"sliding_window", "got -1"});
   refuse("soft cap", [](O& o) { o.logits_soft_cap = -3; }, {"logits_soft_cap", "-3"});
+  refuse("infinite soft cap", [](O& o) { o.logits_soft_cap = HUGE_VALF; }, {"logits_soft_cap", "inf"});
   refuse("soft cap NaN", [](O& o) { o.logits_soft_cap = NAN; }, {"logits_soft_cap", "nan"});
   refuse("k_scale", [](O& o) { o.k_scale = 0; }, {"k_scale", "got 0"});
+  refuse("infinite k_scale", [](O& o) { o.k_scale = HUGE_VALF; }, {"k_scale must be positive", "inf"});
+  refuse("infinite v_scale", [](O& o) { o.v_scale = HUGE_VALF; }, {"v_scale must be positive", "inf"});
   refuse("v_scale", [](O& o) { o.v_scale = -1; }, {"v_scale", "-1"});
   refuse("v_scale NaN", [](O& o) { o.v_scale = NAN; }, {"v_scale", "nan"});
   refuse("output_scale", [](O& o) { o.output_scale = -0.5f; }, {"output_scale", "-0.5"});
+  refuse("infinite output_scale", [](O& o) { o.output_scale = HUGE_VALF; }, {"output_scale", "inf"});
   refuse("slopes", [&](O& o) { o.alibi_slopes = numbers.data(); }, {"alibi_slopes", "nan"});
   refuse("infinite slopes", [&](O& o) { o.alibi_slopes = infinite.data(); }, {"alibi_slopes", "inf"});
   refuse("sinks", [&](O& o) { o.sinks = numbers.data(); }, {"sinks", "nan"});
@@ -279,6 +286,7 @@ TEST_P(Abi, RefusesBadLayerOptions) {
   refuse("max_position", [&](O&) { rope.max_position = 0; }, {"max_position", "got 0"});
   refuse("positions beyond memory", [&](O&) { rope.max_position = INT64_MAX; }, {"max_position must be 1 .. ", "got 9223372036854775807"});
   refuse("cos_sin", [&](O&) { rope.cos_sin = nullptr; }, {"cos_sin"});
+  refuse("v_scale without fp8", [](O& o) { o.v_scale = 2; }, {"v_scale", "fp8", "float16"});
   refuse("scales without fp8", [](O& o) { o.k_scale = 2; }, {"k_scale", "fp8", "float16"});
   refuse("encoder with a cache", [](O& o) { o.attn_type = BH_ENCODER; }, {"cache"});
   // clang-format on
@@ -291,10 +299,30 @@ TEST_P(Abi, RefusesBadLayerOptions) {
   options.num_kv_heads = 4;
   expect_refused(bh_layer_create(engine.get(), &options, cache.get(), &layer, &error), error,
                  BH_INVALID_ARGUMENT, {"2 KV heads of 64", "4 of 64"});
+  config.head_size = 128;
   options = config.options(rope);
+  expect_refused(bh_layer_create(engine.get(), &options, cache.get(), &layer, &error), error,
+                 BH_INVALID_ARGUMENT, {"2 KV heads of 64", "2 of 128"});
   EXPECT_EQ(bh_layer_supported(engine.get(), &options, BH_FLOAT8_E5M2, 544, &error), BH_OK);
-  EXPECT_EQ(bh_layer_supported(engine.get(), &options, BH_FLOAT16, 17, &error),
+  for (const int block_size : {17, 0, -16}) {
+    expect_refused(bh_layer_supported(engine.get(), &options, BH_FLOAT16, block_size, &error),
+                   error, BH_INVALID_ARGUMENT, {"block_size", std::to_string(block_size)});
+  }
+}
+
+/// However long a name is, the message ends.
+TEST_P(Abi, CutsLongMessages) {
+  BH_OPEN_OR_SKIP(engine, GetParam(), 1);
+  bh_rope rope;
+  bh_layer_options options = LayerConfig{}.options(rope);
+  const std::string name(5000, 'n');
+  options.name = name.c_str();
+  options.num_heads = 7;
+  bh_error error;
+  std::memset(&error, 'x', sizeof error);
+  EXPECT_EQ(bh_layer_supported(engine.get(), &options, BH_FLOAT32, 16, &error),
             BH_INVALID_ARGUMENT);
+  EXPECT_EQ(error.message, name.substr(0, sizeof error.message - 1));
 }
 
 /// What grids and 32-bit offsets of a GPU do not hold is refused before there is a step.
@@ -326,6 +354,7 @@ TEST_P(Abi, LayersFitTheirBackend) {
   check(65536, 65536, 32, BH_FLOAT16, "num_kv_heads must be at most 65535");
   check(65536, 65536, 32, BH_FLOAT32, "num_kv_heads must be at most 65535");
   check(65537, 1, 32, BH_FLOAT16, "65537 groups");  // a prime number
+  check(33554431, 1, 64, BH_FLOAT16, "groups");
   check(1 << 22, 1 << 15, 256, BH_FLOAT16, "num_heads");
 
   bh_rope rope;
@@ -465,6 +494,7 @@ TEST_P(Abi, RefusesBadBlocks) {
 TEST_P(Abi, UsesTheCallersBuffers) {
   if (GetParam().backend != "cpu") GTEST_SKIP() << "device backends may stage";
   LayerConfig layer;
+  layer.output_scale = 0.5f;  // an output of bytes
   bh_cache_options pool = small_pool();
   Session session(GetParam(), 1, layer, pool);
   BH_SKIP_IF_UNUSABLE(session, GetParam());
@@ -493,7 +523,7 @@ TEST_P(Abi, UsesTheCallersBuffers) {
   EXPECT_EQ(stats.value_address, value);
   EXPECT_EQ(stats.output_address, reinterpret_cast<int64_t>(result.output_address()));
   EXPECT_EQ(stats.bytes_staged, 0);
-  EXPECT_EQ(stats.bytes_in_place, 4 * 2 * (2 * layer.query_width() + 2 * layer.key_width()));
+  EXPECT_EQ(stats.bytes_in_place, 2 * ((4 + 1) * layer.query_width() + 4 * 2 * layer.key_width()));
 }
 
 /// Memory of bh_engine_alloc is used in place by every backend, and is reused.
@@ -505,6 +535,9 @@ TEST_P(Abi, UsesEngineMemoryInPlace) {
   std::memset(reinterpret_cast<void*>(first), 1, 100000);
   bh_engine_free(engine.get(), first);
   bh_engine_free(engine.get(), 0);
+  const int64_t nothing = bh_engine_alloc(engine.get(), 0);
+  EXPECT_NE(nothing, 0);
+  bh_engine_free(engine.get(), nothing);
   EXPECT_EQ(bh_engine_alloc(engine.get(), -1), 0);
   EXPECT_EQ(bh_engine_alloc(nullptr, 64), 0);
 
@@ -583,6 +616,55 @@ TEST(Borrowed, ReleaseMarksTheTree) {
     EXPECT_EQ(parent.release, nullptr);
     EXPECT_EQ(child.release == nullptr, of_parent != nullptr);
   }
+}
+
+// ---- what a machine can do at best ----
+
+TEST_P(Abi, ProbesMeasureOrSayWhyNot) {
+  BH_OPEN_OR_SKIP(engine, GetParam(), 2);
+  const Cache cache = make_cache(engine.get(), small_pool());
+  const bool is_cpu = GetParam().backend == "cpu";
+  bh_error error{};
+  int64_t nanoseconds = -1;
+  auto expect_measured = [&](int32_t status) {
+    EXPECT_EQ(status, BH_OK) << error.message;
+    EXPECT_GE(std::exchange(nanoseconds, -1), 0);
+  };
+  auto expect_of_cpus = [&](int32_t status) {
+    if (is_cpu) {
+      expect_measured(status);
+    } else {
+      expect_refused(status, error, BH_UNSUPPORTED, {"GPU"});
+    }
+  };
+  auto read = [&](const std::vector<int32_t>& blocks) {
+    return bh_probe_read(engine.get(), cache.get(), blocks.data(), std::ssize(blocks), &nanoseconds,
+                         &error);
+  };
+  expect_measured(read({4}));
+  expect_measured(read({0, 3, 1, 4, 2}));
+  expect_measured(read(std::vector<int32_t>(100, 4)));
+  const int32_t block = 0;
+  expect_refused(bh_probe_read(engine.get(), cache.get(), &block, 0, &nanoseconds, &error), error,
+                 BH_INVALID_ARGUMENT, {"count", "got 0"});
+  for (const int32_t bad : {-1, 5}) {
+    expect_refused(read({0, bad}), error, BH_INVALID_ARGUMENT,
+                   {"block", std::to_string(bad), "0 .. 4"});
+  }
+
+  expect_of_cpus(bh_probe_compute(engine.get(), 100000, &nanoseconds, &error));
+  expect_refused(bh_probe_compute(engine.get(), 0, &nanoseconds, &error), error,
+                 BH_INVALID_ARGUMENT, {"flops", "got 0"});
+
+  const Bytes source(1001, 7);
+  Bytes target(source.size(), 0);
+  auto copy = [&](int64_t bytes) {
+    return bh_probe_copy(engine.get(), source.data(), target.data(), bytes, &nanoseconds, &error);
+  };
+  expect_of_cpus(copy(1000));
+  EXPECT_EQ(std::count(target.begin(), target.end(), 7), is_cpu ? 1000 : 0);
+  EXPECT_EQ(target.back(), 0);
+  expect_refused(copy(0), error, BH_INVALID_ARGUMENT, {"bytes", "got 0"});
 }
 
 // ---- merge of partial results ----

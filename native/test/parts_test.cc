@@ -149,6 +149,7 @@ TEST_P(Parts, AreReleasedHoweverTheCallEnds) {
   EXPECT_EQ(call(nullptr, true, 1), BH_INVALID_ARGUMENT);
   EXPECT_EQ(call(binding.get(), false, 1), BH_INVALID_ARGUMENT);
   EXPECT_EQ(call(binding.get(), true, -1), BH_INVALID_ARGUMENT);
+  EXPECT_EQ(call(binding.get(), true, int64_t{1} << 31), BH_INVALID_ARGUMENT);
   EXPECT_EQ(call(binding.get(), true, 0), BH_OK) << "no parts, nothing to do";
   EXPECT_EQ(bh_step_parts(binding.get(), nullptr, 1, nullptr, nullptr), BH_INVALID_ARGUMENT);
   EXPECT_TRUE(result.untouched());
@@ -156,15 +157,18 @@ TEST_P(Parts, AreReleasedHoweverTheCallEnds) {
   EXPECT_EQ(live_c_data(), before);
 }
 
-/// A step of one batch that was begun.
+/// A step that was begun, of one batch and an empty one.
 struct Begun {
   Begun(bh_layer* layer, const LayerConfig& layer_config, StepBatch rows)
       : config(layer_config), batch(std::move(rows)), result(config, batch) {
     const Binding binding = make_binding(layer, step_schema(config, batch));
     ArrowArray array = export_array(step_array(config, batch));
-    const bh_step_part part{&array, result.array()};
-    status = bh_step_begin(binding.get(), &part, 1, &pending, &error);
-    EXPECT_EQ(array.release, nullptr) << "the batch is taken by move";
+    ArrowArray none = export_array(step_array(config, {}));
+    StepResult no_result(config, {});
+    const bh_step_part parts[] = {{&array, result.array()}, {&none, no_result.array()}};
+    status = bh_step_begin(binding.get(), parts, std::size(parts), &pending, &error);
+    EXPECT_EQ(array.release, nullptr) << "batches are taken by move";
+    EXPECT_EQ(none.release, nullptr);
   }
 
   int32_t end(bh_step_stats* stats = nullptr) {
@@ -318,6 +322,9 @@ TEST_P(InFlight, CancelledStepsEndWithTheirStatus) {
   EXPECT_EQ(begun.end(), info.overlaps ? BH_CANCELLED : BH_OK) << "it may have been complete";
   Begun late(session.layer(), config(), {{sequences.next(0, 1)}});
   EXPECT_EQ(late.status, BH_CANCELLED);
+  EXPECT_TRUE(late.result.untouched());
+  update_reference(config(), begun.batch, *session.mirror());
+  compare_cache(config(), session.cache(), *session.mirror());  // without the late one
   EXPECT_EQ(live_c_data(), arrays);
 }
 

@@ -309,6 +309,41 @@ TEST_P(KeysRead, ShareAPrefix) {
 
 BH_ON_EVERY_TARGET(KeysRead);
 
+// ---- shared prefixes ----
+
+class SharedPrefix : public TargetTest {};
+
+/// Block tables may name more blocks than are used yet, and alike ones.
+TEST_P(SharedPrefix, EndsWhereAnyOfItsTokensSeesNoMore) {
+  struct Row {
+    int tokens;
+    int length;
+  };
+  constexpr int kLength = 802;
+  for (const int dtype : {BH_FLOAT32, BH_FLOAT16}) {
+    LayerConfig layer;
+    layer.dtype = dtype;
+    const Prompt prompt(layer, kLength, 16, dtype);
+    Session session(GetParam(), 2, layer, pool_of(prompt.num_blocks(), 16, dtype));
+    BH_SKIP_IF_UNUSABLE(session, GetParam());
+    Random random("shared prefix");
+    session.fill_cache(random);
+    for (const std::vector<Row>& rows : std::vector<std::vector<Row>>{
+             {{1, 800}, {1, 799}, {1, 793}}, {{1, 799}, {1, 800}}, {{2, 802}, {4, 802}}}) {
+      StepBatch batch;
+      batch.has_key = false;
+      for (const Row& row : rows) {
+        batch.rows.push_back(prompt.row(row.length - row.tokens, row.length));
+        batch.rows.back().key.clear();
+      }
+      session.step(batch);
+    }
+    record("shared_prefix", GetParam(), session.worst());
+  }
+}
+
+BH_ON_EVERY_TARGET(SharedPrefix);
+
 // ---- rounding of stored values ----
 
 class StoredValues : public TargetTest {};
