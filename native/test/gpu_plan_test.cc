@@ -228,6 +228,49 @@ TEST(GpuPlan, RoundsAreEqual) {
   EXPECT_EQ(plan.rounds(), std::vector<int>(4, 2));
 }
 
+/// Blocks of threads write in any order: of a slot that repeats only what stays is written.
+TEST(GpuPlan, WritesASlotThatRepeatsOnce) {
+  LayerSpec spec{};
+  spec.num_heads = spec.num_kv_heads = 1;
+  spec.head_size = 64;
+  spec.dtype = BH_FLOAT16;
+  spec.attn_type = BH_DECODER;
+  const std::vector<int64_t> slots = {3, 21, 3, 4, 21, -1};
+  StepRow rows[2]{};
+  rows[0].num_keys = 4;
+  rows[1].num_keys = 2;
+  rows[1].key = rows[1].value = rows[1].slots = 4;
+  StepPart part{};
+  part.slots = slots.data();
+  Step step{};
+  step.rows = rows;
+  step.num_rows = 2;
+  step.parts = &part;
+  step.slots_repeat = true;
+  const int64_t bytes = TensorBytes(spec).key;
+  std::vector<char> keys(slots.size() * static_cast<size_t>(bytes)), values = keys;
+  PartTensors tensors{};
+  tensors.key = keys.data();
+  tensors.value = values.data();
+  GpuPlan plan;
+  PlanLimits limits{};
+  limits.slots[0] = limits.slots[1] = limits.group_size = 1;
+  plan.plan(spec, step, kTile, {tensors}, nullptr, limits);
+  EXPECT_EQ(plan.written_tokens(), 5);
+  std::vector<char> memory(static_cast<size_t>(plan.bytes()));
+  plan.write({}, memory.data(), memory.data());
+  UpdateArgs update{};
+  plan.point(update, memory.data());
+  std::map<int, int64_t> written;  // tensors by slot
+  for (int t = 0; t < update.num_tokens; ++t) {
+    const UpdateToken& token = update.tokens[t];
+    const int64_t index = (token.key - keys.data()) / bytes;
+    EXPECT_EQ(token.value, values.data() + index * bytes);
+    EXPECT_TRUE(written.emplace(token.block * kTile + token.offset, index).second);
+  }
+  EXPECT_EQ(written, (std::map<int, int64_t>{{3, 2}, {4, 3}, {21, 4}}));
+}
+
 /// Rows without queries: nothing looks into their block tables.
 TEST(GpuPlan, RefusesMoreBlocksThanIndicesCount) {
   LayerSpec spec{};
