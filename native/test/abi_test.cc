@@ -4,9 +4,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <thread>
 
 #include "harness.h"
 #include "number_format.h"
@@ -95,6 +97,20 @@ TEST(Engine, RefusesBadOptions) {
   bh_engine* engine = nullptr;
   expect_refused(bh_engine_create(nullptr, &engine, &error), error, BH_INVALID_ARGUMENT,
                  {"options"});
+}
+
+TEST(Engine, HasDefaults) {
+  bh_engine_options options{};
+  options.struct_size = sizeof options;
+  options.device = -1;
+  bh_engine* engine = nullptr;
+  bh_error error{};
+  ASSERT_EQ(bh_engine_create(&options, &engine, &error), BH_OK) << error.message;
+  const Engine owner(engine);
+  bh_engine_info info{};
+  ASSERT_EQ(bh_engine_describe(engine, &info), BH_OK);
+  const auto cores = static_cast<int>(std::thread::hardware_concurrency());
+  EXPECT_EQ(info.threads, std::string(info.backend) == "cpu" ? std::max(1, cores) : 1);
 }
 
 TEST(Engine, RefusesUnknownTier) {
@@ -756,6 +772,15 @@ TEST_P(Abi, MergeMatchesReference) {
       const double worst = compare_result(layer, result, expected);
       EXPECT_TRUE(result.guards_intact());
       record("merge", GetParam(), worst);
+
+      StepResult without_lse(layer, tokens);
+      void* output =
+          const_cast<void*>(without_lse.array()->children[0]->children[0]->children[0]->buffers[1]);
+      ASSERT_EQ(bh_merge(engine.get(), parts.data(), c.parts, dtype, c.tokens, c.heads, c.head_size,
+                         output, nullptr, &error),
+                BH_OK)
+          << error.message;
+      EXPECT_EQ(without_lse.output_bytes(), result.output_bytes());
     }
   }
 }

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <cstring>
 
 #include "core/failure.h"
 #include "gpu/gpu_cache.h"
@@ -59,6 +60,37 @@ TEST(GpuMemory, IsGivenBackWhereACacheCannotBeMade) {
     refuse_event = event;
     EXPECT_THROW(GpuCache(options, std::make_shared<Device>(api, 0)), Failure);
     EXPECT_EQ(given, 0);
+  }
+}
+
+TEST(GpuMemory, OfABufferIsAskedForAgainWhereItWasRefused) {
+  DeviceApi api = device_api();
+  api.allocate = [](int64_t bytes, void** memory) -> int32_t {
+    return bytes > 8192 ? kOutOfMemory : give(memory);
+  };
+  Buffer buffer(api, Buffer::kOnDevice, "test");
+  EXPECT_TRUE(buffer.reserve(5000));
+  EXPECT_FALSE(buffer.reserve(buffer.capacity()));
+  EXPECT_THROW(buffer.reserve(9000), Failure);
+  EXPECT_EQ(given, 0) << "what it had is given back first";
+  EXPECT_EQ(buffer.capacity(), 0);
+  EXPECT_TRUE(buffer.reserve(5000));
+  EXPECT_NE(buffer.data(), nullptr);
+}
+
+TEST(GpuMemory, IsNotOfADeviceThatCannotBeUsed) {
+  DeviceApi api = device_api();
+  api.describe = [](int32_t, DeviceInfo* info) -> int32_t {
+    *info = {};
+    std::strcpy(info->reason, "too old");
+    return kOk;
+  };
+  try {
+    Device(api, 3);
+    FAIL() << "opened";
+  } catch (const Failure& failure) {
+    EXPECT_EQ(failure.code(), BH_UNSUPPORTED);
+    EXPECT_STREQ(failure.what(), "device 3, : too old");
   }
 }
 

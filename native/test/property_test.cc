@@ -344,6 +344,41 @@ TEST_P(SharedPrefix, EndsWhereAnyOfItsTokensSeesNoMore) {
 
 BH_ON_EVERY_TARGET(SharedPrefix);
 
+// ---- steps that come again ----
+
+class Replayed : public TargetTest {};
+
+/// GPUs record a decode step whose shape comes again, and replay it. Of these the numbers of tokens
+/// are the same, but not those of rows, or of pieces.
+TEST_P(Replayed, StepsAreOfTheirShape) {
+  struct Shape {
+    int rows;
+    int tokens;
+    int length;
+  };
+  LayerConfig layer;
+  layer.dtype = BH_FLOAT16;
+  const Prompt prompt(layer, 800, 16, BH_FLOAT16);
+  Session session(GetParam(), 2, layer, pool_of(prompt.num_blocks(), 16, BH_FLOAT16));
+  BH_SKIP_IF_UNUSABLE(session, GetParam());
+  Random random("replayed");
+  session.fill_cache(random);
+  for (const Shape& shape : {Shape{4, 1, 800}, {1, 4, 800}, {4, 1, 20}, {2, 2, 600}}) {
+    StepBatch batch;
+    batch.has_key = false;
+    for (int r = 0; r < shape.rows; ++r) {
+      StepRow row = prompt.row(shape.length - shape.tokens, shape.length);
+      row.key.clear();
+      std::rotate(row.blocks.begin(), row.blocks.begin() + r, row.blocks.end());
+      batch.rows.push_back(row);
+    }
+    for (int again = 0; again < 3; ++again) session.step(batch);
+  }
+  record("replayed", GetParam(), session.worst());
+}
+
+BH_ON_EVERY_TARGET(Replayed);
+
 // ---- rounding of stored values ----
 
 class StoredValues : public TargetTest {};

@@ -48,7 +48,7 @@ TEST(ThreadPool, GivesEachTaskOnceToAThreadOfTheRun) {
   const auto pool = ThreadPool::shared(8);  // more than most of the runs may have
   for (const int threads : {1, 2, 3, 8}) {
     for (const int tasks : {0, 1, 2, 100}) {
-      for (int again = 0; again < 20; ++again) run(*pool, threads, tasks);
+      for (int again = 0; again < 10; ++again) run(*pool, threads, tasks);
     }
   }
 }

@@ -168,7 +168,7 @@ void Plan::divide(const LayerSpec& spec, int threads) {
   const double budget =
       threads > 1 ? total / (threads * kItemsPerThread) : std::numeric_limits<double>::infinity();
   auto pieces_of = [&](const Unit& unit) {
-    const double wanted = std::min(cost(unit) / budget + 0.5, 1e6);
+    const double wanted = std::min(1e6, cost(unit) / budget + 0.5);  // 1e6 if it is 0 / 0
     return std::max(
         1, std::min(static_cast<int>(wanted), (unit.end_key - unit.first_key) / kLeastKeys));
   };
