@@ -122,7 +122,7 @@ alignas(4096) char tensors[3 * 4096];
 int asked;
 
 /// Pages 0 and 1 of `tensors` are pageable, page 2 is pinned.
-TEST(GpuMemory, OfStepsIsAskedForOnceAPageWhereItIsPageable) {
+DeviceApi api_of_tensors() {
   DeviceApi api = device_api();
   api.allocate_host = [](int64_t bytes, void** memory) -> int32_t {
     *memory = std::malloc(static_cast<size_t>(bytes));
@@ -137,10 +137,20 @@ TEST(GpuMemory, OfStepsIsAskedForOnceAPageWhereItIsPageable) {
     *device_address = pageable ? nullptr : const_cast<void*>(memory);
     return kOk;
   };
+  return api;
+}
+
+/// A tensor is 128 bytes.
+LayerSpec small_layer() {
   LayerSpec spec{};
   spec.num_heads = spec.num_kv_heads = 1;
   spec.head_size = 64;
   spec.dtype = BH_FLOAT16;
+  return spec;
+}
+
+TEST(GpuMemory, OfStepsIsAskedForOnceAPageWhereItIsPageable) {
+  const DeviceApi api = api_of_tensors();
   StepPart parts[2];
   StepRow rows[2]{};
   for (int p = 0; p < 2; ++p) {
@@ -162,12 +172,49 @@ TEST(GpuMemory, OfStepsIsAskedForOnceAPageWhereItIsPageable) {
   bh_step_stats stats{};
   StepMemory memory;
   asked = 0;
-  memory.bring(device, spec, step, work, stats);
+  memory.bring(device, small_layer(), step, work, stats);
   EXPECT_EQ(asked, 2 + 2);
   EXPECT_EQ(stats.bytes_staged, 2 * 3 * 128);
   EXPECT_EQ(stats.bytes_in_place, 2 * 128);
   EXPECT_EQ(memory.parts()[1].output, parts[1].output);
   EXPECT_NE(memory.parts()[1].query, parts[1].query);
+}
+
+/// Null rows lie between such rows: their offsets may fall. A layer that writes nothing needs no
+/// keys.
+TEST(GpuMemory, OfStepsHasWhatRowsUseInAnyOrder) {
+  const DeviceApi api = api_of_tensors();
+  for (int i = 0; i < 8 * 128; ++i) tensors[i] = static_cast<char>(i / 128);
+  StepPart part;
+  part.query = tensors;
+  part.key = part.value = tensors + 4096;
+  part.output = tensors + 2 * 4096 + 8;  // not where kernels may store
+  StepRow rows[2]{};
+  rows[0].query = 6;
+  rows[0].num_queries = 2;
+  rows[1].query = 1;
+  rows[1].output = 2;
+  rows[1].num_queries = 3;
+  rows[0].num_keys = rows[1].num_keys = 1;
+  Step step;
+  step.rows = rows;
+  step.num_rows = 2;
+  step.parts = &part;
+  step.num_queries = 5;
+  LayerSpec spec = small_layer();
+  spec.read_only_cache = true;
+  Device device(api, 0);
+  Workspace work(api);
+  bh_step_stats stats{};
+  StepMemory memory;
+  memory.bring(device, spec, step, work, stats);
+  EXPECT_EQ(stats.bytes_staged, (7 + 5) * 128) << "queries 1 to 7, and all outputs";
+  EXPECT_EQ(stats.bytes_in_place, 0);
+  for (const int i : {1, 2, 3, 6, 7}) EXPECT_EQ(memory.parts()[0].query[i * 128 + 127], i);
+  std::memset(memory.parts()[0].output, 9, 5 * 128);
+  memory.deliver();
+  EXPECT_EQ(tensors[2 * 4096 + 8], 9);
+  EXPECT_EQ(tensors[2 * 4096 + 8 + 5 * 128 - 1], 9);
 }
 
 }  // namespace
