@@ -217,5 +217,30 @@ TEST(GpuMemory, OfStepsHasWhatRowsUseInAnyOrder) {
   EXPECT_EQ(tensors[2 * 4096 + 8 + 5 * 128 - 1], 9);
 }
 
+/// Results of 4 MiB are not stored in place, though they could be.
+TEST(GpuMemory, OfLargeResultsIsOnTheDevice) {
+  constexpr int64_t kBytes = 4 << 20;
+  const DeviceApi api = api_of_tensors();
+  LayerSpec spec = small_layer();
+  spec.num_heads = kBytes / 128;
+  StepPart part;
+  part.query = part.output = tensors + 2 * 4096;
+  StepRow row{};
+  row.num_queries = 1;
+  Step step;
+  step.rows = &row;
+  step.num_rows = 1;
+  step.parts = &part;
+  step.num_queries = 1;
+  Device device(api, 0);
+  Workspace work(api);
+  bh_step_stats stats{};
+  StepMemory memory;
+  memory.bring(device, spec, step, work, stats);
+  EXPECT_EQ(stats.bytes_transferred, kBytes);
+  EXPECT_EQ(stats.bytes_in_place, kBytes) << "the query";
+  EXPECT_EQ(memory.parts()[0].output, work.results.data());
+}
+
 }  // namespace
 }  // namespace broadhead::gpu
