@@ -236,6 +236,10 @@ TEST_P(Abi, RefusesBadCacheOptions) {
   refuse("dtype", [](O& o) { o.dtype = 9; }, BH_INVALID_ARGUMENT, {"dtype", "got 9"});
   refuse("as many blocks as ids", [](O& o) { o.num_blocks = INT32_MAX; }, BH_OUT_OF_MEMORY, {"num_blocks", "2147483647 blocks"});
   refuse("bytes beyond 64 bits", [](O& o) { o.block_size = o.num_kv_heads = 1 << 30; o.head_size = 64; }, BH_INVALID_ARGUMENT, {"kv_cache: 5 blocks of 1073741824 tokens", "bytes"});
+  if (GetParam().backend == "cpu") {  // a system may promise more than it has
+    const int64_t memory = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE);
+    refuse("a block more than the machine has", [&](O& o) { o.num_blocks = memory / (2 * 48 * 3 * 80 * 2) + 1; }, BH_OUT_OF_MEMORY, {"num_blocks", "this machine has"});
+  }
   refuse("more than the machine has", [](O& o) { o.num_blocks = 2000000000; o.block_size = 1600; }, BH_OUT_OF_MEMORY, {"num_blocks", "GiB"});
   // clang-format on
 }
