@@ -20,7 +20,7 @@ const std::vector<Sinks> kSinks = {Sinks::kRandom, Sinks::kOff};
 const std::vector<Sinks> kWithAndWithoutSinks = {Sinks::kNone, Sinks::kRandom, Sinks::kOff};
 
 const std::vector<Rotary> kRotary = {{kWholeHead, true}, {kWholeHead, false}, {32, true},
-                                     {32, false},        {20, true},          {2, false}};
+                                     {32, false},        {30, true},          {2, false}};
 
 // clang-format off
 const std::vector<Case>& cases() {
@@ -108,7 +108,7 @@ const std::vector<Case>& cases() {
     {.feature = "encoder", .name = "soft_cap", .rows = {{33, 33}, {17, 17}}, .windows = {0, 8}, .soft_caps = {1, 30}, .attn_type = BH_ENCODER},
     {.feature = "encoder", .name = "alibi", .rows = {{33, 33}, {17, 17}}, .windows = {0, 8}, .alibi = kSlopes, .attn_type = BH_ENCODER_ONLY},
     {.feature = "encoder", .name = "sinks", .rows = {{33, 33}, {17, 17}}, .windows = {0, 8}, .sinks = kSinks, .attn_type = BH_ENCODER_ONLY},
-    {.feature = "encoder", .name = "features", .rows = {{33, 33}, {70, 70}, {1, 1}}, .head_sizes = {64, 128}, .windows = {16}, .soft_caps = {20}, .alibi = {Slopes::kMixed}, .sinks = {Sinks::kRandom}, .rope = {{kWholeHead, true}, {20, false}}, .attn_type = BH_ENCODER},
+    {.feature = "encoder", .name = "features", .rows = {{33, 33}, {70, 70}, {1, 1}}, .head_sizes = {64, 128}, .windows = {16}, .soft_caps = {20}, .alibi = {Slopes::kMixed}, .sinks = {Sinks::kRandom}, .rope = {{kWholeHead, true}, {30, false}}, .attn_type = BH_ENCODER},
     {.feature = "encoder", .name = "long", .rows = {{300, 300}, {129, 129}}, .heads = {{4, 4}}, .head_sizes = {32}, .windows = {0, 64}, .attn_type = BH_ENCODER_ONLY},
 
     {.feature = "cross", .name = "matrix", .rows = {{1, 60}, {5, 33}, {20, 70}, {3, 3}}, .heads = {{8, 8}, {8, 2}}, .head_sizes = {64, 128}, .block_sizes = {16, 48}, .caches = kAutoAndFp8, .attn_type = BH_ENCODER_DECODER},

@@ -101,7 +101,13 @@ TEST_P(Devices, TheOneWithTheMostFreeMemoryIsTaken) {
 TEST_P(Devices, OnesThatAreNotThereAreRefused) {
   std::string reason;
   EXPECT_EQ(open_engine(on(1000), 1, reason), nullptr);
-  EXPECT_NE(reason.find("device must be 0 .. "), std::string::npos) << reason;
+  const size_t range = reason.find("device must be 0 .. ");
+  ASSERT_NE(range, std::string::npos) << reason;
+  const int last = std::stoi(reason.substr(range + 20));
+  for (const int device : {last + 1, -2}) {
+    EXPECT_EQ(open_engine(on(device), 1, reason), nullptr);
+    EXPECT_NE(reason.find("got " + std::to_string(device)), std::string::npos) << reason;
+  }
 }
 
 BH_ON_EVERY_TARGET(Devices);

@@ -637,7 +637,7 @@ TEST_P(NotANumber, ReachesOnlyThoseThatSeeIt) {
            {Poison{false, NAN}, Poison{true, NAN}, Poison{false, HUGE_VALF}}) {
         const int cache_dtype = cache == kAuto ? dtype : cache;
         if (element_bytes(cache_dtype) == 1 && !std::isnan(poison.value)) continue;  // saturates
-        for (const int window : {0, 10}) {
+        for (const int window : {0, 1, 10}) {
           LayerConfig layer;
           layer.dtype = dtype;
           layer.sliding_window = window;
