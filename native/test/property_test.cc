@@ -351,8 +351,7 @@ class Replayed : public TargetTest {};
 /// GPUs record a decode step whose shape comes again, and replay it. Of these the numbers of tokens
 /// are the same, but not those of rows, or of pieces.
 TEST_P(Replayed, StepsAreOfTheirShape) {
-  struct Shape {
-    int rows;
+  struct Row {
     int tokens;
     int length;
   };
@@ -363,14 +362,20 @@ TEST_P(Replayed, StepsAreOfTheirShape) {
   BH_SKIP_IF_UNUSABLE(session, GetParam());
   Random random("replayed");
   session.fill_cache(random);
-  for (const Shape& shape : {Shape{4, 1, 800}, {1, 4, 800}, {4, 1, 20}, {2, 2, 600}}) {
+  for (const std::vector<Row>& rows :
+       std::vector<std::vector<Row>>{{{2, 240}, {2, 240}},
+                                     {{1, 240}, {3, 240}},
+                                     {{1, 20}, {1, 20}, {1, 20}, {1, 300}},
+                                     {{1, 20}, {1, 20}, {1, 20}, {1, 640}},
+                                     {{1, 20}, {1, 20}, {1, 20}, {1, 800}},
+                                     {{4, 800}}}) {
     StepBatch batch;
     batch.has_key = false;
-    for (int r = 0; r < shape.rows; ++r) {
-      StepRow row = prompt.row(shape.length - shape.tokens, shape.length);
-      row.key.clear();
-      std::rotate(row.blocks.begin(), row.blocks.begin() + r, row.blocks.end());
-      batch.rows.push_back(row);
+    for (const Row& row : rows) {
+      batch.rows.push_back(prompt.row(row.length - row.tokens, row.length));
+      batch.rows.back().key.clear();
+      std::vector<int32_t>& blocks = batch.rows.back().blocks;
+      std::rotate(blocks.begin(), blocks.begin() + std::ssize(batch.rows), blocks.end());
     }
     for (int again = 0; again < 3; ++again) session.step(batch);
   }
