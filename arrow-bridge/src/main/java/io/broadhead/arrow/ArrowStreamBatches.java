@@ -52,10 +52,6 @@ public final class ArrowStreamBatches implements AutoCloseable {
     }
   }
 
-  public BatchSchema schema() {
-    return schema;
-  }
-
   /** Index of the batch that {@link #next()} returned last, -1 before the first. */
   public int index() {
     return index;

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.arrow;
 
-import java.util.Arrays;
-import java.util.stream.Collectors;
 import org.apache.arrow.compression.CommonsCompressionFactory;
 import org.apache.arrow.flatbuf.CompressionType;
 import org.apache.arrow.vector.compression.CompressionCodec;
@@ -35,24 +33,6 @@ public enum Compression {
 
   CompressionCodec codec() {
     return CommonsCompressionFactory.INSTANCE.createCodec(codecType);
-  }
-
-  /**
-   * The compression called {@code label}.
-   *
-   * @throws IllegalArgumentException naming the accepted labels
-   */
-  public static Compression parse(String label) {
-    for (Compression compression : values()) {
-      if (compression.label.equals(label)) {
-        return compression;
-      }
-    }
-    throw new IllegalArgumentException(
-        "compression: expected one of "
-            + Arrays.stream(values()).map(Compression::label).collect(Collectors.joining(", "))
-            + ", got "
-            + label);
   }
 
   @Override

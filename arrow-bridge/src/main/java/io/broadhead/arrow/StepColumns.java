@@ -43,12 +43,4 @@ public final class StepColumns {
           SEQUENCE_GROUP);
 
   private StepColumns() {}
-
-  /**
-   * Whether a column of a step batch goes into the result unchanged: those that the format does not
-   * name, {@code sequence_id} and {@code layer}.
-   */
-  public static boolean passesThrough(String name) {
-    return !STEP.contains(name) || name.equals(SEQUENCE_ID) || name.equals(LAYER);
-  }
 }

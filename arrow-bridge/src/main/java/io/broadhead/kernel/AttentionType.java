@@ -18,9 +18,4 @@ public enum AttentionType {
   public int code() {
     return code;
   }
-
-  /** Whether keys and values are read from a KV cache. */
-  public boolean usesCache() {
-    return this == DECODER || this == ENCODER_DECODER;
-  }
 }

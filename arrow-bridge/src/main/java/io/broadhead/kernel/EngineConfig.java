@@ -19,9 +19,4 @@ public record EngineConfig(String backend, int threads, int device) {
   public EngineConfig {
     Objects.requireNonNull(backend, "backend");
   }
-
-  /** The best backend that works here, with one thread per core. */
-  public static EngineConfig auto() {
-    return new EngineConfig("auto", 0, 0);
-  }
 }

@@ -34,11 +34,6 @@ public enum ErrorCode {
     this.status = status;
   }
 
-  /** The C ABI's number. */
-  public int status() {
-    return status;
-  }
-
   /** The code of {@code status}; a number this version does not know is {@link #INTERNAL}. */
   public static ErrorCode of(int status) {
     for (ErrorCode code : values()) {

@@ -92,11 +92,6 @@ public final class StepBinding extends NativeHandle {
     return layer;
   }
 
-  /** Schema of the step batches. */
-  public BatchSchema schema() {
-    return schema;
-  }
-
   /**
    * Schema of the results: {@code sequence_id}, {@code layer} if present, what passes through,
    * {@code output} and, if the layer returns it, {@code lse}.

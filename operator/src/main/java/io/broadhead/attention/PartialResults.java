@@ -2,7 +2,6 @@
 package io.broadhead.attention;
 
 import io.broadhead.arrow.ArrowBatch;
-import io.broadhead.kernel.EngineInfo;
 import io.broadhead.kernel.ErrorCode;
 import io.broadhead.kernel.KernelEngine;
 import io.broadhead.kernel.KernelException;
@@ -57,11 +56,6 @@ public final class PartialResults implements AutoCloseable {
       }
       throw e;
     }
-  }
-
-  /** The opened backend. */
-  public EngineInfo engine() {
-    return engine.info();
   }
 
   /** Frees the backend; idempotent. Results stay valid. */

@@ -55,11 +55,6 @@ public record StepShape(
     return rows.stream().mapToLong(r -> (long) r.count() * r.tokens()).sum();
   }
 
-  /** New tokens of the sequence that has most. */
-  public int longestTokens() {
-    return rows.stream().mapToInt(Rows::tokens).max().orElse(0);
-  }
-
   /** Tokens in the cache of the sequence that has most. */
   public int longestContext() {
     return rows.stream().mapToInt(Rows::context).max().orElse(0);

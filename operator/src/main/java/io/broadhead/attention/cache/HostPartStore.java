@@ -23,11 +23,6 @@ public final class HostPartStore implements PartStore {
     return parts.get(key(shard, block, part));
   }
 
-  /** Parts that are kept. */
-  public int size() {
-    return parts.size();
-  }
-
   @Override
   public void remove(int shard, long block, int part) {
     parts.remove(key(shard, block, part));

@@ -28,11 +28,6 @@ public final class InvalidJobException extends RuntimeException {
     return key;
   }
 
-  /** What is wrong, without the place. */
-  String problem() {
-    return problem;
-  }
-
   /** The same problem of a key below {@code parent}. */
   InvalidJobException under(String parent) {
     return new InvalidJobException(parent + "." + key, problem);
