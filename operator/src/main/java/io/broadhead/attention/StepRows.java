@@ -9,7 +9,6 @@ import io.broadhead.attention.cache.LayerRole;
 import io.broadhead.attention.cache.RowRefusedException;
 import io.broadhead.attention.cache.RowRequest;
 import java.util.function.IntToLongFunction;
-import java.util.function.LongConsumer;
 
 /**
  * Reads what planning needs of the rows of one batch; tensors are left alone. Owns nothing: valid
@@ -119,12 +118,27 @@ final class StepRows {
     return seqLens == null || seqLens.isNull(row) ? 0 : seqLens.getInt(row);
   }
 
-  /** Visits the slots that the tokens of a row of {@code run} are written to. */
-  void forEachSlot(RowRun run, int row, LongConsumer visit) {
+  /** Is told of slots {@code from} to {@code to} - 1. */
+  interface SlotsVisitor {
+    void visit(long from, long to);
+  }
+
+  /**
+   * Visits the slots that the tokens of a row of {@code run} are written to, neighbours together.
+   */
+  void forEachSlots(RowRun run, int row, SlotsVisitor visitor) {
     int keys = keys(row);
-    int to = run.isWhole() ? keys : Math.min(run.to(), keys);
-    for (int i = run.isWhole() ? 0 : Math.min(run.from(), keys); i < to; i++) {
-      visit.accept(slot(row, i));
+    int end = run.isWhole() ? keys : Math.min(run.to(), keys);
+    for (int i = run.isWhole() ? 0 : Math.min(run.from(), keys), next; i < end; i = next) {
+      long from = slot(row, i);
+      next = i + 1;
+      if (from < 0) {
+        continue; // padding
+      }
+      while (next < end && slot(row, next) == from + next - i) {
+        next++;
+      }
+      visitor.visit(from, from + next - i);
     }
   }
 

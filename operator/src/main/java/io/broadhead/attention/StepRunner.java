@@ -39,9 +39,6 @@ final class StepRunner {
   private KvCacheManager manager;
   private ExternalBlocks external;
 
-  /** What the step that is being begun became, until it is handed over. */
-  private StepInFlight begun;
-
   /** A part of a step, and what it was taken from. */
   record Placed(StepPart part, RowRun run) {
     BoundLayer layer() {
@@ -65,6 +62,11 @@ final class StepRunner {
   /** Does something with the parts of a planned step. */
   private interface Use {
     void run(StepBinding binding, List<StepPart> parts);
+
+    /** Whether the parts are still needed when that is done. */
+    default boolean keepsParts() {
+      return false;
+    }
   }
 
   StepRunner(OutOfBlocks outOfBlocks) {
@@ -110,22 +112,38 @@ final class StepRunner {
    * @return null if nothing was left to compute
    */
   StepInFlight begin(List<RowRun> runs) {
-    try {
-      boolean done = run(runs, this::begin, true);
-      StepInFlight step = done ? begun : null;
-      begun = done ? null : begun;
-      return step;
-    } finally {
-      if (begun != null) {
-        begun.close();
-        begun = null;
-      }
+    try (Beginning beginning = new Beginning()) {
+      return run(runs, beginning, true) ? beginning.handOver() : null;
     }
   }
 
-  private void begin(StepBinding binding, List<StepPart> parts) {
-    PendingStep pending = binding.begin(parts);
-    begun = new StepInFlight(pending, List.copyOf(step), System.nanoTime() - started);
+  /** Begins a step, and drops it again unless it is handed over. */
+  private final class Beginning implements Use, AutoCloseable {
+    private StepInFlight begun;
+
+    @Override
+    public void run(StepBinding binding, List<StepPart> parts) {
+      PendingStep pending = binding.begin(parts);
+      begun = new StepInFlight(pending, List.copyOf(step), System.nanoTime() - started);
+    }
+
+    @Override
+    public boolean keepsParts() {
+      return begun != null;
+    }
+
+    StepInFlight handOver() {
+      StepInFlight flight = begun;
+      begun = null;
+      return flight;
+    }
+
+    @Override
+    public void close() {
+      if (begun != null) {
+        begun.close();
+      }
+    }
   }
 
   /**
@@ -195,7 +213,7 @@ final class StepRunner {
       if (manager != null && !(done && stays)) {
         manager.rollBack();
       }
-      if (begun == null) {
+      if (!use.keepsParts()) {
         step.forEach(Placed::giveBack);
       }
       step.clear();
@@ -210,7 +228,10 @@ final class StepRunner {
         int shard = run.batch().shard(row);
         run.batch()
             .rows()
-            .forEachSlot(run, row, slot -> external.written(shard, layer.writesCache(), slot, now));
+            .forEachSlots(
+                run,
+                row,
+                (from, to) -> external.written(shard, layer.writesCache(), from, to, now));
       }
     }
   }

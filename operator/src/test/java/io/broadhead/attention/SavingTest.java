@@ -138,6 +138,23 @@ class SavingTest {
   }
 
   @Test
+  void paddingIsNotSaved() {
+    Job job = new Job(new KvCacheSpec(16, 4, null), List.of(layer("a").build()));
+    LayerSpec a = job.layers().get(0);
+    StepRow row = new Scenario(job, DTYPE, 3).next("s", a, 40);
+    row.slots()[2] = -1;
+    row.slots()[39] = -1;
+    SavedCache saved = new SavedCache();
+    try (PagedAttention attention = open(job, saved.stores());
+        ArrowBatch batch = StepBatches.of(noLeaks.allocator(), a, DTYPE, List.of(row))) {
+      attention.step(batch).close();
+      attention.save(1);
+      assertThat(saved.blocks(SHARD)).hasSize(3);
+      assertThat(saved.bytes()).isEqualTo(38L * a.numKvHeads() * a.headSize() * 2 * 2);
+    }
+  }
+
+  @Test
   void slotsOfRowsWithoutKeysAreNotSaved() {
     Job job = new Job(new KvCacheSpec(16, 4, null), List.of(layer("a").build()));
     Scenario scenario = new Scenario(job, DTYPE, 3);

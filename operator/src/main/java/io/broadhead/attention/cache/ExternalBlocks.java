@@ -86,23 +86,22 @@ public final class ExternalBlocks {
   }
 
   /**
-   * Tokens were written to {@code slot} of a cache by a row of {@code shard}.
+   * Tokens were written to slots {@code from} to {@code to} - 1 of a cache by a row of {@code
+   * shard}.
    *
    * @param now milliseconds since the epoch
    */
-  public void written(int shard, int cache, long slot, long now) {
-    if (slot < 0) {
-      return;
+  public void written(int shard, int cache, long from, long to, long now) {
+    int end = Math.toIntExact(to);
+    dirty[cache].set((int) from, end);
+    for (int number = (int) from / blockSize; number * blockSize < end; number++) {
+      dirtyBlocks.set(number);
+      Block block = blocks.computeIfAbsent(number, n -> new Block(shard));
+      if (block.shard != shard) {
+        moveTo(shard, number, block);
+      }
+      block.writtenAt = now;
     }
-    int index = Math.toIntExact(slot);
-    dirty[cache].set(index);
-    int number = index / blockSize;
-    dirtyBlocks.set(number);
-    Block block = blocks.computeIfAbsent(number, n -> new Block(shard));
-    if (block.shard != shard) {
-      moveTo(shard, number, block);
-    }
-    block.writtenAt = now;
   }
 
   /** The block goes to another shard with all it has. */

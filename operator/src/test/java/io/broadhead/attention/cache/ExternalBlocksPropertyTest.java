@@ -8,7 +8,9 @@ import io.broadhead.attention.testing.SavedCache;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
+import java.util.Objects;
 import java.util.function.IntUnaryOperator;
+import java.util.stream.LongStream;
 import net.jqwik.api.Example;
 import net.jqwik.api.ForAll;
 import net.jqwik.api.Property;
@@ -49,7 +51,7 @@ class ExternalBlocksPropertyTest {
 
   private void write(int shard, int cache, int slot, long tag, long now) {
     memory.set(cache, slot, tag);
-    blocks.written(shard, cache, slot, now);
+    blocks.written(shard, cache, slot, slot + 1, now);
   }
 
   @Property(tries = 500)
@@ -60,6 +62,7 @@ class ExternalBlocksPropertyTest {
     for (long[] cache : expected) {
       Arrays.fill(cache, TaggedMemory.EMPTY);
     }
+    Integer[] shardOfBlock = new Integer[NUM_BLOCKS];
     long tag = 0;
     for (int choice : choices) {
       if (choice % 7 == 6) {
@@ -73,9 +76,11 @@ class ExternalBlocksPropertyTest {
         for (int cache = choice % 5 == 0 ? 1 : 0; cache < CACHES; cache++) {
           for (int slot = first; slot < end; slot++) {
             expected[cache][slot] = ++tag;
-            write(choice % SHARDS, cache, slot, tag, tag);
+            memory.set(cache, slot, tag);
           }
+          blocks.written(choice % SHARDS, cache, first, end, tag);
         }
+        Arrays.fill(shardOfBlock, first / BLOCK, (end - 1) / BLOCK + 1, choice % SHARDS);
       }
     }
     blocks.save(1);
@@ -86,6 +91,16 @@ class ExternalBlocksPropertyTest {
             .as("cache %d, slot %d", cache, slot)
             .isEqualTo(expected[cache][slot]);
       }
+    }
+    for (int shard = 0; shard < SHARDS; shard++) {
+      int writer = shard;
+      assertThat(saved.blocks(shard).keySet())
+          .as("blocks that shard %d wrote last", shard)
+          .containsExactlyInAnyOrderElementsOf(
+              LongStream.range(0, NUM_BLOCKS)
+                  .filter(block -> Objects.equals(shardOfBlock[(int) block], writer))
+                  .boxed()
+                  .toList());
     }
     int perBlock = BLOCK * CACHES;
     assertThat(saved.bytes())
