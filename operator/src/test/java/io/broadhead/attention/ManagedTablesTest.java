@@ -31,6 +31,7 @@ import java.util.List;
 import java.util.stream.IntStream;
 import java.util.stream.LongStream;
 import java.util.stream.Stream;
+import org.assertj.core.api.InstanceOfAssertFactories;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.extension.RegisterExtension;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -104,7 +105,11 @@ class ManagedTablesTest {
             job(
                 64,
                 layer("self").build(),
-                layer("cross").attnType(AttnType.ENCODER_DECODER).build()),
+                layer("cross").attnType(AttnType.ENCODER_DECODER).build(),
+                layer("sharing")
+                    .attnType(AttnType.ENCODER_DECODER)
+                    .kvSharingTargetLayerName("cross")
+                    .build()),
             job(64, layer("fp8").kvCacheDtype(KvCacheDtype.FP8_E4M3).kScale(0.5f).build()))
         .flatMap(job -> Stream.of(Arguments.of(job, 1), Arguments.of(job, 2)));
   }
@@ -146,7 +151,7 @@ class ManagedTablesTest {
         List.of(
             scenario.next("s", owner, 0, 9),
             scenario.next("s", owner, 2, 2),
-            scenario.next("s", sharing, 2, 11));
+            scenario.next("s", sharing, 2, 11).withoutKeys());
     try (PagedAttention managed = open(job, 1, OutOfBlocks.SWAP);
         PagedAttention external = open(job, 1, OutOfBlocks.SWAP)) {
       for (StepRow row : rows) {
@@ -265,6 +270,22 @@ class ManagedTablesTest {
           ManagedRow.of(new Scenario(job, DTYPE, 6).next("s", a, 48)));
       assertThat(inUse(attention)).isEqualTo(4);
       assertThat(tables(attention).sequences()).isEqualTo(2);
+    }
+  }
+
+  @Test
+  void aCheckDoesNotCountTheTokensOfTheSequenceThatHasEnded() {
+    LayerSpec a = layer("a").build();
+    Job job = job(4, a, layer("b").build());
+    try (PagedAttention attention = open(job, 1, OutOfBlocks.REJECT)) {
+      run(attention, a, ManagedRow.of(new Scenario(job, DTYPE, 5).next("s", a, 40)).last());
+      try (ArrowBatch anew =
+          managed(a, ManagedRow.of(new Scenario(job, DTYPE, 6).next("s", a, 48)))) {
+        assertThat(attention.check(anew))
+            .singleElement()
+            .extracting(RefusedRow::message, InstanceOfAssertFactories.STRING)
+            .startsWith("sequence s has 0 tokens in the cache and 48 new ones, and none of ");
+      }
     }
   }
 

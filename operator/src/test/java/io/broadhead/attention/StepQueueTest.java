@@ -167,6 +167,37 @@ class StepQueueTest {
   }
 
   @Test
+  void anIdThatBeginsAgainInOneLayerWaitsForItsEndInTheOther() {
+    Job job = job(a, b);
+    Scenario first = new Scenario(job, DTYPE, 7);
+    Scenario second = new Scenario(job, DTYPE, 8);
+    addManaged(job, layer -> ManagedRow.of(first.next("s", layer, 3)));
+    addManaged(a, ManagedRow.of(first.next("s", a, 1)).last());
+    addManaged(
+        b,
+        ManagedRow.of(first.next("one", b, 4)), // two that fill a step
+        ManagedRow.of(first.next("two", b, 4)),
+        ManagedRow.of(first.next("s", b, 1)).last());
+    addManaged(job, layer -> ManagedRow.of(second.next("s", layer, 4)));
+    assertQueueComputes(job, 8, 1);
+  }
+
+  @Test
+  void sequencesThatBeginAndEndWaitForEachOther() {
+    Job job = job(a);
+    Scenario scenario = new Scenario(job, DTYPE, 7);
+    addManaged(a, ManagedRow.of(scenario.next("s", a, 2)).last());
+    addManaged(a, ManagedRow.of(scenario.next("t", a, 3)).last());
+    try (PagedAttention attention = open(job);
+        StepQueue queue = attention.queue(16)) {
+      batches.forEach(batch -> queue.add(batch, collected));
+      assertThat(queue.batches()).isEqualTo(2);
+      queue.step();
+      assertThat(queue.isEmpty()).isTrue();
+    }
+  }
+
+  @Test
   void anIdThatBeginsAgainDoesNotOvertakeItsEndInASharingLayer() {
     LayerSpec owner = layer("owner");
     LayerSpec sharing = sharing("sharing", "owner");

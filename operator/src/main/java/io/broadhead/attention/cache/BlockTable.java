@@ -57,7 +57,6 @@ final class BlockTable {
   }
 
   CacheBlock removeLast() {
-    finished = Math.min(finished, size - 1);
     CacheBlock last = blocks[--size];
     blocks[size] = null;
     return last;

@@ -55,9 +55,4 @@ final class CacheBlock {
     this.written = new int[caches];
     this.saved = new int[caches];
   }
-
-  @Override
-  public String toString() {
-    return "block " + id + (place == NOWHERE ? "" : " at " + place);
-  }
 }

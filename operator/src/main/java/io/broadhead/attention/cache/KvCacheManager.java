@@ -200,7 +200,7 @@ public final class KvCacheManager {
     } else if (row.parent() != null && !row.parent().equals(sequence.parent)) {
       throw RowRefusedException.badRow(
           "column parent_sequence_id: sequence %s has begun already, expected %s, got %s",
-          row.sequence(), sequence.parent == null ? "null" : sequence.parent, row.parent());
+          row.sequence(), sequence.parent, row.parent());
     }
     use(sequence);
     if (!row.endsAtOnce()) {

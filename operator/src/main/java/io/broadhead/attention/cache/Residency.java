@@ -108,13 +108,6 @@ final class Residency {
     return block.hash != null && block.shard.blocksByHash.get(block.hash) == block;
   }
 
-  /** As {@link #drop}, for a block whose contents were never computed. */
-  void undo(CacheBlock block) {
-    unregister(block);
-    block.hash = null;
-    drop(block);
-  }
-
   /** Brings the blocks of {@code sequence} into the pool. */
   void use(Sequence sequence) throws StepFullException {
     if (sequence.resident) {
@@ -226,7 +219,7 @@ final class Residency {
     if (--block.references > 0) {
       return;
     }
-    if (block.users == 0 && !isRegistered(block)) {
+    if (!isRegistered(block)) {
       pool.forget(block);
     }
     abandoned(block);

@@ -136,9 +136,4 @@ final class Sequence {
             + "; expected it again from its first token, with seq_len as many as its keys, or after a"
             + " row without tokens that ends it");
   }
-
-  @Override
-  public String toString() {
-    return "sequence " + id;
-  }
 }

@@ -125,7 +125,7 @@ final class TokenWriter {
   private CacheBlock newBlock(Sequence sequence) throws StepFullException {
     CacheBlock block = new CacheBlock(sequence.shard, sequence.shard.nextBlock++, caches);
     residency.create(block, sequence);
-    undo.add(() -> residency.undo(block));
+    undo.add(() -> residency.drop(block));
     return block;
   }
 

@@ -1,82 +1,49 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.attention.cache;
 
+import static io.broadhead.attention.cache.CacheRows.A;
+import static io.broadhead.attention.cache.CacheRows.B;
+import static io.broadhead.attention.cache.CacheRows.SHARD;
+import static io.broadhead.attention.cache.CacheRows.child;
+import static io.broadhead.attention.cache.CacheRows.known;
+import static io.broadhead.attention.cache.CacheRows.last;
+import static io.broadhead.attention.cache.CacheRows.row;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
-import io.broadhead.arrow.Allocators;
 import io.broadhead.attention.testing.SavedCache;
 import io.broadhead.kernel.ErrorCode;
-import io.broadhead.kernel.PlannedRows;
 import java.util.List;
 import java.util.Map;
-import java.util.concurrent.CompletableFuture;
-import java.util.concurrent.CountDownLatch;
-import java.util.concurrent.TimeUnit;
-import java.util.concurrent.atomic.AtomicBoolean;
-import java.util.function.IntToLongFunction;
-import org.apache.arrow.memory.BufferAllocator;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.Test;
 
 class KvCacheSavingTest {
-  private static final int BLOCK = 4;
-  private static final int SHARD = 5;
-  private static final LayerRole A = new LayerRole(0, "a", 0, 0, false);
-  private static final LayerRole B = new LayerRole(1, "b", 1, 1, false);
-
   /** Of a key and a value in TaggedMemory. */
   private static final int TOKEN_BYTES = 16;
 
-  private final BufferAllocator allocator = Allocators.root();
-  private final PlannedRows places = new PlannedRows(allocator);
+  private final CacheRows rows = new CacheRows();
   private SavedCache saved = new SavedCache();
 
   @AfterEach
   void close() {
-    places.close();
-    allocator.close();
-  }
-
-  private static KvCacheManager open(int numBlocks, CacheStores stores) {
-    return new KvCacheManager(
-        new CacheShape(BLOCK, numBlocks, List.of(A, B)),
-        new TaggedMemory(2, BLOCK, numBlocks),
-        stores,
-        true);
+    rows.close();
   }
 
   private KvCacheManager open(int numBlocks) {
-    return open(numBlocks, saved.stores());
+    return CacheRows.open(numBlocks, saved.stores());
   }
 
   /** The cache as a new process finds it. */
   private KvCacheManager restored(int numBlocks) {
     saved = saved.copy();
-    KvCacheManager manager = open(numBlocks);
+    return restored(numBlocks, saved.stores());
+  }
+
+  private KvCacheManager restored(int numBlocks, CacheStores stores) {
+    KvCacheManager manager = CacheRows.open(numBlocks, stores);
     manager.restore(SHARD, saved.sequences(SHARD).entrySet(), saved.blocks(SHARD).entrySet());
     return manager;
-  }
-
-  private void step(KvCacheManager manager, RowRequest row)
-      throws RowRefusedException, StepFullException {
-    manager.plan(SHARD, row, places);
-    manager.commit();
-    places.clear();
-  }
-
-  private static RowRequest row(Object sequence, LayerRole layer, int tokens, int seqLen) {
-    return new RowRequest(sequence, null, layer, tokens, tokens, 0, seqLen, null, 0, false);
-  }
-
-  private static RowRequest last(Object sequence) {
-    return new RowRequest(sequence, null, A, 0, 0, 0, RowRequest.UNKNOWN, null, 0, true);
-  }
-
-  private static RowRequest known(Object sequence, LayerRole layer, long... ids) {
-    IntToLongFunction tokenIds = i -> ids[i];
-    return new RowRequest(
-        sequence, null, layer, ids.length, ids.length, 0, RowRequest.UNKNOWN, tokenIds, 0, false);
   }
 
   @Test
@@ -85,7 +52,7 @@ class KvCacheSavingTest {
     int tokens = 0;
     for (int step : new int[] {6, 1, 1, 1, 7, 1}) {
       for (LayerRole layer : List.of(A, B)) {
-        step(manager, row("s", layer, step, RowRequest.UNKNOWN));
+        rows.step(manager, row("s", layer, step));
       }
       tokens += step;
       manager.save();
@@ -97,24 +64,24 @@ class KvCacheSavingTest {
     assertThat(saved.bytesPut()).isEqualTo(2L * tokens * TOKEN_BYTES);
     assertThat(saved.sequences(SHARD)).as("nothing changed").isEqualTo(before);
     assertThat(saved.bytes()).isEqualTo(saved.bytesPut());
-    step(manager, last("s"));
+    rows.step(manager, last("s"));
     saved.requireEmpty();
   }
 
   @Test
   void sequencesGoOnWhereTheyWere() throws Exception {
     KvCacheManager manager = open(16);
-    step(manager, row(7L, A, 6, RowRequest.UNKNOWN));
-    step(manager, row(7L, B, 6, RowRequest.UNKNOWN));
-    step(manager, row("7", A, 3, RowRequest.UNKNOWN));
+    rows.step(manager, row(7L, A, 6));
+    rows.step(manager, row(7L, B, 6));
+    rows.step(manager, row("7", A, 3));
     manager.save();
     KvCacheManager other = restored(4);
     assertThat(other.sequences()).isEqualTo(2);
     assertThat(other.free()).as("contents are read when they are needed").isEqualTo(4);
-    step(other, row(7L, A, 1, 7));
-    step(other, row("7", B, 3, 3));
-    step(other, row(7L, B, 1, 7));
-    assertThatThrownBy(() -> step(other, row("7", A, 1, 9)))
+    rows.step(other, row(7L, A, 1, 7));
+    rows.step(other, row("7", B, 3, 3));
+    rows.step(other, row(7L, B, 1, 7));
+    assertThatThrownBy(() -> rows.step(other, row("7", A, 1, 9)))
         .isInstanceOf(RowRefusedException.class)
         .hasMessage("column seq_len: 9, expected 4 (3 tokens in the cache and 1 new ones)");
   }
@@ -122,11 +89,11 @@ class KvCacheSavingTest {
   @Test
   void blocksThatNobodyHasAnyMoreAreRemovedWhenRestored() throws Exception {
     KvCacheManager manager = open(3);
-    step(manager, known("s", A, 1, 2, 3, 4));
-    step(manager, row("t", A, 9, RowRequest.UNKNOWN)); // s makes room and goes to the store
-    step(manager, last("t"));
-    step(manager, known("s", A, 5));
-    step(manager, last("s")); // its first block is kept for those who begin alike
+    rows.step(manager, known("s", A, 1, 2, 3, 4));
+    rows.step(manager, row("t", A, 9)); // s makes room and goes to the store
+    rows.step(manager, last("t"));
+    rows.step(manager, known("s", A, 5));
+    rows.step(manager, last("s")); // its first block is kept for those who begin alike
     assertThat(saved.bytes()).isPositive();
     manager.save();
     restored(3);
@@ -136,14 +103,14 @@ class KvCacheSavingTest {
   @Test
   void sharedBlocksAreFoundAgain() throws Exception {
     KvCacheManager manager = open(16);
-    step(manager, known("s", A, 1, 2, 3, 4, 5));
+    rows.step(manager, known("s", A, 1, 2, 3, 4, 5));
     manager.save();
     KvCacheManager other = restored(16);
-    step(other, known("t", A, 1, 2, 3, 4, 6));
+    rows.step(other, known("t", A, 1, 2, 3, 4, 6));
     assertThat(other.counters().tokensHit()).isEqualTo(4);
-    step(other, known("s", A, 6, 7, 8));
-    step(other, known("t", A, 7, 8));
-    step(other, known("u", A, 1, 2, 3, 4, 5, 6, 7, 8));
+    rows.step(other, known("s", A, 6, 7, 8));
+    rows.step(other, known("t", A, 7, 8));
+    rows.step(other, known("u", A, 1, 2, 3, 4, 5, 6, 7, 8));
     assertThat(other.counters().tokensHit())
         .as("ids of a block that was not full were saved too")
         .isEqualTo(4 + 8);
@@ -151,56 +118,108 @@ class KvCacheSavingTest {
 
   @Test
   void withoutContentsSequencesAreLostUntilTheyComeAgain() throws Exception {
-    HostPartStore heap = new HostPartStore();
-    CacheStores stores = new CacheStores(heap, saved, false);
-    KvCacheManager manager = open(2, stores);
-    step(manager, row("s", A, 6, RowRequest.UNKNOWN));
-    step(manager, row("s", B, 6, RowRequest.UNKNOWN));
-    step(manager, row("t", A, 3, RowRequest.UNKNOWN));
+    KvCacheManager manager = CacheRows.open(2, metadata());
+    rows.step(manager, row("s", A, 6));
+    rows.step(manager, row("s", B, 6));
+    rows.step(manager, row("t", A, 3));
+    manager.giveUp(SHARD, row("t", B, 3));
+    rows.step(manager, row("u", B, 2));
     manager.save();
     assertThat(saved.bytesPut()).isZero();
     assertThat(saved.blocks(SHARD)).isEmpty();
-    KvCacheManager other = open(2, new CacheStores(new HostPartStore(), saved, false));
-    other.restore(SHARD, saved.sequences(SHARD).entrySet(), saved.blocks(SHARD).entrySet());
-    assertThat(other.sequences()).isEqualTo(2);
-    for (RowRequest row : List.of(row("s", A, 1, 7), row("t", B, 3, 3))) {
-      assertThatThrownBy(() -> other.plan(SHARD, row, places))
-          .isInstanceOfSatisfying(
-              RowRefusedException.class,
-              e -> assertThat(e.code()).isEqualTo(ErrorCode.SEQUENCE_LOST))
-          .hasMessage(
-              "sequence "
-                  + row.sequence()
-                  + ": its keys and values were not kept when the job was restarted; expected it"
-                  + " again from its first token, with seq_len as many as its keys, or after a row"
-                  + " without tokens that ends it");
-    }
-    step(other, row("s", A, 7, 7));
-    step(other, row("s", B, 7, 7));
-    step(other, row("s", A, 1, 8));
+    KvCacheManager other = restored(2, metadata());
+    assertThat(other.sequences()).isEqualTo(3);
+    String notKept = "its keys and values were not kept when the job was restarted";
+    assertLost(other, row("s", A, 1, 7), notKept);
+    assertLost(other, row("s", B, 6, 6), notKept); // its first layer is a
+    assertLost(other, row("t", B, 1, 4), "it was given up for want of blocks in layer b");
+    rows.step(other, row("s", A, 7, 7));
+    rows.step(other, row("s", B, 7, 7));
+    rows.step(other, row("s", A, 1, 8));
+    rows.step(other, row("t", B, 3, 3));
+    rows.step(other, row("u", B, 2, 2));
   }
 
-  /** As metrics do, which have threads of their own. */
+  private CacheStores metadata() {
+    return new CacheStores(new HostPartStore(), saved, false);
+  }
+
+  private void assertLost(KvCacheManager manager, RowRequest row, String why) {
+    assertThatThrownBy(() -> rows.plan(manager, row))
+        .isInstanceOfSatisfying(
+            RowRefusedException.class, e -> assertThat(e.code()).isEqualTo(ErrorCode.SEQUENCE_LOST))
+        .hasMessage(
+            "sequence "
+                + row.sequence()
+                + ": "
+                + why
+                + "; expected it again from its first token, with seq_len as many as its keys, or"
+                + " after a row without tokens that ends it");
+  }
+
   @Test
-  void sequencesAreCountedWhileShardsAreAdded() throws Exception {
-    KvCacheManager manager = open(1);
-    CountDownLatch counting = new CountDownLatch(1);
-    AtomicBoolean added = new AtomicBoolean();
-    CompletableFuture<Void> counts =
-        CompletableFuture.runAsync(
-            () -> {
-              while (!added.get()) {
-                assertThat(manager.sequences()).isZero();
-                counting.countDown();
-              }
-            });
-    assertThat(counting.await(10, TimeUnit.SECONDS)).isTrue();
-    for (int shard = 0; shard < 100_000; shard++) {
-      manager.plan(shard, last("nobody"), places);
-      places.clear();
-    }
-    added.set(true);
-    counts.join();
+  void aForkIsRestoredWithItsParentAndWhatItHasToFind() throws Exception {
+    KvCacheManager manager = open(16);
+    rows.step(manager, row("parent", A, 4));
+    rows.step(manager, child("child", "parent", A, 1));
+    rows.step(manager, row("orphan", A, 1));
+    manager.save();
+    KvCacheManager other = restored(16);
+    assertThatThrownBy(() -> rows.plan(other, row("child", B, 1, 5)))
+        .hasMessageContaining("(those of its parent parent come first)");
+    rows.step(other, child("child", "parent", A, 1));
+    assertThatThrownBy(() -> rows.plan(other, child("orphan", "parent", A, 1)))
+        .hasMessageEndingWith("sequence orphan has begun already, expected null, got parent");
+  }
+
+  @Test
+  void aStateThatLacksABlockIsRefused() throws Exception {
+    KvCacheManager manager = open(16);
+    rows.step(manager, row("s", A, 6));
+    manager.save();
+    saved.blocks(SHARD).remove(1L);
+    assertThatThrownBy(() -> restored(16))
+        .isInstanceOf(IllegalStateException.class)
+        .hasMessage("the state lacks block 1 of a sequence");
+  }
+
+  @Test
+  void aSequenceThatCannotBeReadIsAsItWas() throws Exception {
+    PartStore failing =
+        new PartStore() {
+          private boolean hasFailed;
+
+          @Override
+          public void put(int shard, long block, int part, byte[] contents) {
+            saved.put(shard, block, part, contents);
+          }
+
+          @Override
+          public byte[] get(int shard, long block, int part) {
+            if (block == 1 && !hasFailed) {
+              hasFailed = true;
+              throw new IllegalStateException("it cannot be read");
+            }
+            return saved.get(shard, block, part);
+          }
+
+          @Override
+          public void remove(int shard, long block, int part) {
+            saved.remove(shard, block, part);
+          }
+        };
+    KvCacheManager manager = open(3);
+    rows.step(manager, row("s", A, 6));
+    manager.save();
+    KvCacheManager other = restored(3, new CacheStores(failing, saved, true));
+    assertThatThrownBy(() -> rows.plan(other, row("s", A, 1, 7))).hasMessage("it cannot be read");
+    rows.rollBack(other);
+    assertThat(other.free()).isEqualTo(3);
+    rows.step(other, row("s", A, 1, 7));
+    assertThat(other.free()).isEqualTo(1);
+    rows.step(other, last("s"));
+    assertThat(other.free()).isEqualTo(3);
+    saved.requireEmpty();
   }
 
   @Test
@@ -228,6 +247,12 @@ class KvCacheSavingTest {
     return new CacheHeader(true, contents, shards, blockSize, List.of(layer));
   }
 
+  private static CacheHeader header(String owner, int numKvHeads, int headSize) {
+    CacheHeader.Layer layer =
+        new CacheHeader.Layer("a", owner, numKvHeads, headSize, "float16", 1, 1);
+    return new CacheHeader(true, true, 4, 16, List.of(layer));
+  }
+
   @Test
   void aJobThatDiffersIsToldTheKey() {
     CacheHeader then = header(true, 4, 16, "float16");
@@ -251,21 +276,13 @@ class KvCacheSavingTest {
         .requireFits(then);
     assertThatThrownBy(() -> then.requireFits(new CacheHeader(true, true, 4, 16, List.of())))
         .hasMessage("layers: expected [a], as when the state was written, got []");
-  }
-
-  @Test
-  void aFailedStepLeavesHashesAsTheyWere() throws Exception {
-    KvCacheManager manager = open(16);
-    manager.plan(SHARD, known("s", A, 1, 2, 3, 4, 5), places);
-    manager.rollBack();
-    places.clear();
-    step(manager, known("t", A, 1, 2, 3, 4, 5));
-    assertThat(manager.counters().tokensHit()).isZero();
-    manager.plan(SHARD, known("u", A, 1, 2, 3, 4, 5), places);
-    assertThat(manager.counters().tokensHit()).isEqualTo(4);
-    manager.rollBack();
-    places.clear();
-    step(manager, known("u", A, 1, 2, 3, 4, 5));
-    assertThat(manager.free()).as("one block of three is shared").isEqualTo(16 - 3);
+    assertThatThrownBy(() -> then.requireFits(header("b", 8, 128)))
+        .hasMessage(
+            "layer 'a': kv_sharing_target_layer_name: expected a, as when the state was written, got"
+                + " b");
+    assertThatThrownBy(() -> then.requireFits(header("a", 4, 128)))
+        .hasMessage("layer 'a': num_kv_heads: expected 8, as when the state was written, got 4");
+    assertThatThrownBy(() -> then.requireFits(header("a", 8, 64)))
+        .hasMessage("layer 'a': head_size: expected 128, as when the state was written, got 64");
   }
 }

@@ -38,6 +38,12 @@ public record StepRow(
     return new StepRow(sequenceId, layer, query, key, value, seqLen, slots, blocks, positions);
   }
 
+  public StepRow withoutKeys() {
+    double[][] none = new double[0][];
+    return new StepRow(
+        sequenceId, layer, query, none, none, seqLen, new long[0], blocks, positions);
+  }
+
   public StepRow withPositions(int... value) {
     return new StepRow(sequenceId, layer, query, key, this.value, seqLen, slots, blocks, value);
   }
