@@ -352,9 +352,11 @@ def main(argv=None):
         "Compares result batches with the job's float64 reference or with a stored expectation.",
         EXAMPLE,
     )
-    parser.add_argument("result", help="result batches: Arrow IPC file or stream, or a folder of them")
+    parser.add_argument(
+        "result", help="result batches: Arrow IPC file or stream, or a folder of them and of sub-folders"
+    )
     parser.add_argument("--job", help="job file (needed with --steps, and for output_scale)")
-    parser.add_argument("--steps", help="step batches to compute the reference from")
+    parser.add_argument("--steps", help="step batches to compute the reference from: file, stream or folder")
     parser.add_argument("--expected", help="stored expectation (column 'expected')")
     parser.add_argument("--tolerance", type=_tolerance, help="largest allowed error (default: by dtype)")
     args = parser.parse_args(argv)

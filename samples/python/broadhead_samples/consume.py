@@ -38,10 +38,12 @@ class ResultRow:
     columns: dict  #: columns passed through
 
 
-def files_of(path):
+def files_of(path, sub_folders=False):
     """The Arrow IPC files of a path: itself, or those of a folder in the order of their names.
 
-    Hidden and in-progress files (names that start with '.' or '_' or contain '.tmp-') are left out.
+    Hidden and in-progress files (names that start with '.' or '_' or contain '.tmp-') are left out. With
+    `sub_folders` those of its sub-folders are there too: results of one job may be in several folders, and
+    the names of the files tell which came first.
     """
     path = pathlib.Path(path)
     if path.is_file():
@@ -53,12 +55,13 @@ def files_of(path):
         parts = file.relative_to(path).parts
         return file.is_file() and not any(p[0] in "._" or ".tmp-" in p for p in parts)
 
-    return sorted(filter(visible, path.rglob("*")), key=lambda file: file.relative_to(path).parts)
+    files = path.rglob("*") if sub_folders else path.iterdir()
+    return sorted(filter(visible, files), key=lambda file: (file.name, file.relative_to(path).parts))
 
 
-def read_batches(path):
+def read_batches(path, sub_folders=False):
     """Yields the record batches of an Arrow IPC file or stream, or of a folder of them."""
-    for file in files_of(path):
+    for file in files_of(path, sub_folders):
         with pa.memory_map(str(file)) as source:
             try:
                 yield from _batches(source)
@@ -113,8 +116,8 @@ def tensor_rows(batch, name):
 
 
 def read_rows(path, column="output"):
-    """Yields a ResultRow for every row of the result batches at `path` (file, stream or folder)."""
-    for batch in read_batches(path):
+    """Yields a ResultRow for every row of the result batches at `path`, those of sub-folders included."""
+    for batch in read_batches(path, sub_folders=True):
         names = batch.schema.names
         try:
             require_columns(batch, "sequence_id", column)

@@ -206,13 +206,14 @@ class BatchesTest(unittest.TestCase):
 
     def test_files_are_read_in_the_order_of_the_other_commands(self):
         with tempfile.TemporaryDirectory() as folder:
-            names = ["b/1.arrow", "step-10.arrow", "step-2.arrow", ".hidden", "_side", "c.arrow.tmp-1"]
+            names = ["step-10.arrow", "b/step-11.arrow", "step-2.arrow", ".hidden", "_side", "c.arrow.tmp-1"]
             for name in reversed(names):
                 path = pathlib.Path(folder, name)
                 path.parent.mkdir(exist_ok=True)
                 path.touch()
-            found = [str(file.relative_to(folder)) for file in consume.files_of(folder)]
-            self.assertEqual(found, names[:3])
+            for sub_folders, expected in ((False, [names[0], names[2]]), (True, names[:3])):
+                found = consume.files_of(folder, sub_folders)
+                self.assertEqual([str(file.relative_to(folder)) for file in found], expected)
 
     def test_blocks_are_distinct_and_come_back(self):
         blocks = produce.BlockAllocator(num_blocks=4, block_size=16, seed=1)
