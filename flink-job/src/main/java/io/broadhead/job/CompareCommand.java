@@ -8,6 +8,7 @@ import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Comparator;
 import java.util.List;
 import java.util.stream.Stream;
 import org.apache.arrow.memory.BufferAllocator;
@@ -93,12 +94,22 @@ final class CompareCommand extends ReportingCommand {
     }
   }
 
-  /** The files at or below {@code path}: a folder's own first, in the order of their names. */
+  /**
+   * The files at or below {@code path} in the order of their names, whatever their folders: what
+   * {@code run} writes is named for the time when it was begun.
+   */
   private static List<Path> files(Path path) throws IOException {
+    List<Path> files = new ArrayList<>();
+    addFiles(path, files);
+    files.sort(Comparator.comparing(file -> file.getFileName().toString()));
+    return files;
+  }
+
+  private static void addFiles(Path path, List<Path> files) throws IOException {
+    files.addAll(StepInput.files(path));
     if (!Files.isDirectory(path)) {
-      return List.of(path);
+      return;
     }
-    List<Path> files = new ArrayList<>(StepInput.files(path));
     List<Path> folders;
     try (Stream<Path> entries = Files.list(path)) {
       folders =
@@ -109,8 +120,7 @@ final class CompareCommand extends ReportingCommand {
               .toList();
     }
     for (Path folder : folders) {
-      files.addAll(files(folder));
+      addFiles(folder, files);
     }
-    return files;
   }
 }

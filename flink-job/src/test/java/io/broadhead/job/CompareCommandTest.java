@@ -114,6 +114,21 @@ class CompareCommandTest {
     assertThat(printed).contains("rows=2");
   }
 
+  /** A sink numbers schemas as they come, and anew when the job was restarted. */
+  @Test
+  void filesAreReadInTheOrderOfTheirNamesInWhicheverFoldersTheyAre() throws IOException {
+    result = temp.resolve("results");
+    Path other = Files.createDirectories(result.resolve("schema-02"));
+    Row[] rows = {new Row(1, "a", 1, 2), new Row(1, "a", 3, 4), new Row(1, "a", 5, 6)};
+    write(expected, "expected", DType.FLOAT32, rows);
+    write(result.resolve("results-1.arrow"), "output", DType.FLOAT16, rows[0]);
+    write(other.resolve("results-2.arrow"), "output", DType.FLOAT32, rows[1]);
+    write(result.resolve("results-3.arrow"), "output", DType.FLOAT32, rows[2]);
+
+    assertThat(compare()).isZero();
+    assertThat(printed).contains("rows=3");
+  }
+
   @Test
   void aWrongFileIsExplained() throws IOException {
     write(expected, "expected", DType.FLOAT32, new Row(1, "a", 1, 2));
