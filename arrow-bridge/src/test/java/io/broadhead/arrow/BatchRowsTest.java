@@ -6,8 +6,11 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.broadhead.testing.NoLeaks;
 import io.broadhead.testing.StepBatchBuilder;
+import java.util.Arrays;
 import java.util.Random;
+import java.util.stream.IntStream;
 import org.apache.arrow.memory.BufferAllocator;
+import org.apache.arrow.memory.OutOfMemoryException;
 import org.apache.arrow.vector.FieldVector;
 import org.apache.arrow.vector.LargeVarCharVector;
 import org.apache.arrow.vector.NullVector;
@@ -90,7 +93,7 @@ class BatchRowsTest {
   @Test
   void allRowsInOrderShareTheBatch(BufferAllocator allocator) {
     try (ArrowBatch batch = every(allocator)) {
-      int[] rows = java.util.stream.IntStream.range(0, ROWS).toArray();
+      int[] rows = IntStream.range(0, ROWS).toArray();
       try (ArrowBatch taken = BatchRows.take(batch, rows, allocator)) {
         assertThat(taken).isSameAs(batch);
       }
@@ -125,6 +128,24 @@ class BatchRowsTest {
         }
       }
       assertThat(total).isEqualTo(ROWS);
+    }
+  }
+
+  @Test
+  void aSplitThatRunsOutOfMemoryLeavesNothingBehind(BufferAllocator allocator) {
+    int[] shards = IntStream.range(0, ROWS).map(row -> row % 3).toArray();
+    try (ArrowBatch batch = every(allocator)) {
+      long before = allocator.getAllocatedMemory();
+      ArrowBatch[] parts = BatchRows.split(batch, shards, 3, allocator);
+      long needed = allocator.getAllocatedMemory() - before;
+      Arrays.stream(parts).forEach(ArrowBatch::close);
+      for (long limit = 0; limit < needed; limit += needed / 50) {
+        try (BufferAllocator small = allocator.newChildAllocator("small", 0, limit)) {
+          assertThatThrownBy(() -> BatchRows.split(batch, shards, 3, small))
+              .isInstanceOf(OutOfMemoryException.class);
+          assertThat(small.getAllocatedMemory()).isZero();
+        }
+      }
     }
   }
 
