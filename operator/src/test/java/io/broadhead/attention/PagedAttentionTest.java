@@ -16,6 +16,7 @@ import io.broadhead.attention.job.KvCacheDtype;
 import io.broadhead.attention.job.KvCacheSpec;
 import io.broadhead.attention.job.LayerSpec;
 import io.broadhead.attention.job.RopeSpec;
+import io.broadhead.attention.testing.Collected;
 import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.attention.testing.ReferenceAttention;
 import io.broadhead.attention.testing.Scenario;
@@ -28,6 +29,9 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.stream.Stream;
 import org.apache.arrow.memory.BufferAllocator;
+import org.apache.arrow.vector.types.pojo.ArrowType;
+import org.apache.arrow.vector.types.pojo.Field;
+import org.apache.arrow.vector.types.pojo.FieldType;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.extension.RegisterExtension;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -266,6 +270,27 @@ class PagedAttentionTest {
         "column layer: expected the same layer in every row, 'a', got 'b'");
   }
 
+  @Test
+  void rowsWithoutALayerAreRefused() {
+    LayerSpec layer = small("a").build();
+    Job job = job(16, 8, layer, small("b").build());
+    Scenario scenario = new Scenario(job, DType.FLOAT32, 1);
+    List<StepRow> rows =
+        List.of(
+            scenario.next("s", layer, 2),
+            scenario.next("t", layer, 2).withLayer(null),
+            scenario.next("u", layer, 2));
+
+    refused(
+        job,
+        DType.FLOAT32,
+        rows,
+        ErrorCode.INVALID_ROW,
+        1,
+        "sequence t, row 1",
+        "column layer: expected 'a', 'b', got no name");
+  }
+
   @ParameterizedTest
   @CsvSource(
       quoteCharacter = '"',
@@ -377,13 +402,28 @@ class PagedAttentionTest {
     LayerSpec layer = small("a").build();
     Job job = job(16, 8, layer, small("b").build());
     StepRow row = new Scenario(job, DType.FLOAT32, 1).next("s", layer, 2).withLayer("x");
+    List<StepRow> rows = List.of(row, row.withSequenceId(null));
     List<RefusedRow> refused = new ArrayList<>();
     try (PagedAttention attention = PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
-        ArrowBatch batch =
-            StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, List.of(row, row));
+        ArrowBatch batch = StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, rows);
         ArrowBatch result = attention.step(batch, refused::add)) {
       assertThat(result.numRows()).isZero();
-      assertThat(refused).hasSize(2);
+      assertThat(refused)
+          .extracting(RefusedRow::message)
+          .containsExactly(
+              "column layer: expected 'a', 'b', got 'x'", StepBatchSchema.NULL_SEQUENCE);
+    }
+  }
+
+  @Test
+  void anEmptyBatchOfTheOnlyLayerGivesAnEmptyResult() {
+    LayerSpec layer = small("a").build();
+    try (PagedAttention attention =
+            PagedAttention.open(job(16, 8, layer), TWO_THREADS, noLeaks.allocator());
+        ArrowBatch batch = StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, List.of());
+        ArrowBatch result = attention.step(batch)) {
+      assertThat(result.numRows()).isZero();
+      assertThat(result.schema().contains("output")).isTrue();
     }
   }
 
@@ -465,6 +505,14 @@ class PagedAttentionTest {
         BatchSchema.of(TensorField.list("sequence_id", DType.FLOAT32, 4, 64));
     assertThatThrownBy(() -> new StepBatchSchema(idsAsTensors))
         .hasMessage("column sequence_id: expected int64 or utf8, got list<tensor[4, 64]<float32>>");
+    Field ids = new Field("sequence_id", FieldType.notNullable(new ArrowType.Int(64, true)), null);
+    BatchSchema noTensors = BatchSchema.of(ids);
+    assertThatThrownBy(() -> new StepBatchSchema(noTensors))
+        .hasMessage("column query: expected it, or key and value, got neither");
+    BatchSchema layersAsTensors =
+        BatchSchema.of(ids, TensorField.list("layer", DType.FLOAT32, 4, 64));
+    assertThatThrownBy(() -> new StepBatchSchema(layersAsTensors))
+        .hasMessage("column layer: expected utf8, got list<tensor[4, 64]<float32>>");
   }
 
   @Test
@@ -483,6 +531,28 @@ class PagedAttentionTest {
         handles = KernelEngine.liveHandles();
       }
       assertThat(handles).isLessThanOrEqualTo(64 + 3);
+    }
+  }
+
+  @Test
+  void batchesOfManySchemasMayWait() {
+    LayerSpec layer = small("a").build();
+    Job job = job(16, 8, layer);
+    StepRow row = new Scenario(job, DType.FLOAT32, 1).next("s", layer, 2);
+    Collected collected = new Collected();
+    try (PagedAttention attention = PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
+        StepQueue queue = attention.queue(10_000);
+        ArrowBatch batch =
+            StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, List.of(row))) {
+      for (int i = 0; i < 200; i++) {
+        try (ArrowBatch renamed = renamed(batch, i)) {
+          queue.add(renamed, collected);
+        }
+        assertThat(KernelEngine.liveHandles()).isLessThanOrEqualTo(64 + 4);
+      }
+      queue.drain();
+      assertThat(collected.results).hasSize(200);
+      collected.results.forEach(ArrowBatch::close);
     }
   }
 

@@ -217,6 +217,11 @@ class PagedAttentionOperatorTest {
     }
     options.set(PagedAttentionOptions.BATCH_MAX_DELAY, Duration.ofMillis(1));
     assertThat(OperatorSettings.of(options, 1).batchMaxDelay()).hasMillis(1);
+    options.set(PagedAttentionOptions.BATCH_MAX_TOKENS, 0);
+    assertThatThrownBy(() -> OperatorSettings.of(options, 1))
+        .hasMessage(
+            "broadhead.batch.max-delay: expected broadhead.batch.max-tokens to be set too, because"
+                + " without it no batch waits");
   }
 
   @Test
