@@ -46,7 +46,7 @@ final class WatchingEnumerator
   private final Clock clock;
   private final Set<Integer> waitingReaders = new LinkedHashSet<>();
 
-  /** When each file was there last, in milliseconds. */
+  /** When each file was there last, in milliseconds; in checkpoints, as Flink's are, it is not. */
   private final Map<Path, Long> known = new HashMap<>();
 
   private boolean listed;

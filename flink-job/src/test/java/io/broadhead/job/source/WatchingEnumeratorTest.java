@@ -137,6 +137,24 @@ class WatchingEnumeratorTest {
   }
 
   @Test
+  void theDayOfAFileThatHasGoneBeginsAnewWithACheckpoint() throws IOException {
+    write("a");
+    coordinator.look();
+    Files.delete(folder.resolve("a"));
+    clock.pass(SHORT_OF_A_DAY);
+    PendingSplitsCheckpoint<FileSourceSplit> saved = checkpoint();
+
+    enumerator = enumerator(List.of(), saved.getAlreadyProcessedPaths());
+    enumerator.start();
+    clock.pass(SHORT_OF_A_DAY);
+    coordinator.look();
+    assertThat(checkpoint().getAlreadyProcessedPaths()).hasSize(1);
+    clock.pass(SHORT_OF_A_DAY);
+    coordinator.look();
+    assertThat(checkpoint().getAlreadyProcessedPaths()).isEmpty();
+  }
+
+  @Test
   void splitsThatComeBackAreHandedOutFirst() throws IOException {
     write("a", "b");
     coordinator.look();
