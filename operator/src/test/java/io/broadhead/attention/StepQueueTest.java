@@ -7,6 +7,7 @@ import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.DType;
 import io.broadhead.attention.cache.KvCacheManager;
 import io.broadhead.attention.job.Job;
+import io.broadhead.attention.job.KvCacheDtype;
 import io.broadhead.attention.job.KvCacheSpec;
 import io.broadhead.attention.job.LayerSpec;
 import io.broadhead.attention.job.RopeSpec;
@@ -126,6 +127,38 @@ class StepQueueTest {
       addManaged(job, layer -> ManagedRow.of(scenario.next("s", layer, tokens)));
     }
     assertQueueComputes(job, maxTokens, 2);
+  }
+
+  @Test
+  void aSharingLayerWaitsForTokensThatComeBehindItsRows() {
+    LayerSpec owner = layer("owner");
+    LayerSpec sharing = sharing("sharing", "owner");
+    Job job = job(owner, sharing);
+    Scenario scenario = new Scenario(job, DTYPE, 4);
+    addManaged( // a step
+        owner,
+        ManagedRow.of(scenario.next("s", owner, 4)),
+        ManagedRow.of(scenario.next("other", owner, 4)));
+    addManaged(sharing, ManagedRow.of(scenario.next("s", sharing, 4)));
+    addManaged(job, layer -> ManagedRow.of(scenario.next("s", layer, 1)));
+    assertQueueComputes(job, 8, 1000);
+  }
+
+  /** The producer has given the blocks of one sequence to another. */
+  @Test
+  void whatASharingLayerReadsIsNotOverwrittenBeforeItsTurn() {
+    LayerSpec owner = layer("owner");
+    LayerSpec sharing = sharing("sharing", "owner");
+    Job job = job(owner, sharing);
+    Scenario scenario = new Scenario(job, DTYPE, 4);
+    StepRow first = scenario.next("first", owner, 10);
+    for (String sequence : List.of("first", "second")) {
+      for (LayerSpec layer : job.layers()) {
+        StepRow row = scenario.next(sequence, layer, 10);
+        addExternal(layer, row.withSeqLen(10).withBlocks(first.blocks()).withSlots(first.slots()));
+      }
+    }
+    assertQueueComputes(job, 1000, 1000);
   }
 
   private static LayerSpec sharing(String name, String target) {
@@ -265,6 +298,58 @@ class StepQueueTest {
     }
     addExternal(a, alike.withBlocks(table).withSlots(slots), prompt);
     assertQueueComputes(job, 16, 0);
+  }
+
+  @Test
+  void whatALaterBatchReadsIsWrittenBefore() {
+    Job job = job(a);
+    Scenario scenario = new Scenario(job, DTYPE, 9);
+    StepRow prompt = scenario.next("first", a, 64);
+    StepRow next = scenario.next("second", a, 1);
+    int[] table = {prompt.blocks()[0], prompt.blocks()[1], next.blocks()[0]};
+    addExternal(a, prompt);
+    addExternal(a, next.withBlocks(table).withSeqLen(33));
+    assertQueueComputes(job, 16, 1000);
+  }
+
+  @Test
+  void batchesOfOtherElementTypesAreApart() {
+    LayerSpec mixed = a.toBuilder().kvCacheDtype(KvCacheDtype.FLOAT32).build();
+    Job job = job(mixed);
+    Scenario scenario = new Scenario(job, DTYPE, 9);
+    for (DType dtype : List.of(DTYPE, DType.FLOAT32, DTYPE)) {
+      ManagedRow row = ManagedRow.of(scenario.next("s", mixed, 3));
+      batches.add(StepBatches.managed(noLeaks.allocator(), mixed, dtype, true, List.of(row)));
+    }
+    assertQueueComputes(job, 1000, 1000);
+  }
+
+  @Test
+  void aShortRowIsBegunInWhatIsLeftOfAStep() {
+    Job job = job(a);
+    Scenario scenario = new Scenario(job, DTYPE, 9);
+    for (int tokens : new int[] {8, 4, 6, 2}) {
+      addManaged(a, ManagedRow.of(scenario.next("s" + tokens, a, tokens)));
+    }
+    assertQueueComputes(job, 16, 1000);
+  }
+
+  @Test
+  void aRowOfMoreThanHalfAStepDoesNotHoldUpShortOnes() {
+    Job job = job(a);
+    Scenario scenario = new Scenario(job, DTYPE, 9);
+    addManaged(a, ManagedRow.of(scenario.next("long", a, 14)));
+    addManaged(a, ManagedRow.of(scenario.next("short", a, 7)));
+    try (PagedAttention attention = open(job);
+        StepQueue queue = attention.queue(16)) {
+      batches.forEach(batch -> queue.add(batch, collected));
+      queue.step();
+      assertThat(collected.results)
+          .singleElement()
+          .extracting(result -> result.column("sequence_id").getString(0))
+          .isEqualTo("short");
+      assertThat(queue.tokens()).isEqualTo(14 + 7 - 16);
+    }
   }
 
   @Test
