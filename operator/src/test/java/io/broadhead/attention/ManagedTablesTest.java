@@ -274,7 +274,7 @@ class ManagedTablesTest {
   }
 
   @Test
-  void aCheckDoesNotCountTheTokensOfTheSequenceThatHasEnded() {
+  void aCheckWithoutBlocksNeitherCountsNorEndsTheSequenceThatHasEnded() {
     LayerSpec a = layer("a").build();
     Job job = job(4, a, layer("b").build());
     try (PagedAttention attention = open(job, 1, OutOfBlocks.REJECT)) {
@@ -285,6 +285,7 @@ class ManagedTablesTest {
             .singleElement()
             .extracting(RefusedRow::message, InstanceOfAssertFactories.STRING)
             .startsWith("sequence s has 0 tokens in the cache and 48 new ones, and none of ");
+        assertThat(inUse(attention)).isEqualTo(3);
       }
     }
   }

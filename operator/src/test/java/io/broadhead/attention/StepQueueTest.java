@@ -6,6 +6,7 @@ import static org.assertj.core.api.Assertions.assertThat;
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.DType;
 import io.broadhead.attention.cache.KvCacheManager;
+import io.broadhead.attention.job.AttnType;
 import io.broadhead.attention.job.Job;
 import io.broadhead.attention.job.KvCacheDtype;
 import io.broadhead.attention.job.KvCacheSpec;
@@ -21,10 +22,12 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.function.Function;
+import java.util.stream.LongStream;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.extension.RegisterExtension;
 import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.EnumSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
 /** However a queue joins and divides batches, their results are those of one step for each. */
@@ -152,13 +155,12 @@ class StepQueueTest {
     Job job = job(owner, sharing);
     Scenario scenario = new Scenario(job, DTYPE, 4);
     StepRow first = scenario.next("first", owner, 10);
-    for (String sequence : List.of("first", "second")) {
-      for (LayerSpec layer : job.layers()) {
-        StepRow row = scenario.next(sequence, layer, 10);
-        addExternal(layer, row.withSeqLen(10).withBlocks(first.blocks()).withSlots(first.slots()));
-      }
-    }
-    assertQueueComputes(job, 1000, 1000);
+    addExternal(owner, first, scenario.next("other", owner, 10)); // a step
+    addExternal(owner, scenario.next("other", owner, 1));
+    addExternal(sharing, scenario.next("first", sharing, 10));
+    StepRow second = scenario.next("second", owner, 10);
+    addExternal(owner, second.withBlocks(first.blocks()).withSlots(first.slots()));
+    assertQueueComputes(job, 20, 1000);
   }
 
   private static LayerSpec sharing(String name, String target) {
@@ -365,11 +367,73 @@ class StepQueueTest {
     assertQueueComputes(job, 16, 0);
   }
 
+  @ParameterizedTest
+  @EnumSource(
+      value = AttnType.class,
+      names = {"ENCODER", "ENCODER_ONLY", "ENCODER_DECODER"})
+  void rowsWhoseTokensSeeWhatIsBehindThemAreNotDivided(AttnType type) {
+    LayerSpec layer = a.toBuilder().attnType(type).build();
+    Job job = job(layer);
+    addExternal(layer, new Scenario(job, DTYPE, 12).next("s", layer, 40));
+    assertQueueComputes(job, 16, 0);
+  }
+
   @Test
-  void paddingIsNotDivided() {
+  void aRowWithFewerQueriesThanKeysIsNotDivided() {
+    Job job = job(a);
+    Scenario scenario = new Scenario(job, DTYPE, 12);
+    addManaged(a, ManagedRow.of(scenario.next("s", a, 20, 40)));
+    addManaged(a, ManagedRow.of(scenario.next("s", a, 0, 3)));
+    addManaged(a, ManagedRow.of(scenario.next("s", a, 1)));
+    assertQueueComputes(job, 16, 0);
+  }
+
+  @Test
+  void keysWithoutQueriesCountAsTokens() {
+    Job job = job(a);
+    addManaged(a, ManagedRow.of(new Scenario(job, DTYPE, 12).next("s", a, 0, 3)));
+    try (PagedAttention attention = open(job);
+        StepQueue queue = attention.queue(16)) {
+      queue.add(batches.get(0), collected);
+      assertThat(queue.tokens()).isEqualTo(3);
+      assertThat(queue.bytes()).isEqualTo(batches.get(0).byteSize());
+      queue.drain();
+      assertThat(queue.tokens()).isZero();
+      assertThat(queue.bytes()).isZero();
+    }
+  }
+
+  @Test
+  void tokensThatShareASlotStayTogether() {
+    Job job = job(a);
+    StepRow prompt = new Scenario(job, DTYPE, 12).next("s", a, 40);
+    int[] table = prompt.blocks();
+    table[1] = table[0];
+    long[] slots = prompt.slots();
+    System.arraycopy(slots, 0, slots, 16, 16);
+    addExternal(a, prompt.withBlocks(table).withSlots(slots));
+    assertQueueComputes(job, 16, 0);
+  }
+
+  @Test
+  void aBlockIsNotOverwrittenInTheStepThatReadsIt() {
+    Job job = job(a);
+    Scenario scenario = new Scenario(job, DTYPE, 12);
+    for (String sequence : new String[] {"before", "after"}) {
+      StepRow row = scenario.next(sequence, a, 16);
+      addExternal(a, row.withBlocks(0).withSlots(LongStream.range(0, 16).toArray()));
+    }
+    assertQueueComputes(job, 1000, 1000);
+  }
+
+  @ParameterizedTest
+  @ValueSource(longs = {0, -1})
+  void paddingIsNotDivided(long slot) {
     Job job = job(a);
     StepRow row = new Scenario(job, DTYPE, 13).next("s", a, 40);
-    addExternal(a, row.withSeqLen(0).withSlots(new long[40]));
+    long[] slots = new long[40];
+    Arrays.fill(slots, slot);
+    addExternal(a, row.withSeqLen(0).withSlots(slots));
     assertQueueComputes(job, 16, 0);
   }
 
