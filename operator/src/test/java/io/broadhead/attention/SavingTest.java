@@ -48,7 +48,8 @@ class SavingTest {
         List.of(
             layer("a").kvCacheDtype(dtype).build(),
             layer("b").kvCacheDtype(dtype).numKvHeads(4).build(),
-            layer("cross").attnType(AttnType.ENCODER_DECODER).kvCacheDtype(dtype).build()));
+            layer("cross").attnType(AttnType.ENCODER_DECODER).kvCacheDtype(dtype).build(),
+            layer("sharing").kvSharingTargetLayerName("a").build()));
   }
 
   private PagedAttention open(Job job, CacheStores stores) {

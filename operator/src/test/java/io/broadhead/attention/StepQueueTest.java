@@ -264,7 +264,7 @@ class StepQueueTest {
   void anEndWithoutTokensFollowsWhatOtherLayersHad() {
     Job job = job(a, b);
     Scenario scenario = new Scenario(job, DTYPE, 7);
-    addManaged(job, layer -> ManagedRow.of(scenario.next("s", layer, 50)));
+    addManaged(job, layer -> ManagedRow.of(scenario.next("s", layer, 20)));
     addManaged(a, ManagedRow.of(scenario.next("s", a, 0)).last());
     assertQueueComputes(job, 64, 1000);
   }
@@ -324,6 +324,23 @@ class StepQueueTest {
       batches.add(StepBatches.managed(noLeaks.allocator(), mixed, dtype, true, List.of(row)));
     }
     assertQueueComputes(job, 1000, 1000);
+  }
+
+  @Test
+  void eachPieceOfARowHasItsTokenIds() {
+    Job job = job(a);
+    Scenario scenario = new Scenario(job, DTYPE, 9);
+    for (String sequence : List.of("in pieces", "whole")) {
+      ManagedRow prompt = ManagedRow.of(scenario.next(sequence, a, 40));
+      addManaged(a, prompt.withTokenIds(LongStream.range(0, 40).toArray()));
+    }
+    try (PagedAttention attention = open(job);
+        StepQueue queue = attention.queue(16)) {
+      queue.add(batches.get(0), collected);
+      queue.drain();
+      attention.step(batches.get(1)).close();
+      assertThat(attention.blockTables().orElseThrow().counters().tokensHit()).isEqualTo(32);
+    }
   }
 
   @Test
