@@ -5,6 +5,7 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.arrow.ArrowFile;
 import io.broadhead.arrow.Compression;
 import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.job.Steps;
@@ -14,7 +15,9 @@ import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
 import java.util.ArrayList;
+import java.util.Collections;
 import java.util.List;
+import java.util.stream.LongStream;
 import org.apache.flink.configuration.Configuration;
 import org.apache.flink.connector.file.src.FileSourceSplit;
 import org.apache.flink.connector.file.src.FileSourceSplitSerializer;
@@ -94,6 +97,36 @@ class ArrowIpcFormatTest {
       }
     }
     assertThat(batches).containsExactlyElementsOf(expected());
+  }
+
+  @Test
+  void aBatchIsOfTheRangeThatItBeginsIn() throws IOException {
+    Path file = steps.writeFile(temp.resolve("steps.arrow"));
+    try (SourceMemory memory = new SourceMemory(new SimpleCounter());
+        ArrowFile open = ArrowFile.open(file, memory.allocator())) {
+      List<FileSourceSplit> ranges = splits(file, open.blockOffset(2));
+      ArrowIpcFormat format = new ArrowIpcFormat(memory, new FetcherThreads());
+      assertThat(read(format, ranges.get(0), Integer.MAX_VALUE, new ArrayList<>()))
+          .containsExactlyElementsOf(expected().subList(0, 2));
+      assertThat(read(format, ranges.get(1), 1, new ArrayList<>()))
+          .containsExactly(expected().get(2));
+    }
+  }
+
+  @Test
+  void positionsGoOnFromOneHandOverToTheNext() throws IOException {
+    List<Steps.Step> many =
+        Collections.nCopies(100, steps.steps).stream().flatMap(List::stream).toList();
+    Path file = steps.writeFile(temp.resolve("steps.arrow"), Compression.NONE, many);
+    List<CheckpointedPosition> positions = new ArrayList<>();
+    try (SourceMemory memory = new SourceMemory(new SimpleCounter())) {
+      FileSourceSplit whole = splits(file, Long.MAX_VALUE).get(0);
+      ArrowIpcFormat format = new ArrowIpcFormat(memory, new FetcherThreads());
+      read(format, whole, Integer.MAX_VALUE, positions);
+    }
+    assertThat(positions)
+        .extracting(CheckpointedPosition::getRecordsAfterOffset)
+        .containsExactlyElementsOf(LongStream.rangeClosed(1, many.size()).boxed().toList());
   }
 
   private enum Form {

@@ -74,6 +74,7 @@ class WatchingEnumeratorTest {
     assertThat(coordinator.assigned).containsExactly("a");
 
     coordinator.look();
+    assertThat(coordinator.assigned).as("nobody asked for another").containsExactly("a");
     enumerator.handleSplitRequest(0, "host");
     enumerator.handleSplitRequest(0, "host");
     assertThat(coordinator.assigned).containsExactly("a", "b");

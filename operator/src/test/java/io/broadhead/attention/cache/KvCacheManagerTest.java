@@ -164,7 +164,8 @@ class KvCacheManagerTest {
   void aLostSequenceIsNotBegunAnewByPadding() throws Exception {
     KvCacheManager manager = open(16);
     manager.giveUp(SHARD, row("s", A, 5));
-    assertThatThrownBy(() -> rows.plan(manager, row("s", A, 0, 0)))
+    RowRequest padding = new RowRequest("s", null, A, 0, 0, 0, 0, null, manager.losses(), false);
+    assertThatThrownBy(() -> rows.plan(manager, padding))
         .isInstanceOfSatisfying(
             RowRefusedException.class,
             e -> assertThat(e.code()).isEqualTo(ErrorCode.SEQUENCE_LOST));

@@ -216,6 +216,7 @@ class KvCacheSavingTest {
     rows.rollBack(other);
     assertThat(other.free()).isEqualTo(3);
     rows.step(other, row("s", A, 1, 7));
+    assertThat(other.counters().blocksSwappedIn()).isEqualTo(2);
     assertThat(other.free()).isEqualTo(1);
     rows.step(other, last("s"));
     assertThat(other.free()).isEqualTo(3);
