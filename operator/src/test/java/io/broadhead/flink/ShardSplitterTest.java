@@ -16,11 +16,13 @@ import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.attention.testing.Scenario;
 import io.broadhead.attention.testing.StepBatches;
 import io.broadhead.attention.testing.StepRow;
+import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.function.Consumer;
 import java.util.stream.LongStream;
+import java.util.stream.Stream;
 import org.apache.arrow.memory.ArrowBuf;
 import org.apache.arrow.vector.types.pojo.ArrowType;
 import org.apache.arrow.vector.types.pojo.Field;
@@ -56,6 +58,17 @@ class ShardSplitterTest {
   /** By shard. */
   private static void split(ArrowBatch batch, Consumer<ArrowBatch> out) {
     ShardSplitter.split(batch, KEY, new int[] {0, 1, 2, 3}, out);
+  }
+
+  /** What is saved is found in the shard of its sequence, also by later versions. */
+  @Test
+  void theShardOfASequenceNeverChanges() {
+    assertThat(LongStream.of(1, 2, 3, -1, 1L << 40).map(id -> ShardKey.shardOf(id, 1 << 20)))
+        .containsExactly(722405L, 726154L, 272624L, 769403L, 422904L);
+    assertThat(
+            Stream.of("s0", "request-1", "\u00e4")
+                .map(id -> ShardKey.shardOf(id.getBytes(StandardCharsets.UTF_8), 1 << 20)))
+        .containsExactly(440272, 192114, 531405);
   }
 
   @Test
