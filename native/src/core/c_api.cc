@@ -522,7 +522,10 @@ void bh_engine_free(bh_engine* engine, int64_t address) {
 }
 
 int64_t bh_alloc(int64_t bytes, int64_t alignment) {
-  if (bytes < 0) return 0;
+  if (bytes < 0 || alignment < static_cast<int64_t>(sizeof(void*)) ||
+      (alignment & (alignment - 1)) != 0) {
+    return 0;
+  }
   void* memory = nullptr;
   const auto size = static_cast<size_t>(bytes > 0 ? bytes : alignment);
   if (posix_memalign(&memory, static_cast<size_t>(alignment), size) != 0) return 0;
