@@ -228,13 +228,18 @@ TEST(GpuPlan, RoundsAreEqual) {
   EXPECT_EQ(plan.rounds(), std::vector<int>(4, 2));
 }
 
-/// Blocks of threads write in any order: of a slot that repeats only what stays is written.
-TEST(GpuPlan, WritesASlotThatRepeatsOnce) {
+LayerSpec one_head() {
   LayerSpec spec{};
   spec.num_heads = spec.num_kv_heads = 1;
   spec.head_size = 64;
   spec.dtype = BH_FLOAT16;
   spec.attn_type = BH_DECODER;
+  return spec;
+}
+
+/// Blocks of threads write in any order: of a slot that repeats only what stays is written.
+TEST(GpuPlan, WritesASlotThatRepeatsOnce) {
+  const LayerSpec spec = one_head();
   const std::vector<int64_t> slots = {3, 21, 3, 4, 21, -1};
   StepRow rows[2]{};
   rows[0].num_keys = 4;
@@ -273,11 +278,7 @@ TEST(GpuPlan, WritesASlotThatRepeatsOnce) {
 
 /// Rows without queries: nothing looks into their block tables.
 TEST(GpuPlan, RefusesMoreBlocksThanIndicesCount) {
-  LayerSpec spec{};
-  spec.num_heads = spec.num_kv_heads = 1;
-  spec.head_size = 64;
-  spec.dtype = BH_FLOAT16;
-  spec.attn_type = BH_DECODER;
+  const LayerSpec spec = one_head();
   StepRow row{};
   row.seq_len = kMaxSeqLen;
   const std::vector<StepRow> rows(32, row);

@@ -262,6 +262,23 @@ TEST_P(Threads, MayUseDifferentLayersAtOnce) {
 
 // ---- what is read ----
 
+/// The last tokens of the first `length`.
+struct Ending {
+  int tokens;
+  int length;
+};
+
+/// Rows of queries whose keys the cache has.
+StepBatch queries_of(const Prompt& prompt, const std::vector<Ending>& endings) {
+  StepBatch batch;
+  batch.has_key = false;
+  for (const auto& [tokens, length] : endings) {
+    batch.rows.push_back(prompt.row(length - tokens, length));
+    batch.rows.back().key.clear();
+  }
+  return batch;
+}
+
 class KeysRead : public TargetTest {};
 
 bh_step_stats stats_of(Session& session, const StepBatch& batch) {
@@ -296,13 +313,9 @@ TEST_P(KeysRead, ShareAPrefix) {
   const Prompt prompt(layer, kLength, 16, BH_FLOAT32);
   Session session(GetParam(), 2, layer, pool_of(prompt.num_blocks(), 16, BH_FLOAT32));
   BH_SKIP_IF_UNUSABLE(session, GetParam());
-  StepBatch batch;
-  batch.has_key = false;
-  for (int i = 0; i < 8; ++i) {
-    batch.rows.push_back(prompt.row(kLength - 1 - i, kLength - i));
-    batch.rows.back().key.clear();
-  }
-  const bh_step_stats stats = stats_of(session, batch);
+  std::vector<Ending> endings;
+  for (int i = 0; i < 8; ++i) endings.push_back({1, kLength - i});
+  const bh_step_stats stats = stats_of(session, queries_of(prompt, endings));
   EXPECT_EQ(stats.keys_seen, 8 * kLength - 28);
   EXPECT_LT(stats.keys_read, stats.keys_seen / 4);
 }
@@ -315,10 +328,6 @@ class SharedPrefix : public TargetTest {};
 
 /// Block tables may name more blocks than are used yet, and alike ones.
 TEST_P(SharedPrefix, EndsWhereAnyOfItsTokensSeesNoMore) {
-  struct Row {
-    int tokens;
-    int length;
-  };
   constexpr int kLength = 802;
   for (const int dtype : {BH_FLOAT32, BH_FLOAT16}) {
     LayerConfig layer;
@@ -328,15 +337,9 @@ TEST_P(SharedPrefix, EndsWhereAnyOfItsTokensSeesNoMore) {
     BH_SKIP_IF_UNUSABLE(session, GetParam());
     Random random("shared prefix");
     session.fill_cache(random);
-    for (const std::vector<Row>& rows : std::vector<std::vector<Row>>{
+    for (const std::vector<Ending>& endings : std::vector<std::vector<Ending>>{
              {{1, 800}, {1, 799}, {1, 793}}, {{1, 799}, {1, 800}}, {{2, 802}, {4, 802}}}) {
-      StepBatch batch;
-      batch.has_key = false;
-      for (const Row& row : rows) {
-        batch.rows.push_back(prompt.row(row.length - row.tokens, row.length));
-        batch.rows.back().key.clear();
-      }
-      session.step(batch);
+      session.step(queries_of(prompt, endings));
     }
     record("shared_prefix", GetParam(), session.worst());
   }
@@ -351,10 +354,6 @@ class Replayed : public TargetTest {};
 /// GPUs record a decode step whose shape comes again, and replay it. Of these the numbers of tokens
 /// are the same, but not those of rows, or of pieces.
 TEST_P(Replayed, StepsAreOfTheirShape) {
-  struct Row {
-    int tokens;
-    int length;
-  };
   LayerConfig layer;
   layer.dtype = BH_FLOAT16;
   const Prompt prompt(layer, 800, 16, BH_FLOAT16);
@@ -362,20 +361,18 @@ TEST_P(Replayed, StepsAreOfTheirShape) {
   BH_SKIP_IF_UNUSABLE(session, GetParam());
   Random random("replayed");
   session.fill_cache(random);
-  for (const std::vector<Row>& rows :
-       std::vector<std::vector<Row>>{{{2, 240}, {2, 240}},
-                                     {{1, 240}, {3, 240}},
-                                     {{1, 20}, {1, 20}, {1, 20}, {1, 300}},
-                                     {{1, 20}, {1, 20}, {1, 20}, {1, 640}},
-                                     {{1, 20}, {1, 20}, {1, 20}, {1, 800}},
-                                     {{4, 800}}}) {
-    StepBatch batch;
-    batch.has_key = false;
-    for (const Row& row : rows) {
-      batch.rows.push_back(prompt.row(row.length - row.tokens, row.length));
-      batch.rows.back().key.clear();
-      std::vector<int32_t>& blocks = batch.rows.back().blocks;
-      std::rotate(blocks.begin(), blocks.begin() + std::ssize(batch.rows), blocks.end());
+  for (const std::vector<Ending>& endings :
+       std::vector<std::vector<Ending>>{{{2, 240}, {2, 240}},
+                                        {{1, 240}, {3, 240}},
+                                        {{1, 20}, {1, 20}, {1, 20}, {1, 300}},
+                                        {{1, 20}, {1, 20}, {1, 20}, {1, 640}},
+                                        {{1, 20}, {1, 20}, {1, 20}, {1, 800}},
+                                        {{4, 800}}}) {
+    StepBatch batch = queries_of(prompt, endings);
+    for (size_t r = 0; r < batch.rows.size(); ++r) {
+      std::vector<int32_t>& blocks = batch.rows[r].blocks;
+      std::rotate(blocks.begin(), blocks.begin() + static_cast<std::ptrdiff_t>(r) + 1,
+                  blocks.end());
     }
     for (int again = 0; again < 3; ++again) session.step(batch);
   }

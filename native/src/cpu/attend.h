@@ -189,7 +189,7 @@ static void attend(const AttendContext& context, const AttendItem& item, float* 
   if (matrices) {
     with_dtype(context.cache->dtype, [&](auto e) {
       using E = decltype(e);
-      if constexpr (__is_same(E, BFloat16) || sizeof(E) == 1) {
+      if constexpr (kIsWithinBFloat16<E>) {
         attend_matrices<E>(context, item, scratch);
       }
     });

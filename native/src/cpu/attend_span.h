@@ -50,10 +50,10 @@ constexpr int kWidenedSpan = 16;
 
 /// Do the item's rows go through matrix registers?
 BH_INLINE bool uses_matrices(const LayerView& layer, const CacheView* cache, int rows) {
-  return kHasMatrices && cache && layer.dtype == BH_BFLOAT16 &&
-         (cache->dtype == BH_BFLOAT16 || cache->dtype == BH_FLOAT8_E4M3FN ||
-          cache->dtype == BH_FLOAT8_E5M2) &&
-         rows > kMaxRows;
+  if (!kHasMatrices || !cache || layer.dtype != BH_BFLOAT16 || rows <= kMaxRows) return false;
+  bool is_within = false;
+  with_dtype(cache->dtype, [&](auto e) { is_within = kIsWithinBFloat16<decltype(e)>; });
+  return is_within;
 }
 
 /// Bytes of a tile in the panel; 0 if tiles are read where the cache has them: those that take long

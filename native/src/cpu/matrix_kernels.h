@@ -43,6 +43,10 @@ BH_INLINE Line upper_halves(const Floats (&runs)[2]) {
   return __builtin_shuffle((Line)runs[0], (Line)runs[1], places);
 }
 
+/// Are all values of E bfloat16 numbers?
+template <class E>
+constexpr bool kIsWithinBFloat16 = __is_same(E, BFloat16) || sizeof(E) == 1;
+
 /// Two runs of a cache, in its unit, as bfloat16.
 BH_INLINE Line load_line(const BFloat16* from) {
   Line line;
@@ -51,7 +55,7 @@ BH_INLINE Line load_line(const BFloat16* from) {
 }
 template <class E>
 BH_INLINE Line load_line(const E* from) {
-  static_assert(sizeof(E) == 1, "bfloat16 has all values of fp8, not those of other types");
+  static_assert(kIsWithinBFloat16<E>);
   Run runs[2];
   read_run(from, runs[0]);
   read_run(from + kTile, runs[1]);

@@ -249,36 +249,23 @@ class PagedAttentionTest {
     }
   }
 
-  @Test
-  void rowsOfTwoLayersInOneBatchAreRefused() {
+  @ParameterizedTest
+  @CsvSource(
+      quoteCharacter = '"',
+      delimiter = '|',
+      nullValues = "null",
+      value = {
+        "b | expected the same layer in every row, 'a', got 'b'",
+        "null | expected 'a', 'b', got no name"
+      })
+  void aRowOfAnotherLayerOrOfNoneIsRefused(String other, String problem) {
     LayerSpec layer = small("a").build();
     Job job = job(16, 8, layer, small("b").build());
     Scenario scenario = new Scenario(job, DType.FLOAT32, 1);
     List<StepRow> rows =
         List.of(
             scenario.next("s", layer, 2),
-            scenario.next("t", layer, 2),
-            scenario.next("u", layer, 2).withLayer("b"));
-
-    refused(
-        job,
-        DType.FLOAT32,
-        rows,
-        ErrorCode.INVALID_ROW,
-        2,
-        "sequence u, row 2",
-        "column layer: expected the same layer in every row, 'a', got 'b'");
-  }
-
-  @Test
-  void rowsWithoutALayerAreRefused() {
-    LayerSpec layer = small("a").build();
-    Job job = job(16, 8, layer, small("b").build());
-    Scenario scenario = new Scenario(job, DType.FLOAT32, 1);
-    List<StepRow> rows =
-        List.of(
-            scenario.next("s", layer, 2),
-            scenario.next("t", layer, 2).withLayer(null),
+            scenario.next("t", layer, 2).withLayer(other),
             scenario.next("u", layer, 2));
 
     refused(
@@ -288,7 +275,7 @@ class PagedAttentionTest {
         ErrorCode.INVALID_ROW,
         1,
         "sequence t, row 1",
-        "column layer: expected 'a', 'b', got no name");
+        "column layer: " + problem);
   }
 
   @ParameterizedTest

@@ -3,29 +3,23 @@ package io.broadhead.job.sink;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
-import io.broadhead.arrow.Allocators;
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.DType;
 import io.broadhead.attention.job.Job;
 import io.broadhead.attention.job.KvCacheSpec;
 import io.broadhead.attention.job.LayerSpec;
+import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.attention.testing.StepBatches;
 import io.broadhead.attention.testing.StepRow;
 import java.util.List;
-import org.apache.arrow.memory.BufferAllocator;
 import org.apache.flink.util.InstantiationUtil;
-import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.extension.RegisterExtension;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 
 class ResultLayoutTest {
-  private final BufferAllocator allocator = Allocators.root();
-
-  @AfterEach
-  void close() {
-    allocator.close();
-  }
+  @RegisterExtension private final NoLeaks noLeaks = new NoLeaks();
 
   private static LayerSpec layer(String name, int numHeads) {
     return LayerSpec.builder(name, numHeads, 64).build();
@@ -43,7 +37,7 @@ class ResultLayoutTest {
   }
 
   private String groupOf(ResultLayout layout, LayerSpec layer, DType dtype, List<StepRow> rows) {
-    try (ArrowBatch batch = StepBatches.of(allocator, layer, dtype, rows)) {
+    try (ArrowBatch batch = StepBatches.of(noLeaks.allocator(), layer, dtype, rows)) {
       return layout.groupOf(batch);
     }
   }

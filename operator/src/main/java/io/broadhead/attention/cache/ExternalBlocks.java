@@ -94,7 +94,7 @@ public final class ExternalBlocks {
   public void written(int shard, int cache, long from, long to, long now) {
     int end = Math.toIntExact(to);
     dirty[cache].set((int) from, end);
-    for (int number = (int) from / blockSize; number * blockSize < end; number++) {
+    for (int number = (int) from / blockSize; number <= (end - 1) / blockSize; number++) {
       dirtyBlocks.set(number);
       Block block = blocks.computeIfAbsent(number, n -> new Block(shard));
       if (block.shard != shard) {
