@@ -63,66 +63,73 @@ public final class PagedAttentionMetrics {
   /** Every metric. */
   public static final List<Description> ALL =
       List.of(
-          new Description(STEPS, "counter", "steps computed: native calls"),
-          new Description(SEQUENCES, "counter", "rows computed: one is one sequence in one step"),
-          new Description(QUERY_TOKENS, "counter", "query tokens attended"),
+          new Description(STEPS, "counter", "steps computed, each with one native call"),
+          new Description(SEQUENCES, "counter", "rows computed; a row is one sequence in one step"),
+          new Description(QUERY_TOKENS, "counter", "query tokens computed"),
           new Description(
-              WRITTEN_TOKENS, "counter", "tokens whose key and value went to the KV cache"),
+              WRITTEN_TOKENS, "counter", "tokens whose key and value were written to the KV cache"),
           new Description(
               STEP_TIME_MICROS,
               "histogram",
-              "microseconds of a step: checks, block tables, cache update and attention, on a GPU"
-                  + " those of the task's thread; over the last 512 steps"),
-          new Description(STEP_ROWS, "histogram", "rows of a step; over the last 512 steps"),
+              "duration of a step in microseconds: checks, block tables, cache update and"
+                  + " attention; on a GPU only the time of the task's thread; over the last 512"
+                  + " steps"),
+          new Description(STEP_ROWS, "histogram", "rows per step, over the last 512 steps"),
           new Description(
-              STEP_TOKENS, "histogram", "query tokens of a step; over the last 512 steps"),
+              STEP_TOKENS, "histogram", "query tokens per step, over the last 512 steps"),
           new Description(
               WAITING_TOKENS,
               "gauge",
-              "new tokens that wait to be joined to a step, or for their turn"),
+              "new tokens waiting to be joined to a step, or for their turn"),
           new Description(
-              BYTES_IN_PLACE, "counter", "tensor bytes that kernels used where Arrow has them"),
+              BYTES_IN_PLACE,
+              "counter",
+              "tensor bytes that kernels used in place, in Arrow buffers"),
           new Description(
               BYTES_COPIED,
               "counter",
-              "payload bytes copied on the way to the kernels: decompression, network edges, row"
-                  + " splits, results moved together where rows were refused, and staging; 0 for"
-                  + " uncompressed, memory-mapped, chained input"),
+              "payload bytes copied: decompression, network edges, row splits, staging, and"
+                  + " results compacted after rows were refused; 0 on CPUs for uncompressed,"
+                  + " memory-mapped, chained input"),
           new Description(
               BYTES_TRANSFERRED,
               "counter",
-              "bytes of results that a GPU's kernels wrote to its own memory and that were"
+              "result bytes that GPU kernels wrote to device memory and that were then"
                   + " transferred whole; 0 on CPUs"),
           new Description(
               CODE_GROUP + ".<error code>." + REFUSED_ROWS,
               "counter",
-              "rows refused, by error code; a counter exists from the first such row on"),
-          new Description(CACHE_BYTES, "gauge", "bytes of the KV caches reserved by now"),
+              "rows refused, by error code; each counter is created with its first row"),
+          new Description(CACHE_BYTES, "gauge", "bytes reserved for the KV caches so far"),
           new Description(
               CACHE_USAGE,
               "gauge",
-              "part of the pool's blocks that sequences use, 0 to 1; managed block tables"),
+              "fraction of the pool's blocks that sequences use, 0 to 1; managed block"
+                  + " tables only"),
           new Description(
               SEQUENCES_IN_CACHE,
               "gauge",
-              "sequences that have begun and not ended, swapped ones included; managed block tables"),
+              "sequences that have begun and not ended, including swapped ones; managed"
+                  + " block tables only"),
           new Description(
               HIT_TOKENS,
               "gauge",
-              "new tokens so far that were not written because a shared block had them already"),
+              "total of new tokens that were not written because a shared block already"
+                  + " held them"),
           new Description(
-              BLOCKS_COPIED, "gauge", "blocks so far that a fork copied before it wrote to them"),
+              BLOCKS_COPIED, "gauge", "total of blocks that a fork copied before writing to them"),
           new Description(
               BLOCKS_EVICTED,
               "gauge",
-              "blocks of ended sequences so far that were kept for others and made room"),
+              "total of blocks of ended sequences that had been kept for reuse and made" + " room"),
           new Description(
-              BLOCKS_SWAPPED_OUT, "gauge", "blocks of living sequences so far that made room"),
-          new Description(BLOCKS_SWAPPED_IN, "gauge", "blocks so far that were brought back"),
+              BLOCKS_SWAPPED_OUT, "gauge", "total of blocks of living sequences that made room"),
+          new Description(
+              BLOCKS_SWAPPED_IN, "gauge", "total of swapped blocks that were brought back"),
           new Description(
               SAVED_BYTES,
               "gauge",
-              "bytes of keys and values so far that went from the pool to state"));
+              "total bytes of keys and values written from the pool to state"));
 
   private static final int WINDOW = 512;
 

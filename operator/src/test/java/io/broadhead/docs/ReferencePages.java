@@ -37,8 +37,8 @@ final class ReferencePages {
         """
         # Configuration
 
-        Flink options of the operator: set them in the job's configuration or on the command line.
-        What the layers compute is in the [job file](job-file.md).
+        Flink options of the operator. Set them in the job's configuration; `broadhead run` has a
+        command-line option for each. The [job file](job-file.md) says what the layers compute.
 
         | key | type | default | meaning |
         |---|---|---|---|
@@ -73,8 +73,8 @@ final class ReferencePages {
         """
         # Metrics
 
-        Every subtask of the operator reports these in the scope `<operator scope>.%s`, beside
-        what Flink reports of every operator.
+        Every subtask of the operator reports these metrics in the scope `<operator scope>.%s`, in
+        addition to Flink's own.
 
         | name | type | meaning |
         |---|---|---|
@@ -92,7 +92,7 @@ final class ReferencePages {
         """
         # Job file
 
-        A YAML 1.2 file that describes the attention layers of a job and their KV cache.
+        The job file describes the attention layers of a job and their KV cache, in YAML 1.2.
 
         ```yaml
         kv_cache: {block_size: 16, num_blocks: 4096}
@@ -101,9 +101,9 @@ final class ReferencePages {
           - {name: model.layers.1.self_attn, num_heads: 32, num_kv_heads: 8, head_size: 128}
         ```
 
-        An unknown key, a missing one, and a value that is not accepted each end in an error that
-        names file, line, column, key, what is accepted and what was found. A key whose value is
-        null counts as absent.
+        An unknown key, a missing key or a value that is not accepted is an error. Its message names
+        file, line, column, key, what is accepted and what was found. A key whose value is null counts
+        as absent.
         """);
     for (JobFileKey.Section section : JobFileKey.Section.values()) {
       page.append("\n## ")
@@ -121,10 +121,10 @@ final class ReferencePages {
         + """
         # Support matrix
 
-        What each backend answers when it is asked whether it can run a layer, collapsed: a cell that
-        says yes stands for every combination behind it. `broadhead doctor` tells which backends can
-        be used on a machine, and a layer that is refused fails when a job starts, with the reason.
-        The [conformance suite](../../native/test) runs these combinations.
+        The answers of each backend to the question whether it can run a layer. A cell says yes if the
+        answer is yes for every combination that it covers. `broadhead doctor` tells which backends can
+        be used on a machine. A job with a layer that its backend refuses fails at start, with the
+        reason. The [conformance suite](../../native/test) runs these combinations.
         """
         + SupportMatrix.page();
   }

@@ -119,7 +119,7 @@ final class SupportMatrix {
     page.append("\n**Head sizes**: ").append(list(headSizes, Object::toString)).append(".\n\n");
     page.append("**Block sizes**: ").append(blockSizes()).append(".\n\n");
     page.append(
-        "**Query, key and value types** against cache types (`kv_cache_dtype`), over all head sizes"
+        "**Query, key and value types** against cache types (`kv_cache_dtype`), for all head sizes"
             + " and the block sizes "
             + list(SOME_BLOCK_SIZES, Object::toString)
             + ":\n\n");
@@ -134,7 +134,7 @@ final class SupportMatrix {
                   cache -> decoder(dtype, cache, headSizes))));
     }
     page.append(
-        "\n**Features** against layer types (`attn_type`), over all types, head sizes and the block"
+        "\n**Features** against layer types (`attn_type`), for all types, head sizes and the block"
             + " sizes above:\n\n");
     List<AttentionType> types = Arrays.asList(AttentionType.values());
     page.append(
@@ -145,7 +145,7 @@ final class SupportMatrix {
       page.append(
           ReferencePages.row(cells(feature.name, types, type -> cell(feature, type, headSizes))));
     }
-    page.append("\n**Refused, with the reason that a user reads**:\n\n");
+    page.append("\n**Refusals, with the message that a user reads**:\n\n");
     LayerConfig.Builder good = layer(AttentionType.DECODER, DType.FLOAT16, 64);
     refusal(page, layer(AttentionType.DECODER, DType.FLOAT16, 72), DType.FLOAT16, 16);
     refusal(page, layer(AttentionType.DECODER, DType.FLOAT8_E4M3FN, 64), DType.FLOAT16, 16);
@@ -176,7 +176,7 @@ final class SupportMatrix {
                         .isEmpty())
             .toList();
     boolean multiples = sizes.equals(BLOCK_SIZES.stream().filter(size -> size % 16 == 0).toList());
-    return multiples ? "any multiple of 16 (asked: 1 to 1100, 4096)" : sizes.toString();
+    return multiples ? "any multiple of 16 (checked: 1 to 1100, 4096)" : sizes.toString();
   }
 
   private String decoder(DType dtype, DType cache, List<Integer> headSizes) {

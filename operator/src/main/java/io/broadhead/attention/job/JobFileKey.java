@@ -15,20 +15,21 @@ public enum JobFileKey {
       "block_size",
       "multiple of 16",
       "16",
-      "tokens of a block: slot = block * block_size + offset"),
+      "tokens per block: slot = block * block_size + offset"),
   NUM_BLOCKS(
       Section.KV_CACHE,
       "num_blocks",
       "integer, 1 to 2147483647",
-      "required by layers with a cache, unless there is memory_fraction",
-      "blocks of the pool that each layer with a cache gets, in every parallel instance"),
+      "required by layers with a cache, unless memory_fraction is set",
+      "blocks in the pool of each layer with a cache, in every parallel instance"),
   MEMORY_FRACTION(
       Section.KV_CACHE,
       "memory_fraction",
       "number above 0, at most 1",
       "none",
-      "instead of num_blocks: so much of the memory that a GPU has free when an instance opens it"
-          + " goes to the pools of all layers together; their kv_cache_dtype must not be auto"),
+      "instead of num_blocks: fraction of the memory that is free on the GPU when an"
+          + " instance opens it, for the pools of all layers together; their kv_cache_dtype"
+          + " must not be auto"),
   DTYPE(
       Section.KV_CACHE,
       "dtype",
@@ -41,7 +42,7 @@ public enum JobFileKey {
       "name",
       "text",
       "required",
-      "unique; what the layer column of a step batch says"),
+      "unique name, used in the layer column of step batches"),
   NUM_HEADS(Section.LAYER, "num_heads", "integer, at least 1", "required", "query heads"),
   NUM_KV_HEADS(
       Section.LAYER, "num_kv_heads", "integer that divides num_heads", "num_heads", "KV heads"),
@@ -50,7 +51,7 @@ public enum JobFileKey {
       "head_size",
       "32, 64, 80, 96, 128, 160, 192, 224 or 256",
       "required",
-      "elements of a head"),
+      "elements per head"),
   SCALE(
       Section.LAYER,
       "scale",
@@ -69,7 +70,8 @@ public enum JobFileKey {
       "sliding_window",
       "integer, at least 1",
       "none",
-      "tokens that a query sees, itself included; to both sides in layers that are not causal"),
+      "tokens that a query sees, including itself; on each side in layers that are not"
+          + " causal"),
   LOGITS_SOFT_CAP(
       Section.LAYER,
       "logits_soft_cap",
@@ -87,7 +89,7 @@ public enum JobFileKey {
       "sinks",
       "list of num_heads finite numbers",
       "none",
-      "per head: logit of a key without value in the softmax"),
+      "per head: logit in the softmax of an extra key that has no value"),
   KV_CACHE_DTYPE(
       Section.LAYER,
       "kv_cache_dtype",
@@ -99,26 +101,26 @@ public enum JobFileKey {
       "k_scale",
       "number above 0",
       "1",
-      "fp8 caches only: what is stored is key / k_scale"),
+      "fp8 caches only: the cache stores key / k_scale"),
   V_SCALE(
       Section.LAYER,
       "v_scale",
       "number above 0",
       "1",
-      "fp8 caches only: what is stored is value / v_scale"),
+      "fp8 caches only: the cache stores value / v_scale"),
   OUTPUT_SCALE(
       Section.LAYER,
       "output_scale",
       "number above 0",
       "none",
-      "the output column is float8_e4m3fn of output / output_scale"),
+      "the output column holds output / output_scale as float8_e4m3fn"),
   KV_SHARING_TARGET_LAYER_NAME(
       Section.LAYER,
       "kv_sharing_target_layer_name",
       "name of an earlier layer",
       "none",
-      "read that layer's cache and write nothing; it has the same attn_type, num_kv_heads,"
-          + " head_size and kv_cache_dtype"),
+      "read that layer's cache and write nothing; both layers need the same attn_type,"
+          + " num_kv_heads, head_size and kv_cache_dtype"),
   ROPE(Section.LAYER, "rope", "mapping", "none", "rotate queries and keys by the position column"),
   RETURN_LSE(
       Section.LAYER,
@@ -132,9 +134,13 @@ public enum JobFileKey {
       "rotary_dim",
       "even integer, 2 to head_size",
       "required",
-      "leading elements of a head that are rotated"),
+      "leading elements of each head that are rotated"),
   MAX_POSITION(
-      Section.ROPE, "max_position", "integer, at least 1", "required", "positions are below it"),
+      Section.ROPE,
+      "max_position",
+      "integer, at least 1",
+      "required",
+      "positions must be below it"),
   BASE(Section.ROPE, "base", "number above 0", "10000", "wavelength base"),
   IS_NEOX(
       Section.ROPE,
@@ -154,13 +160,13 @@ public enum JobFileKey {
       "rope_type",
       RopeScaling.Type.NAMES,
       "required",
-      "the rule; dynamic takes max_position for the length of the sequence"),
+      "the scaling rule; dynamic uses max_position as the length of the sequence"),
   FACTOR(
       Section.ROPE_SCALING,
       "factor",
       "number, at least 1",
-      "required except by default",
-      "by how much the context is stretched"),
+      "required unless rope_type is default",
+      "factor by which the context is stretched"),
   ORIGINAL_MAX_POSITION_EMBEDDINGS(
       Section.ROPE_SCALING,
       "original_max_position_embeddings",
@@ -178,13 +184,13 @@ public enum JobFileKey {
       "high_freq_factor",
       "number above low_freq_factor",
       "4",
-      "llama3: wavelengths below original context / high_freq_factor are left alone"),
+      "llama3: wavelengths below original context / high_freq_factor are unchanged"),
   BETA_FAST(
       Section.ROPE_SCALING,
       "beta_fast",
       "number, at least beta_slow",
       "32",
-      "yarn: pairs that rotate more often within the original context are left alone"),
+      "yarn: pairs that rotate more often within the original context are unchanged"),
   BETA_SLOW(
       Section.ROPE_SCALING,
       "beta_slow",
@@ -201,8 +207,8 @@ public enum JobFileKey {
       Section.ROPE_SCALING,
       "attention_factor",
       "number above 0",
-      "yarn: from factor, mscale and mscale_all_dim",
-      "yarn: factor of cosines and sines"),
+      "yarn: computed from factor, mscale and mscale_all_dim",
+      "yarn: factor applied to cosines and sines"),
   MSCALE(
       Section.ROPE_SCALING,
       "mscale",
@@ -214,7 +220,7 @@ public enum JobFileKey {
       "mscale_all_dim",
       "number above 0",
       "none",
-      "yarn: its counterpart in the denominator; both or none");
+      "yarn: the same in the denominator; set both or neither");
 
   /** The mappings of a job file. */
   public enum Section {
