@@ -36,8 +36,8 @@ import picocli.CommandLine.Option;
     mixinStandardHelpOptions = true,
     sortOptions = false,
     description = {
-      "Attend to step batches, without Flink. Result batches come in the order of the input. An"
-          + " output with its final name is complete."
+      "Compute attention for step batches, without Flink. Result batches are in the"
+          + " order of the input. An output file gets its final name when it is complete."
     },
     footerHeading = "%nExamples:%n",
     footer = {
@@ -68,11 +68,11 @@ final class AttendCommand extends EngineCommand {
       required = true,
       paramLabel = "PATH",
       description =
-          "Where results go. A name with an extension (out.arrow) is one IPC file, which has one"
-              + " schema; any other is a folder, with results.arrow, or a file for each layer where"
-              + " the layers' results have different shapes. Results of a further schema, of another"
-              + " element type for example, go to schema-02.arrow or LAYER_schema-02.arrow, and so"
-              + " on.")
+          "Where results go. A name with an extension (out.arrow) is one IPC file with one"
+              + " schema. Any other name is a folder with results.arrow, or with a file per layer"
+              + " if the layers' results have different shapes. Results with a further schema,"
+              + " for example another element type, go to schema-02.arrow or"
+              + " LAYER_schema-02.arrow, and so on.")
   Path output;
 
   @Mixin ResultOptions written;
@@ -82,8 +82,8 @@ final class AttendCommand extends EngineCommand {
       paramLabel = "POLICY",
       defaultValue = "fail",
       description =
-          "fail: a row that is wrong ends the work; side-output: it is left out and written to"
-              + " --refused. Default: ${DEFAULT-VALUE}.")
+          "What to do with a bad row. fail: end the work; side-output: leave the row out"
+              + " and write it to --refused. Default: ${DEFAULT-VALUE}.")
   OnBadRow onBadRow;
 
   @Mixin BlockPoolOptions pool;
@@ -92,8 +92,8 @@ final class AttendCommand extends EngineCommand {
       names = "--refused",
       paramLabel = "FILE",
       description =
-          "File for rows that were left out, as JSON lines. Default: the output's name with"
-              + " .refused.jsonl added.")
+          "File for the rows that were left out, as JSON lines. Default: the output's name"
+              + " plus .refused.jsonl.")
   Path refused;
 
   @Override

@@ -9,9 +9,10 @@ import picocli.CommandLine.Command;
     mixinStandardHelpOptions = true,
     synopsisSubcommandLabel = "MODE",
     description = {
-      "Measure attention on random data: shuffled block tables over a cache larger than those of the"
-          + " processor. Limits of the machine and other libraries are measured in turns with it, so"
-          + " that all see the same speed of the machine; what counts is the ratio of neighbours.",
+      "Measure attention on random data: shuffled block tables over a KV cache larger"
+          + " than the processor's caches. The limits of the machine and other libraries are"
+          + " measured in turns with it, so that all see the machine at the same speed;"
+          + " compare the values of one row with each other.",
       "Each mode has its own --help."
     },
     subcommands = {

@@ -12,7 +12,9 @@ import picocli.CommandLine.Option;
     name = "decode",
     mixinStandardHelpOptions = true,
     sortOptions = false,
-    description = "One new token of each sequence against its context, beside reading its blocks.",
+    description =
+        "Decode: one new token of each sequence against its context, compared with"
+            + " reading the same blocks.",
     footerHeading = "%nExamples:%n",
     footer = {
       "  broadhead bench decode --model llama-3-8b,gpt-2 --batch 8 --context 4096",
@@ -25,7 +27,7 @@ final class BenchDecodeCommand extends BenchModeCommand {
       paramLabel = "N",
       split = ",",
       defaultValue = "1,8,32",
-      description = "Sequences of a step. Default: ${DEFAULT-VALUE}.")
+      description = "Sequences per step. Default: ${DEFAULT-VALUE}.")
   List<Integer> batches;
 
   @Option(

@@ -13,8 +13,8 @@ import picocli.CommandLine.Option;
     mixinStandardHelpOptions = true,
     sortOptions = false,
     description =
-        "Decode of some sequences and a chunk of another prompt in one step, as schedulers make them."
-            + " Peers do it in two calls.",
+        "Decode of some sequences and a chunk of another prompt in one step, as"
+            + " schedulers combine them. Peers need two calls.",
     footerHeading = "%nExample:%n",
     footer = "  broadhead bench mixed --model llama-3-8b --batch 8 --context 4096 --chunk 512")
 final class BenchMixedCommand extends BenchModeCommand {
@@ -29,7 +29,7 @@ final class BenchMixedCommand extends BenchModeCommand {
       names = "--context",
       paramLabel = "TOKENS",
       defaultValue = "4096",
-      description = "Tokens of each of them in the cache. Default: ${DEFAULT-VALUE}.")
+      description = "Tokens of each decoding sequence in the cache. Default: ${DEFAULT-VALUE}.")
   int context;
 
   @Option(

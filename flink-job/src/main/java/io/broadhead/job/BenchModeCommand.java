@@ -38,8 +38,8 @@ abstract class BenchModeCommand extends ReportingCommand {
       split = ",",
       converter = HeadsConverter.class,
       description =
-          "Models, or heads written as HEADS/KV_HEADS/HEAD_SIZE. Default: llama-3-8b, llama-2-7b,"
-              + " qwen3-0.6b, gpt-2, gemma.")
+          "Models, or head shapes written as HEADS/KV_HEADS/HEAD_SIZE. Default: llama-3-8b,"
+              + " llama-2-7b, qwen3-0.6b, gpt-2, gemma.")
   List<Heads> models = Heads.MODELS;
 
   @Option(
@@ -57,36 +57,36 @@ abstract class BenchModeCommand extends ReportingCommand {
       paramLabel = "TOKENS",
       split = ",",
       defaultValue = "16",
-      description = "Tokens of a cache block, multiples of 16. Default: ${DEFAULT-VALUE}.")
+      description = "Tokens per cache block, multiples of 16. Default: ${DEFAULT-VALUE}.")
   List<Integer> blockSizes;
 
   @Option(
       names = "--threads",
       paramLabel = "N",
       split = ",",
-      description = "CPU threads, ours and the peers'. Default: one for each core.")
+      description = "CPU threads, also of the peers. Default: one per core.")
   List<Integer> threads = List.of(Runtime.getRuntime().availableProcessors());
 
   @Option(
       names = "--backend",
       paramLabel = "NAME",
       defaultValue = "auto",
-      description = "Backend that computes; 'broadhead doctor' lists them. Default: auto.")
+      description = "Backend that runs the kernels; 'broadhead doctor' lists them. Default: auto.")
   String backend;
 
   @Option(
       names = "--device",
       paramLabel = "N",
       defaultValue = "0",
-      description = "Device index for GPU backends. Default: ${DEFAULT-VALUE}.")
+      description = "Device index of a GPU backend. Default: ${DEFAULT-VALUE}.")
   int device;
 
   @Option(
       names = "--peers",
       paramLabel = "FOLDER",
       description =
-          "Folder with the jars of other libraries to measure beside ours, or none. Default: the"
-              + " folder peers beside broadhead.jar, if it is there ('mvn -Ppeers package' makes"
+          "Folder with the jars of other libraries to measure too, or none. Default: the"
+              + " folder peers beside broadhead.jar, if it exists ('mvn -Ppeers package' creates"
               + " it).")
   String peersFolder;
 
@@ -96,8 +96,8 @@ abstract class BenchModeCommand extends ReportingCommand {
       split = ",",
       converter = VariantConverter.class,
       description =
-          "Time our own steps with a change beside each cell, too: threads=N, dtype=TYPE or"
-              + " rows=COUNTxTOKENS@CONTEXT.")
+          "Also time Broadhead's steps with one change, beside each cell: threads=N,"
+              + " dtype=TYPE or rows=COUNTxTOKENS@CONTEXT.")
   List<Variant> variants = List.of();
 
   @Option(
@@ -107,15 +107,15 @@ abstract class BenchModeCommand extends ReportingCommand {
       description = "Time for the samples of one cell. Default: ${DEFAULT-VALUE}.")
   double seconds;
 
-  @Option(names = "--csv", paramLabel = "FILE", description = "Write the results as CSV, too.")
+  @Option(names = "--csv", paramLabel = "FILE", description = "Also write the results as CSV.")
   Path csv;
 
-  @Option(names = "--plot", paramLabel = "FOLDER", description = "Draw charts (SVG), too.")
+  @Option(names = "--plot", paramLabel = "FOLDER", description = "Also draw charts (SVG).")
   Path plots;
 
   @Option(
       names = {"-q", "--quiet"},
-      description = "Print the table, and nothing else but errors.")
+      description = "Print only the table and errors.")
   boolean quiet;
 
   /** What is measured. */

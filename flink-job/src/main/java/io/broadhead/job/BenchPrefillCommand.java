@@ -14,7 +14,9 @@ import picocli.CommandLine.Option;
     name = "prefill",
     mixinStandardHelpOptions = true,
     sortOptions = false,
-    description = "The tokens of one prompt, or of a chunk of one, beside as many multiply-adds.",
+    description =
+        "Prefill: the tokens of one prompt or of a chunk of it, compared with as many"
+            + " multiply-adds.",
     footerHeading = "%nExamples:%n",
     footer = {
       "  broadhead bench prefill --model llama-3-8b",
@@ -29,7 +31,8 @@ final class BenchPrefillCommand extends BenchModeCommand {
       split = ",",
       defaultValue = "512,2048,512+3584",
       description =
-          "New tokens, and tokens that are in the cache before them. Default: ${DEFAULT-VALUE}.")
+          "New tokens, and tokens already in the cache before them. Default:"
+              + " ${DEFAULT-VALUE}.")
   List<String> tokens;
 
   @Override

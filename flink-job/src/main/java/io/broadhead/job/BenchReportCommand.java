@@ -20,8 +20,8 @@ import picocli.CommandLine.Parameters;
     mixinStandardHelpOptions = true,
     sortOptions = false,
     description =
-        "Join the results of several runs, of 'broadhead bench' and of the Python peers: tables,"
-            + " geometric means over their cells, charts.",
+        "Combine the results of several runs of 'broadhead bench' and of"
+            + " broadhead-bench-peers: tables, geometric means over their cells, charts.",
     footerHeading = "%nExamples:%n",
     footer = {
       "  broadhead bench report decode.csv peers.csv",
@@ -34,7 +34,8 @@ final class BenchReportCommand extends ReportingCommand {
   @Option(
       names = "--output",
       paramLabel = "FOLDER",
-      description = "Write tables.md and the charts (SVG) there instead of printing tables.")
+      description =
+          "Write tables.md and the charts (SVG) to this folder instead of printing tables.")
   Path output;
 
   @Override

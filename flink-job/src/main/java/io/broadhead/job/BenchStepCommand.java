@@ -13,10 +13,10 @@ import picocli.CommandLine.Option;
     mixinStandardHelpOptions = true,
     sortOptions = false,
     description = {
-      "What a whole step costs beside its kernels: the Java call, the import of the batch, its"
-          + " checks and the plan; and what it leaves to the garbage collector. Then the same rows as"
-          + " batches of one row: joined to one step, and apart.",
-      "The same small step runs again and again, from the processor's caches."
+      "Overhead of a whole step beside its kernels: the Java call, the import of the"
+          + " batch, its checks and the plan; and the garbage it leaves. Then the same rows"
+          + " as batches of one row, joined to one step and apart.",
+      "The same small step is repeated, from the processor's caches."
     },
     footerHeading = "%nExample:%n",
     footer = "  broadhead bench step --model gpt-2 --batch 64 --context 16 --threads 1,2")
@@ -26,7 +26,7 @@ final class BenchStepCommand extends BenchModeCommand {
       paramLabel = "N",
       split = ",",
       defaultValue = "1,64",
-      description = "Sequences of a step. Default: ${DEFAULT-VALUE}.")
+      description = "Sequences per step. Default: ${DEFAULT-VALUE}.")
   List<Integer> batches;
 
   @Option(

@@ -12,7 +12,9 @@ import picocli.CommandLine.Option;
     name = "update",
     mixinStandardHelpOptions = true,
     sortOptions = false,
-    description = "New keys and values into the cache, beside copying as many bytes.",
+    description =
+        "Cache update: writing new keys and values to the cache, compared with copying as"
+            + " many bytes.",
     footerHeading = "%nExamples:%n",
     footer = {
       "  broadhead bench update --model llama-3-8b --rope",
@@ -24,17 +26,17 @@ final class BenchUpdateCommand extends BenchModeCommand {
       paramLabel = "N",
       split = ",",
       defaultValue = "16",
-      description = "Sequences of a step. Default: ${DEFAULT-VALUE}.")
+      description = "Sequences per step. Default: ${DEFAULT-VALUE}.")
   List<Integer> batches;
 
   @Option(
       names = "--tokens",
       paramLabel = "N",
       defaultValue = "512",
-      description = "New tokens of each. Default: ${DEFAULT-VALUE}.")
+      description = "New tokens of each sequence. Default: ${DEFAULT-VALUE}.")
   int tokens;
 
-  @Option(names = "--rope", description = "Rotate the keys on their way.")
+  @Option(names = "--rope", description = "Also rotate the keys (RoPE).")
   boolean rope;
 
   @Override

@@ -11,8 +11,8 @@ final class BlockPoolOptions {
       paramLabel = "POLICY",
       defaultValue = "swap",
       description =
-          "Where block tables are managed and the pool is full: swap out sequences that were not"
-              + " used for long, reject the row, which then is written to --refused, or fail."
-              + " Default: ${DEFAULT-VALUE}.")
+          "What to do when block tables are managed and the pool is full. swap: swap out"
+              + " the least recently used sequences; reject: leave the row out and write it to"
+              + " --refused; fail: end the work. Default: ${DEFAULT-VALUE}.")
   OutOfBlocks outOfBlocks;
 }

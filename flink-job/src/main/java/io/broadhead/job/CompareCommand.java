@@ -22,9 +22,9 @@ import picocli.CommandLine.Parameters;
     mixinStandardHelpOptions = true,
     sortOptions = false,
     description = {
-      "Compare result batches with an expectation: batches with the columns sequence_id, layer and"
-          + " expected. The n-th row of a sequence in a layer is compared with its n-th expected"
-          + " row; every row must be there once.",
+      "Compare result batches with an expectation: batches with the columns"
+          + " sequence_id, layer and expected. The n-th row of a sequence in a layer is"
+          + " compared with its n-th expected row; every row must occur exactly once.",
       "The error of a row is max|result - expected| / max(1, max|expected|)."
     },
     footerHeading = "%nExamples:%n",
@@ -44,14 +44,15 @@ final class CompareCommand extends ReportingCommand {
   @Parameters(
       index = "1",
       paramLabel = "RESULT",
-      description = "Results: an Arrow IPC file, a stream, or a folder of them and of sub-folders.")
+      description =
+          "Results: an Arrow IPC file, a stream, or a folder of them, sub-folders included.")
   Path result;
 
   @Option(
       names = "--tolerance",
       paramLabel = "ERROR",
       description =
-          "Largest error allowed. Default: by the result's type: 1e-5 for float32, 2e-3 for"
+          "Largest error allowed. Default, by the result's type: 1e-5 for float32, 2e-3 for"
               + " float16, 1.6e-2 for bfloat16.")
   Double tolerance;
 

@@ -23,8 +23,8 @@ import picocli.CommandLine.Option;
     name = "doctor",
     mixinStandardHelpOptions = true,
     description = {
-      "Tell what this machine offers: backends, devices, CPU tier and why, threads, memory,"
-          + " versions, missing JVM flags."
+      "Show what this machine offers: backends, devices, CPU tier and the reason for"
+          + " it, threads, memory, versions, missing JVM flags."
     },
     footerHeading = "%nExamples:%n",
     footer = {

@@ -10,15 +10,15 @@ abstract class EngineCommand extends ReportingCommand {
       paramLabel = "NAME",
       defaultValue = "auto",
       description =
-          "Backend that computes: auto picks the best that is usable here, 'broadhead doctor'"
-              + " lists them. Default: ${DEFAULT-VALUE}.")
+          "Backend that runs the kernels: auto (the best that works on the machine), or a"
+              + " name that 'broadhead doctor' lists. Default: ${DEFAULT-VALUE}.")
   String backend;
 
   @Option(
       names = "--threads",
       paramLabel = "N",
       defaultValue = "0",
-      description = "CPU threads of one step. Default: one for each core.")
+      description = "CPU threads per step. Default: one per core.")
   int threads;
 
   @Option(
@@ -26,8 +26,8 @@ abstract class EngineCommand extends ReportingCommand {
       paramLabel = "N",
       defaultValue = "0",
       description =
-          "Device index for GPU backends; -1: the one with the most free memory. Default:"
-              + " ${DEFAULT-VALUE}.")
+          "Device index of a GPU backend; -1: the device with the most free memory."
+              + " Default: ${DEFAULT-VALUE}.")
   int device;
 
   /** Does the work, the engine's options being in range. */

@@ -23,8 +23,9 @@ import picocli.CommandLine.Parameters;
     name = "inspect",
     mixinStandardHelpOptions = true,
     description = {
-      "Show schema, batches, rows and a few values of step batches, and with --job every problem:"
-          + " file, batch, row, column. Exit code 1 if there is one. Computes nothing."
+      "Show the schema, batches, rows and a few values of step batches. With --job,"
+          + " list every problem with its file, batch, row and column, and exit with 1 if"
+          + " there is any. Computes nothing."
     },
     footerHeading = "%nExamples:%n",
     footer = {
@@ -48,7 +49,8 @@ final class InspectCommand extends EngineCommand {
       names = "--values",
       paramLabel = "N",
       defaultValue = "3",
-      description = "Batches of each file whose first row is shown. Default: ${DEFAULT-VALUE}.")
+      description =
+          "Number of batches per file whose first row is shown. Default: ${DEFAULT-VALUE}.")
   int values;
 
   @Override

@@ -26,11 +26,11 @@ import picocli.CommandLine.Parameters;
     mixinStandardHelpOptions = true,
     sortOptions = false,
     description = {
-      "Join results of attention over disjoint parts of the keys, by their lse columns: the layers"
-          + " of the parts need return_lse: true and no output_scale.",
-      "The parts hold the same batches in the same order: the n-th batch of each has the same"
-          + " sequences, layers and tokens, row by row. Other columns are those of the first part."
-          + " An output with its final name is complete."
+      "Merge results of attention over disjoint parts of the keys, by their lse"
+          + " columns. The layers of the parts need return_lse: true and no output_scale.",
+      "All parts must hold the same batches in the same order: the n-th batch of each"
+          + " has the same sequences, layers and tokens, row by row. Other columns are taken"
+          + " from the first part. An output file gets its final name when it is complete."
     },
     footerHeading = "%nExamples:%n",
     footer = {
@@ -51,9 +51,9 @@ final class MergeCommand extends EngineCommand {
       required = true,
       paramLabel = "PATH",
       description =
-          "Where results go. A name with an extension (out.arrow) is one IPC file, which has one"
-              + " schema; any other is a folder, with a file for each of the first part's if that"
-              + " is a folder too.")
+          "Where results go. A name with an extension (out.arrow) is one IPC file with one"
+              + " schema. Any other name is a folder; if the first part is a folder too, the"
+              + " output has a file for each of its files.")
   Path output;
 
   @Mixin ResultOptions written;

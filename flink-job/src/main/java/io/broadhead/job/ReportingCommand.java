@@ -17,7 +17,7 @@ abstract class ReportingCommand implements Callable<Integer> {
 
   @Option(
       names = {"-v", "--verbose"},
-      description = "Log what the libraries do, and print the stack trace of a failure.")
+      description = "Print the libraries' log messages, and the stack trace of a failure.")
   boolean verbose;
 
   /** Does the work; a returned exit code other than 0 has been explained to the user. */

@@ -9,19 +9,19 @@ final class ResultOptions {
   @Option(
       names = "--overwrite",
       description =
-          "Remove the results, and refused rows, that are in the output's folders first. Without it"
-              + " the command fails where there are any; a single file is always replaced.")
+          "First remove results and refused rows from the output's folders. Without it the"
+              + " command fails if there are any; a single file is always replaced.")
   boolean overwrite;
 
   @Option(
       names = "--compression",
       paramLabel = "CODEC",
       defaultValue = "none",
-      description = "Body compression of the results: none, lz4 or zstd. Default: none.")
+      description = "Compression of the result batches: none, lz4 or zstd. Default: none.")
   Compression compression;
 
   @Option(
       names = {"-q", "--quiet"},
-      description = "Print nothing but errors.")
+      description = "Print only errors.")
   boolean quiet;
 }

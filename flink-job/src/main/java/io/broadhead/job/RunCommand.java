@@ -19,8 +19,9 @@ import picocli.CommandLine.Option;
     mixinStandardHelpOptions = true,
     sortOptions = false,
     description = {
-      "Attend to step batches in a Flink job. Started with java -jar it brings its own cluster;"
-          + " started by Flink (flink run broadhead-job.jar run ...) it uses that one.",
+      "Compute attention for step batches in a Flink job. Started with java -jar, it"
+          + " starts an embedded cluster; started by Flink (flink run broadhead-job.jar run"
+          + " ...), it uses Flink's cluster.",
       "Steps of one sequence keep their order: one reader reads the files by name and batch, and"
           + " all steps of a sequence go through the same operator."
     },
@@ -57,9 +58,10 @@ final class RunCommand extends EngineCommand {
       required = true,
       paramLabel = "PATH",
       description =
-          "Step batches: an Arrow IPC file, an IPC stream, or a folder of them, read in the order"
-              + " of their names; in a folder, names that begin with . or _ or have .tmp- in them are"
-              + " not read. On a cluster any absolute path or URI that its file systems know.")
+          "Step batches: an Arrow IPC file, an IPC stream, or a folder of them, read in the"
+              + " order of their names. Files in a folder whose names begin with . or _ or"
+              + " contain .tmp- are not read. On a cluster: any absolute path or URI that its"
+              + " file systems support.")
   String input;
 
   @Option(
@@ -67,10 +69,10 @@ final class RunCommand extends EngineCommand {
       required = true,
       paramLabel = "DIR",
       description =
-          "Folder for the results: complete Arrow IPC files, in one sub-folder for each layer where"
-              + " the layers' results have different shapes. Results of a further schema, of another"
-              + " element type for example, go to sub-folder schema-02 or LAYER_schema-02, and so"
-              + " on.")
+          "Folder for the results, complete Arrow IPC files. If the layers' results have"
+              + " different shapes, each layer has its own sub-folder. Results with a further"
+              + " schema, for example another element type, go to the sub-folder schema-02 or"
+              + " LAYER_schema-02, and so on.")
   String output;
 
   @Mixin ResultOptions written;
@@ -79,24 +81,24 @@ final class RunCommand extends EngineCommand {
       names = "--parallelism",
       paramLabel = "N",
       description =
-          "Parallel attention operators, at most 512 here. Default: 1 here, the cluster's own default"
-              + " there.")
+          "Parallel attention operators, at most 512 on the embedded cluster. Default: 1"
+              + " there, else the cluster's own default.")
   Integer parallelism;
 
   @Option(
       names = "--shards",
       paramLabel = "N",
       description =
-          "Parts into which sequences are divided by their id, at least one for each operator. Each"
-              + " operator has its own block pool, so sequences that share blocks need one shard."
-              + " Default: 1 with parallelism 1, else 4 for each operator.")
+          "Number of shards that sequences are divided into, at least one per operator."
+              + " Each operator has its own block pool, so sequences that share blocks must be in"
+              + " one shard. Default: 1 with parallelism 1, else 4 per operator.")
   Integer shards;
 
   @Option(
       names = "--watch",
       description =
-          "Keep looking for new files in the input folder, which get their names when they are"
-              + " complete; never end by itself.")
+          "Keep looking for new files in the input folder; the job never ends by itself. A"
+              + " file must get its name only when it is complete.")
   boolean watch;
 
   @Option(
@@ -110,17 +112,18 @@ final class RunCommand extends EngineCommand {
       names = "--checkpoint-interval",
       paramLabel = "SECONDS",
       description =
-          "Checkpoint this often; each one makes the results so far visible. Default: 10 with"
-              + " --watch, else none and all results become visible at the end.")
+          "Time between checkpoints. Each checkpoint makes the results so far visible."
+              + " Default: 10 with --watch; else no checkpoints, and all results become visible"
+              + " at the end.")
   Double checkpointInterval;
 
   @Option(
       names = "--state",
       paramLabel = "WHAT",
       description =
-          "What checkpoints and savepoints hold of the KV caches: full, metadata (which sequences"
-              + " there are) or none. Default: full; none without a cluster, unless a -D says where"
-              + " state or checkpoints are kept, or that the job is restarted.")
+          "What checkpoints and savepoints hold of the KV caches: full, metadata (which"
+              + " sequences exist) or none. Default: full; on the embedded cluster none, unless a"
+              + " -D configures state, checkpoints or restarts.")
   StateMode state;
 
   @Option(
@@ -128,23 +131,23 @@ final class RunCommand extends EngineCommand {
       paramLabel = "N",
       defaultValue = "0",
       description =
-          "Join small batches to steps of up to so many new tokens, and compute longer prompts in"
-              + " pieces. Default: each batch is a step.")
+          "Join small batches to steps of up to N new tokens, and compute longer prompts in"
+              + " pieces. Default: each batch is one step.")
   int batchMaxTokens;
 
   @Option(
       names = "--batch-max-delay",
       paramLabel = "SECONDS",
       defaultValue = "0",
-      description = "How long a batch may wait for others to join it. Default: ${DEFAULT-VALUE}.")
+      description = "How long a batch waits for others to join it. Default: ${DEFAULT-VALUE}.")
   double batchMaxDelay;
 
   @Option(
       names = "--device-resource",
       paramLabel = "NAME",
       description =
-          "On a cluster: the external resource of Flink's, such as gpu, that has the device, in"
-              + " place of --device.")
+          "On a cluster: name of the Flink external resource, such as gpu, that provides"
+              + " the device, in place of --device.")
   String deviceResource;
 
   @Option(
@@ -152,8 +155,8 @@ final class RunCommand extends EngineCommand {
       paramLabel = "POLICY",
       defaultValue = "fail",
       description =
-          "fail: a row that is wrong ends the job; side-output: it is left out and written to"
-              + " --refused. Default: ${DEFAULT-VALUE}.")
+          "What to do with a bad row. fail: end the job; side-output: leave the row out and"
+              + " write it to --refused. Default: ${DEFAULT-VALUE}.")
   OnBadRow onBadRow;
 
   @Mixin BlockPoolOptions pool;
@@ -162,14 +165,14 @@ final class RunCommand extends EngineCommand {
       names = "--refused",
       paramLabel = "DIR",
       description =
-          "Folder for rows that were left out, as JSON lines. Default: the output folder's name"
-              + " with -refused added.")
+          "Folder for the rows that were left out, as JSON lines. Default: the output"
+              + " folder's name plus -refused.")
   String refused;
 
   @Option(
       names = "-D",
       paramLabel = "KEY=VALUE",
-      description = "A Flink configuration option; may be given several times.")
+      description = "A Flink configuration option; repeatable.")
   Map<String, String> configuration = new LinkedHashMap<>();
 
   @Override
