@@ -353,7 +353,7 @@ def main(argv=None):
         EXAMPLE,
     )
     parser.add_argument(
-        "result", help="result batches: Arrow IPC file or stream, or a folder of them and of sub-folders"
+        "result", help="result batches: Arrow IPC file or stream, or a folder of them, sub-folders included"
     )
     parser.add_argument("--job", help="job file (needed with --steps, and for output_scale)")
     parser.add_argument("--steps", help="step batches to compute the reference from: file, stream or folder")

@@ -142,7 +142,9 @@ def main(argv=None):
     )
     parser.add_argument("result", help="Arrow IPC file or stream, or a folder of them")
     parser.add_argument("--limit", type=int, default=10, help="rows to print")
-    parser.add_argument("--npz", help="write every row's output to this .npz: layer/sequence/nth -> array")
+    parser.add_argument(
+        "--npz", help="write every row's output to this .npz file, under the key layer/sequence/nth"
+    )
     args = parser.parse_args(argv)
     arrays, seen, count, tokens = {}, {}, 0, 0
     for row in read_rows(args.result):

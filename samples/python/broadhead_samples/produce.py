@@ -483,65 +483,79 @@ def _parser():
         "--dtype",
         choices=["float32", "float16", "bfloat16"],
         default="float16",
-        help="of query, key and value",
+        help="type of query, key and value",
     )
-    parser.add_argument("--layers", type=int, default=2, help="layers of the job")
-    parser.add_argument("--heads", type=int, default=8, help="query heads of a layer")
-    parser.add_argument("--kv-heads", type=int, default=2, help="KV heads of a layer")
-    parser.add_argument("--head-size", type=int, default=64, help="elements of a head")
-    parser.add_argument("--block-size", type=int, default=16, help="tokens of a block of the KV cache")
+    parser.add_argument("--layers", type=int, default=2, help="number of layers")
+    parser.add_argument("--heads", type=int, default=8, help="query heads per layer")
+    parser.add_argument("--kv-heads", type=int, default=2, help="KV heads per layer")
+    parser.add_argument("--head-size", type=int, default=64, help="elements per head")
+    parser.add_argument("--block-size", type=int, default=16, help="tokens per block of the KV cache")
     parser.add_argument("--num-blocks", type=int, default=256, help="blocks of a layer's pool")
     parser.add_argument(
-        "--sequences", type=int, default=8, help="sequences that begin in the first half of the steps"
+        "--sequences",
+        type=int,
+        default=8,
+        help="number of sequences, which begin in the first half of the steps",
     )
-    parser.add_argument("--steps", type=int, default=16, help="steps of each layer, a batch each")
-    parser.add_argument("--max-prompt", type=int, default=100, help="longest prompt, tokens")
-    parser.add_argument("--chunk", type=int, default=32, help="most prompt tokens of a sequence in one step")
-    parser.add_argument("--seed", type=int, default=0, help="of the random numbers")
-    parser.add_argument("--format", choices=["file", "stream"], default="file", help="of Arrow IPC")
+    parser.add_argument("--steps", type=int, default=16, help="steps of each layer, one batch per step")
+    parser.add_argument("--max-prompt", type=int, default=100, help="tokens of the longest prompt")
     parser.add_argument(
-        "--compression", choices=["none", "lz4", "zstd"], default="none", help="of the batches"
+        "--chunk", type=int, default=32, help="largest number of prompt tokens of a sequence in one step"
     )
-    parser.add_argument("--managed", action="store_true", help="leave block_table and slot_mapping out")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers")
+    parser.add_argument("--format", choices=["file", "stream"], default="file", help="Arrow IPC format")
     parser.add_argument(
-        "--beams", type=int, default=1, help="with --managed: each sequence is forked into so many"
+        "--compression", choices=["none", "lz4", "zstd"], default="none", help="compression of the batches"
+    )
+    parser.add_argument(
+        "--managed",
+        action="store_true",
+        help="use managed block tables: leave out block_table and slot_mapping",
+    )
+    parser.add_argument(
+        "--beams",
+        type=int,
+        default=1,
+        help="with --managed: number of sequences that each sequence is forked into",
     )
     parser.add_argument(
         "--shared-prefix",
         type=int,
         default=0,
-        help="with --managed: prompts begin with so many common tokens, and token ids are sent",
+        help="with --managed: number of common tokens at the start of every prompt; token ids are sent",
     )
-    parser.add_argument("--string-ids", action="store_true", help="utf8 sequence ids instead of int64")
+    parser.add_argument("--string-ids", action="store_true", help="use utf8 sequence ids instead of int64")
     layer = parser.add_argument_group("layer options (see the job file reference)")
     layer.add_argument(
         "--attn-type",
         choices=["decoder", "encoder", "encoder_only", "encoder_decoder"],
         default="decoder",
-        help="which keys a query sees, and where they are kept",
+        help="which keys a query sees and where they are stored",
     )
-    layer.add_argument("--scale", type=float, help="factor of scores; default: head size ** -0.5")
+    layer.add_argument("--scale", type=float, help="factor of the scores; default: head size ** -0.5")
     layer.add_argument(
-        "--sliding-window", type=int, help="tokens that a query sees, with its own; default: all"
+        "--sliding-window", type=int, help="tokens that a query sees, including its own; default: all"
     )
-    layer.add_argument("--logits-soft-cap", type=float, help="c of c * tanh(score / c); default: none")
-    layer.add_argument("--alibi", action="store_true", help="a slope for each head, the usual powers of two")
-    layer.add_argument("--sinks", action="store_true", help="a random sink for each head")
+    layer.add_argument("--logits-soft-cap", type=float, help="c in c * tanh(score / c); default: none")
+    layer.add_argument("--alibi", action="store_true", help="ALiBi with the usual slopes, powers of two")
+    layer.add_argument("--sinks", action="store_true", help="a random sink per head")
     layer.add_argument(
         "--kv-cache-dtype",
         choices=["auto", "float16", "bfloat16", "float32", "fp8", "fp8_e4m3", "fp8_e5m2"],
         default="auto",
-        help="what the cache stores; auto: the type of the tensors",
+        help="type of the cache; auto: the type of the tensors",
     )
-    layer.add_argument("--k-scale", type=float, help="fp8 caches: what keys are divided by; default: 1")
-    layer.add_argument("--v-scale", type=float, help="fp8 caches: what values are divided by; default: 1")
-    layer.add_argument("--output-scale", type=float, help="results in fp8, divided by this; default: none")
+    layer.add_argument("--k-scale", type=float, help="fp8 caches: divisor of stored keys; default: 1")
+    layer.add_argument("--v-scale", type=float, help="fp8 caches: divisor of stored values; default: 1")
     layer.add_argument(
-        "--rope", choices=["neox", "gptj"], help="rotary embedding, by its pairs; default: none"
+        "--output-scale", type=float, help="fp8 results: divisor of the output; default: results are not fp8"
     )
-    layer.add_argument("--rotary-dim", type=int, help="elements that rope rotates; default: the head size")
+    layer.add_argument(
+        "--rope", choices=["neox", "gptj"], help="rotary embedding with NeoX or GPT-J pairs; default: none"
+    )
+    layer.add_argument("--rotary-dim", type=int, help="elements that RoPE rotates; default: the head size")
     layer.add_argument("--share-kv", action="store_true", help="later layers read the first one's cache")
-    layer.add_argument("--return-lse", action="store_true", help="results have an lse column")
+    layer.add_argument("--return-lse", action="store_true", help="add an lse column to the results")
     return parser
 
 

@@ -66,7 +66,7 @@ def _dtype(text):
 def _parser():
     parser = command_line.parser(
         "broadhead-bench-peers",
-        "Measures torch and ONNX Runtime beside Broadhead's kernels: the same numbers, in turns.",
+        "Measures Broadhead's kernels, PyTorch and ONNX Runtime in turns, on the same numbers.",
         EXAMPLE,
     )
     parser.add_argument("mode", choices=["decode", "prefill", "mixed"])
@@ -75,7 +75,7 @@ def _parser():
         type=_list(_heads),
         default=list(MODELS.values()),
         metavar="NAME,...",
-        help="names, or HEADS/KV_HEADS/HEAD_SIZE; default: " + ", ".join(MODELS),
+        help="models, or head shapes as HEADS/KV_HEADS/HEAD_SIZE; default: " + ", ".join(MODELS),
     )
     parser.add_argument(
         "--dtype",
@@ -84,34 +84,48 @@ def _parser():
         metavar="TYPE,...",
         help="float16 (the default), bfloat16, float32",
     )
-    parser.add_argument("--batch", type=_list(_positive), metavar="N,...", help="decode: 1,8,32; mixed: 8")
     parser.add_argument(
-        "--context", type=_list(_positive), metavar="TOKENS,...", help="decode: 512,4096,32768; mixed: 4096"
+        "--batch",
+        type=_list(_positive),
+        metavar="N,...",
+        help="sequences per step; default: 1,8,32 (decode), 8 (mixed)",
+    )
+    parser.add_argument(
+        "--context",
+        type=_list(_positive),
+        metavar="TOKENS,...",
+        help="tokens of each sequence in the cache; default: 512,4096,32768 (decode), 4096 (mixed)",
     )
     parser.add_argument(
         "--tokens",
         type=_list(_prompt),
         metavar="NEW[+OLD],...",
-        help="prefill: 512,2048,512+3584; mixed: 512",
+        help="prompt tokens, new and in the cache; default: 512,2048,512+3584 (prefill), 512 (mixed)",
     )
     parser.add_argument(
         "--threads",
         type=_list(_positive),
         default=[os.cpu_count()],
         metavar="N,...",
-        help="default: one for each core",
+        help="CPU threads; default: one per core",
     )
     parser.add_argument(
-        "--block-size", type=_positive, default=16, metavar="TOKENS", help="tokens of a block of our cache"
+        "--block-size",
+        type=_positive,
+        default=16,
+        metavar="TOKENS",
+        help="tokens per block of Broadhead's cache",
     )
-    parser.add_argument("--time", type=float, default=3, metavar="SECONDS", help="for the samples of a cell")
-    parser.add_argument("--csv", type=pathlib.Path, metavar="FILE", help="write the results as CSV, too")
+    parser.add_argument(
+        "--time", type=float, default=3, metavar="SECONDS", help="time for the samples of one cell"
+    )
+    parser.add_argument("--csv", type=pathlib.Path, metavar="FILE", help="also write the results as CSV")
     parser.add_argument(
         "--library",
         type=pathlib.Path,
         default=pathlib.Path("native/target/cmake/libbroadhead.so"),
         metavar="FILE",
-        help="libbroadhead.so; default: where the build of this repository leaves it",
+        help="path of libbroadhead.so; default: where this repository's build puts it",
     )
     return parser
 

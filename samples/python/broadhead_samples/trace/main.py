@@ -40,18 +40,20 @@ def main(argv=None):
     )
     parser.add_argument("model", help=f"minilm, a folder, or a small random model: {', '.join(PRESETS)}")
     parser.add_argument("output", help="folder for job.yaml, steps.arrow and expected.arrow")
-    parser.add_argument("--weights", help="jar with all-MiniLM-L6-v2 (for the model minilm)")
+    parser.add_argument("--weights", help="jar that contains all-MiniLM-L6-v2, for the model minilm")
     parser.add_argument(
-        "--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="of the model"
+        "--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="type of the model"
     )
-    parser.add_argument("--prompts", default="37,5,64,18", help="prompt lengths, one a sequence")
-    parser.add_argument("--chunk", type=int, default=24, help="most prompt tokens in one step")
+    parser.add_argument("--prompts", default="37,5,64,18", help="prompt lengths, one per sequence")
+    parser.add_argument(
+        "--chunk", type=int, default=24, help="largest number of prompt tokens of a sequence in one step"
+    )
     parser.add_argument("--decode", type=int, default=8, help="decode steps after the prompt")
     parser.add_argument("--rope", action="store_true", help="record query and key before RoPE")
     parser.add_argument(
-        "--compression", choices=["none", "lz4", "zstd"], default="none", help="of the batches"
+        "--compression", choices=["none", "lz4", "zstd"], default="none", help="compression of the batches"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of weights and prompts")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and prompts")
     args = parser.parse_args(argv)
     args.prompts = [int(n) for n in args.prompts.split(",")]
 
