@@ -102,7 +102,7 @@ class PlanChecker {
         check_first_blocks(args.decode_items()[i]);
       }
     }
-    for (int i = 0; i < plan_.num_prefill_items(); ++i) add(args.prefill_items[i]);
+    for (int i = 0; i < args.num_prefill_items; ++i) add(args.prefill_items[i]);
     int64_t tokens = 0;
     for (const auto& [output, seen] : seen_) {
       ++tokens;

@@ -44,7 +44,7 @@ Workspace::Workspace(const DeviceApi& device, Empty)
       query(api, Buffer::kOnDevice, "queries"),
       partial_sums(api, Buffer::kOnDevice, "partial results"),
       partial_state(api, Buffer::kOnDevice, "partial results"),
-      finished(api, Buffer::kOnDevice, "counters"),
+      counters(api, Buffer::kOnDevice, "counters"),
       temporary_cache(api, Buffer::kOnDevice, "keys and values of an encoder step"),
       results(api, Buffer::kOnDevice, "results"),
       staged_input(api, Buffer::kPinned, "staged input"),

@@ -55,7 +55,7 @@ struct Workspace {
   Buffer query;  ///< prepared
   Buffer partial_sums;
   Buffer partial_state;
-  Buffer finished;         ///< zero between steps
+  Buffer counters;         ///< zero between steps
   Buffer temporary_cache;  ///< of encoder layers
   Buffer results;          ///< to be transferred
   Buffer staged_input;

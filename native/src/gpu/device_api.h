@@ -11,7 +11,7 @@
 namespace broadhead::gpu {
 
 /// Raised whenever the table or a structure of kernel_args.h changes.
-constexpr uint32_t kDeviceApiVersion = 8;
+constexpr uint32_t kDeviceApiVersion = 9;
 
 /// What went wrong in a call, for bh_error.
 enum DeviceStatus : int32_t { kOk = 0, kOutOfMemory, kDeviceError, kDeviceLost };

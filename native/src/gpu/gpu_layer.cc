@@ -215,11 +215,12 @@ void GpuLayer::write_plan(Workspace& work) {
   work.partial_state.reserve(heads * 2 * int64_t{sizeof(float)});
   args.partial_sums = reinterpret_cast<float*>(work.partial_sums.data());
   args.partial_state = reinterpret_cast<float*>(work.partial_state.data());
-  const int64_t counters = int64_t{plan_.num_runs()} * args_.num_groups * int64_t{sizeof(int32_t)};
-  if (work.finished.reserve(counters)) {
-    check(api, api.clear(work.stream, work.finished.data(), work.finished.capacity()), "counters");
+  const int64_t counters = 1 + int64_t{plan_.num_runs()} * args_.num_groups;
+  if (work.counters.reserve(counters * int64_t{sizeof(int32_t)})) {
+    check(api, api.clear(work.stream, work.counters.data(), work.counters.capacity()), "counters");
   }
-  args.finished = reinterpret_cast<int32_t*>(work.finished.data());
+  args.taken = reinterpret_cast<int32_t*>(work.counters.data());
+  args.finished = args.taken + 1;
   work.plan_host.reserve(plan_bytes());
   work.plan.reserve(plan_bytes());
   plan_.write(args, work.plan_host.data(), work.plan.data());

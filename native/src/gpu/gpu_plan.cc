@@ -419,6 +419,7 @@ void GpuPlan::write(StepArgs args, char* host, char* device) const {
   put(runs_, args.runs);
   put(tokens_, args.tokens);
   put(prefill_items_, args.prefill_items);
+  args.num_prefill_items = num_prefill_items();
   auto* blocks = reinterpret_cast<int32_t*>(host + at);
   for (auto table = tables_.begin(); table != tables_.end();) {
     // Tables that follow one another are one copy.

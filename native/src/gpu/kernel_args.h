@@ -160,10 +160,12 @@ struct alignas(16) StepArgs {
   const Token* tokens;
   const int32_t* blocks;
   const AttendItem* prefill_items;
+  int32_t num_prefill_items;
 
   float* partial_sums;   ///< [partial][num_heads][head_size]
   float* partial_state;  ///< [partial][num_heads][2]: maximum, base 2, and denominator
   int32_t* finished;     ///< [runs][num_groups], zero between steps
+  int32_t* taken;        ///< prefill items beyond each block's first; zero between steps
 
   /// The first array, at a place that is known before anything is loaded. Blocks of threads begin
   /// with the item of their index; one without tokens is no work.

@@ -467,7 +467,7 @@ struct Decode {
       __syncthreads();
       write(item, begin);
     }
-    if (shared.is_unbounded) write_unbounded<T, E>(layer, step, item, group, shared.rows);
+    if (shared.is_unbounded) write_unbounded<T, E>(layer, step, item, group);
     finish_item<T, kHead, kWave>(layer, step, item, group, &shared.last);
   }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The library's face: devices, memory, streams and launches behind the table of device_api.h.
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 
@@ -235,14 +236,20 @@ bool is_fast(const LayerArgs& layer, int cache_dtype) {
   return layer.dtype != BH_FLOAT32 && (cache_dtype == layer.dtype || is_fp8(cache_dtype));
 }
 
+#if defined(__CUDACC__)
+int attribute_of_device(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  (void)cudaGetDevice(&device);
+  (void)cudaDeviceGetAttribute(&value, attribute, device);
+  return value;
+}
+#endif
+
 /// Whether the current device has wgmma: compute capability 9.0.
 bool is_hopper() {
 #if defined(__CUDACC__)
-  int device = 0, major = 0, minor = 0;
-  (void)cudaGetDevice(&device);
-  (void)cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  (void)cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  return major == 9 && minor == 0;
+  return attribute_of_device(cudaDevAttrComputeCapabilityMajor) == 9 &&
+         attribute_of_device(cudaDevAttrComputeCapabilityMinor) == 0;
 #else
   return false;
 #endif
@@ -342,10 +349,15 @@ int32_t decode(Stream stream, const LayerArgs* layer, int32_t cache_dtype, const
 
 int32_t prefill(Stream stream, const LayerArgs* layer, int32_t cache_dtype, const StepArgs* step,
                 int32_t items) {
+  const KernelLaunch launch = prefill_kernel(*layer, cache_dtype);
   // Items first, so that the large ones of all groups start before small ones.
-  return run(prefill_kernel(*layer, cache_dtype), stream,
-             dim3(static_cast<uint32_t>(items) * static_cast<uint32_t>(layer->num_groups)), *layer,
-             step);
+  int blocks = items * layer->num_groups;
+#if defined(__CUDACC__)
+  if (launch.stays) {
+    blocks = std::min(blocks, attribute_of_device(cudaDevAttrMultiProcessorCount));
+  }
+#endif
+  return run(launch, stream, dim3(static_cast<uint32_t>(blocks)), *layer, step);
 }
 
 int32_t merge_results(Stream stream, const MergeArgs* merge) {

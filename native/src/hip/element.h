@@ -69,6 +69,19 @@ BH_INLINE uint32_t unbounded_bits(uint32_t word) {
   }
 }
 
+#if defined(__CUDACC__)
+/// Pairs of 16-bit elements: sum + 0 * word, which is NaN where an element of either is unbounded.
+template <class E>
+BH_INLINE uint32_t add_zero_times(uint32_t sum, uint32_t word) {
+  if constexpr (__is_same(E, Float16)) {
+    asm("fma.rn.f16x2 %0, %1, %2, %0;" : "+r"(sum) : "r"(word), "r"(0));
+  } else {
+    asm("fma.rn.bf16x2 %0, %1, %2, %0;" : "+r"(sum) : "r"(word), "r"(0));
+  }
+  return sum;
+}
+#endif
+
 // ---- narrowing: one rounding, to nearest even ----
 
 BH_INLINE void narrow(float x, Float32& to) { to.bits = float_to_bits(x); }

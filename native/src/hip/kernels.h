@@ -10,12 +10,14 @@
 
 namespace broadhead::gpu {
 
-/// A kernel of attention, the shared memory that it needs, and its threads; 0: kWaves waves.
+/// A kernel of attention.
 struct KernelLaunch {
   void (*kernel)(LayerArgs, const StepArgs*);
   size_t shared_bytes;
-  int threads;
-  int rows;  ///< query rows of an item, at most
+  int threads;  ///< of a block; 0: kWaves waves
+  int rows;     ///< query rows of an item, at most
+  /// A block of threads for each multiprocessor takes one item after the other.
+  bool stays = false;
 };
 
 #define BH_HEAD_NAME_OF(name, head) name##_##head

@@ -225,7 +225,7 @@ struct Prefill {
           });
     }
     __syncthreads();
-    if (shared.is_unbounded) write_unbounded<T, E>(layer, step, item, group, shared.rows);
+    if (shared.is_unbounded) write_unbounded<T, E>(layer, step, item, group);
     finish_item<T, kHead, kMergeLanes<kHead>>(layer, step, item, group,
                                               reinterpret_cast<int32_t*>(&shared));
   }
@@ -249,7 +249,7 @@ KernelLaunch launch_of([[maybe_unused]] bool is_hopper) {
   if (is_hopper) {
     using Kernel = HopperPrefill<T, E, BH_HEAD_SIZE>;
     return {&prefill_hopper<T, E, BH_HEAD_SIZE>, sizeof(typename Kernel::Shared), Kernel::kThreads,
-            Kernel::kRows};
+            Kernel::kRows, true};
   }
 #endif
   using Kernel = Prefill<T, E, BH_HEAD_SIZE>;

@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// Prefill on Hopper: one warp brings keys and values by bulk copies, the other warps of its
-// warpgroup clear what must not be multiplied and widen fp8, two warpgroups multiply. The next
-// keys' scores are multiplied before these keys' values, and their softmax runs beside the latter.
-// The cache is laid out so that what the copies bring is what wgmma reads.
+// Prefill on Hopper. A block of threads stays on a multiprocessor and takes one item after the
+// other, so that queries and the first keys of the next one are on their way while this one ends.
+// One warp takes the items and brings keys and values by bulk copies, two bring queries, one clears
+// what must not be multiplied; where the cache is fp8 all but the copying warp widen it. Two
+// warpgroups multiply. The next keys' scores are multiplied before these keys' values, and their
+// softmax runs beside the latter. The cache is laid out so that what the copies bring is what wgmma
+// reads.
 #pragma once
 
-#include "hip/softmax.h"
+#include "hip/hopper_results.h"
+#include "hip/hopper_ring.h"
+#include "hip/hopper_softmax.h"
 #include "hip/wgmma.h"
 
 namespace broadhead::gpu {
@@ -17,15 +22,20 @@ template <class T, class E, int kHead>
 struct HopperPrefill {
   /// fp8 is copied to a ring of its own first, and widened from there.
   static constexpr bool kWidens = sizeof(E) < sizeof(T);
-  /// Warpgroups that bring keys and values, one more to widen where registers are left for it; and
-  /// those that multiply.
+  /// Warpgroups that bring what is multiplied, one more to widen where registers are left for it;
+  /// and those that multiply.
   static constexpr int kProducers = kWidens && kHead <= 128 ? 2 : 1;
   static constexpr int kConsumers = 2;
-  static constexpr int kRows = 64 * kConsumers;
+  static constexpr int kConsumerRows = 64;
+  static constexpr int kRows = kConsumers * kConsumerRows;
   /// Multiplied at once: what a thread's registers hold the scores of, beside its results.
   static constexpr int kKeys = kHead <= (kWidens ? 96 : 128) ? 128 : 64;
+  static constexpr int kGroupWarps = hopper::kGroupThreads / kWave;
   static constexpr int kProducerThreads = kProducers * hopper::kGroupThreads;
   static constexpr int kThreads = kProducerThreads + kConsumers * hopper::kGroupThreads;
+  /// Warps that bring queries, where that leaves enough of them to widen; otherwise the copying one
+  /// does it.
+  static constexpr int kQueryWarps = !kWidens ? kConsumers : kProducers == 2 ? 1 : 0;
   static constexpr int kRowBytes = kHead * 2;
   static constexpr int kPanels = kHead / 64;                 ///< of 128 bytes
   static constexpr int kLastWidth = kRowBytes % kPanel;      ///< bytes of one more panel, or 0
@@ -37,13 +47,12 @@ struct HopperPrefill {
   static constexpr int kHalfBytes = kKeys / kTile * kTileBytes;
   static constexpr int kQueryBytes = kRows / kPanelTokens * kGroupBytes;
   static constexpr int kScores = kKeys / 2;  ///< numbers of a thread
-  static constexpr int kResults = kHead / 2;
   static constexpr int kValueColumns = kPanels % 2 == 0 ? 128 : 64;
   /// Registers of a thread at launch, and after the roles part. What the copying threads give is
   /// all that there is to take: a warpgroup that asks for more waits for ever.
   static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
-  static constexpr int kProducerRegisters = kWidens ? 56 : 40;
-  static constexpr int kConsumerRegisters = kProducers == 2 ? 200 : kWidens ? 224 : 232;
+  static constexpr int kProducerRegisters = 56;
+  static constexpr int kConsumerRegisters = kProducers == 2 ? 200 : 224;
   static_assert(kProducers * kProducerRegisters + kConsumers * kConsumerRegisters <=
                 (kProducers + kConsumers) * kLaunchRegisters);
 
@@ -59,7 +68,7 @@ struct HopperPrefill {
 
   /// Rings of halves: keys 0, keys 1, values 0, keys 2, values 1 and so on, as they are used.
   static constexpr int kRingBytes =
-      hopper::kSharedBytes - kQueryBytes - kRows * int{sizeof(RowMask)} - 512;
+      hopper::kSharedBytes - kQueryBytes - kRows * int{sizeof(RowMask)} - 1024;
   static constexpr int kMostSlots = 8;
   static constexpr int kLeastSlots = 4;
   BH_HOST_DEVICE static constexpr int within(int least, int count, int most) {
@@ -70,50 +79,38 @@ struct HopperPrefill {
   static constexpr int kCodeSlots =
       kWidens ? within(1, (kRingBytes - kSlots * kHalfBytes) / kCodeBytes, kSlots) : 1;
 
-  template <int kCount, int kBytes>
-  struct Ring {
-    char slots[kCount][kBytes];
-    uint64_t full[kCount], empty[kCount];
+  using Place = typename hopper::Ring<kSlots>::Place;
+  using CodePlace = typename hopper::Ring<kCodeSlots>::Place;
 
-    struct Place {
-      int slot = 0;
-      uint32_t parity = 0;
-      /// This place; then it is the next one.
-      BH_INLINE Place take() {
-        const Place taken = *this;
-        if (++slot == kCount) {
-          slot = 0;
-          parity ^= 1;
-        }
-        return taken;
-      }
-    };
-
-    BH_INLINE void begin(int readers) {
-      for (int s = 0; s < kCount; ++s) {
-        hopper::init_barrier(&full[s], 1);
-        hopper::init_barrier(&empty[s], readers);
-      }
-    }
-    BH_INLINE void wait_until_full(const Place& place) {
-      hopper::wait(&full[place.slot], place.parity);
-    }
-    BH_INLINE void wait_until_empty(const Place& place) {
-      hopper::wait(&empty[place.slot], place.parity ^ 1);
-    }
+  /// What a block of threads works on: an item, for a group of heads.
+  struct Work {
+    AttendItem item;
+    int32_t group;         ///< -1: there is nothing left
+    int32_t is_unbounded;  ///< infinities or NaNs were made zero
   };
-  using Halves = Ring<kSlots, kHalfBytes>;
-  using Codes = Ring<kCodeSlots, kCodeBytes>;
-  using Place = typename Halves::Place;
+  static constexpr int kWorks = 3;
+  using WorkPlace = typename hopper::Ring<kWorks>::Place;
+
+  /// Whose turn it is at the queries and rows of a warpgroup.
+  struct Turn {
+    uint64_t full, queries_empty, rows_empty;
+    /// Its first keys of an item are multiplied: the other warpgroup may begin. So one multiplies
+    /// while the other has its softmax.
+    uint64_t started;
+  };
 
   struct Shared {
     char query[kQueryBytes];
-    Halves halves;
-    Codes codes;
+    char halves[kSlots][kHalfBytes];
+    char codes[kCodeSlots][kCodeBytes];
+    Work works[kWorks];
     RowMask rows[kRows];
+    Turn turns[kConsumers];
+    hopper::Ring<kSlots> half_ring;
+    hopper::Ring<kCodeSlots> code_ring;
+    hopper::Ring<kWorks> work_ring;
     uint64_t copied[kSlots];  ///< values that are not full before some of them are cleared
     int32_t last;
-    int32_t is_unbounded;  ///< infinities or NaNs were made zero
   };
   static_assert(sizeof(Shared) <= hopper::kSharedBytes);
 
@@ -123,10 +120,11 @@ struct HopperPrefill {
     __device__ int size() const { return kConsumers * hopper::kGroupThreads; }
     __device__ void synchronize() const { hopper::synchronize(1, size()); }
   };
-  /// The threads beside the copying warp.
+  /// The threads that clear or widen.
   struct Cleaners {
-    __device__ int index() const { return static_cast<int>(threadIdx.x) - kWave; }
-    __device__ static constexpr int size() { return kProducerThreads - kWave; }
+    static constexpr int kFirst = (1 + kQueryWarps) * kWave;
+    __device__ int index() const { return static_cast<int>(threadIdx.x) - kFirst; }
+    __device__ static constexpr int size() { return kProducerThreads - kFirst; }
     __device__ bool synchronize_any(bool found) const {
       return hopper::synchronize_any(2, size(), found);
     }
@@ -134,17 +132,24 @@ struct HopperPrefill {
 
   const LayerArgs& layer;
   const StepArgs& step;
-  const AttendItem& item;
-  int group;
   Shared& shared;
-  int first_key = item.first_key;
-  int tiles = (item.end_key - item.first_key + kKeys - 1) / kKeys;
+  // Where the calling thread is.
+  Work* work = nullptr;
+  uint32_t parity = 1;  ///< of how many items came before
+  int first_key = 0;
+  int tiles = 0;
 
   BH_INLINE void run() {
     if (threadIdx.x == 0) {
-      shared.is_unbounded = 0;
-      shared.halves.begin(kConsumers);
-      shared.codes.begin(1);
+      for (Turn& turn : shared.turns) {
+        hopper::init_barrier(&turn.full, kWave);
+        hopper::init_barrier(&turn.queries_empty, kGroupWarps);
+        hopper::init_barrier(&turn.rows_empty, kGroupWarps);
+        hopper::init_barrier(&turn.started, kGroupWarps);
+      }
+      shared.half_ring.begin(1, kConsumers);
+      shared.code_ring.begin(1, 1);
+      shared.work_ring.begin(kWave, kThreads / kWave - 1);
       for (uint64_t& barrier : shared.copied) hopper::init_barrier(&barrier, 1);
       hopper::fence_barrier_init();
     }
@@ -152,11 +157,11 @@ struct HopperPrefill {
     if (threadIdx.x < kProducerThreads) {
       hopper::give_registers<kProducerRegisters>();
       if (threadIdx.x < kWave) {
-        if constexpr (kWidens) {
-          copy(shared.codes);
-        } else {
-          copy(shared.halves);
-        }
+        bring_items();
+      } else if (const int warp = static_cast<int>(threadIdx.x) / kWave - 1; warp < kQueryWarps) {
+        for_each_item([&] {
+          for (int c = warp; c < kConsumers; c += kQueryWarps) bring_queries(c);
+        });
       } else if constexpr (kWidens) {
         widen_halves();
       } else {
@@ -175,6 +180,17 @@ struct HopperPrefill {
            static_cast<int>(half_offset(kRowBytes, row % kPanelTokens, byte));
   }
 
+  /// A lane's share of 8 rows in shared memory: of row lane % 8 the chunk lane / 8 and every fourth
+  /// one behind it. Calls body(byte of the row, offset).
+  template <class Body>
+  BH_INLINE static void for_each_share(Body&& body) {
+#pragma unroll
+    for (int first = 0; first < kRowBytes; first += 4 * kChunk) {
+      const int byte = first + lane_index() / kPanelTokens * kChunk;
+      if (byte < kRowBytes) body(byte, offset_of(lane_index() % kPanelTokens, byte));
+    }
+  }
+
   /// Keys that all rows see. Neither the first key nor the last that a token sees is before those
   /// of the token before it.
   struct WholeRange {
@@ -183,79 +199,237 @@ struct HopperPrefill {
     BH_INLINE bool contains(int key, int count) const { return key >= first && key + count <= end; }
   };
   BH_INLINE WholeRange whole_range() const {
-    const Token last = token_of(step, item, item.num_tokens - 1);
-    return {last.first > item.first_seen ? last.first : item.first_seen,
-            item.token.end < item.end_key ? item.token.end : item.end_key};
+    const Token last = token_of(step, work->item, work->item.num_tokens - 1);
+    return {last.first > work->item.first_seen ? last.first : work->item.first_seen,
+            work->item.token.end < work->item.end_key ? work->item.token.end : work->item.end_key};
+  }
+
+  /// Calls `body` at one item after the other. For all warps but the copying one.
+  template <class Body>
+  BH_INLINE void for_each_item(Body&& body) {
+    WorkPlace at;
+    for (;;) {
+      const WorkPlace place = at.take();
+      shared.work_ring.wait_until_full(place);
+      if (!begin(shared.works[place.slot])) return;
+      body();
+      tell(shared.work_ring.empty[place.slot]);
+    }
+  }
+
+  BH_INLINE bool begin(Work& next) {
+    work = &next;
+    parity ^= 1;
+    first_key = next.item.first_key;
+    tiles = (next.item.end_key - first_key + kKeys - 1) / kKeys;
+    return next.group >= 0;
+  }
+
+  /// Arrives once for a warp.
+  BH_INLINE static void tell(uint64_t& barrier) {
+    __syncwarp();
+    if (lane_index() == 0) hopper::arrive(&barrier);
   }
 
   // ---- the warp that copies ----
+
+  /// A block of threads begins with the item of its index, and then takes the next one that nobody
+  /// has: the longest ones come first.
+  BH_INLINE void bring_items() {
+    const int count = step.num_prefill_items * layer.num_groups;
+    WorkPlace work_at;
+    Place at;
+    CodePlace code_at;
+    for (int number = static_cast<int>(blockIdx.x);; number = take_number(count)) {
+      const WorkPlace place = work_at.take();
+      shared.work_ring.wait_until_empty(place);
+      Work& next = shared.works[place.slot];
+      load(number, count, next);
+      hopper::arrive(&shared.work_ring.full[place.slot]);
+      __syncwarp();
+      if (!begin(next)) return;
+      if constexpr (kWidens) {
+        copy(shared.code_ring, shared.codes, code_at);
+      } else {
+        copy(shared.half_ring, shared.halves, at);
+      }
+    }
+  }
+
+  BH_INLINE int take_number(int count) const {
+    int number = 0;
+    if (lane_index() == 0) {
+      const auto blocks = static_cast<int>(gridDim.x);
+      number = blocks + atomicAdd(step.taken, 1);
+      // Every block takes one too many; this is the last of all.
+      if (number == count - 1 + blocks) *step.taken = 0;
+    }
+    return shuffle(number, 0);
+  }
+
+  /// All lanes.
+  BH_INLINE void load(int number, int count, Work& work) const {
+    constexpr int kChunks = sizeof(AttendItem) / sizeof(Chunk);
+    static_assert(sizeof(AttendItem) % sizeof(Chunk) == 0 && kChunks <= kWave);
+    if (number < count && lane_index() < kChunks) {
+      const AttendItem* from = step.prefill_items + number / layer.num_groups;
+      reinterpret_cast<Chunk*>(&work.item)[lane_index()] =
+          reinterpret_cast<const Chunk*>(from)[lane_index()];
+    }
+    if (lane_index() == 0) {
+      work.group = number < count ? number % layer.num_groups : -1;
+      work.is_unbounded = 0;
+    }
+  }
 
   /// A lane makes at most one of the copies of a half: its keys among number n of what is
   /// multiplied at once. Copies are limited by how many they are, not by their bytes.
   BH_INLINE const char* source(int n) const {
     const CacheView& cache = step.cache;
     const int token = first_key + n * kKeys + lane_index() * kCopyTokens;
-    if (lane_index() >= kCopies || token >= item.end_key) return nullptr;
-    const int32_t block = n == 0 ? item.first_blocks[lane_index() * kCopyTokens / kTile]
-                                 : step.blocks[item.blocks + token / cache.block_size];
-    return keys_of(cache, block, group / layer.groups_per_kv_head) +
+    if (lane_index() >= kCopies || token >= work->item.end_key) return nullptr;
+    const int32_t block = n == 0 ? work->item.first_blocks[lane_index() * kCopyTokens / kTile]
+                                 : step.blocks[work->item.blocks + token / cache.block_size];
+    return keys_of(cache, block, work->group / layer.groups_per_kv_head) +
            token % cache.block_size / kCopyTokens * kCopyBytes;
   }
 
-  template <class Ring>
-  BH_INLINE void copy_half(Ring& ring, const typename Ring::Place& place, int n, const char* from,
-                           uint64_t* full) const {
-    constexpr int kStride = sizeof ring.slots[0] / kCopies;
-    const int left = item.end_key - first_key - n * kKeys;
+  template <class R, class Slots>
+  BH_INLINE void copy_half(R& ring, Slots& slots, const typename R::Place& place, int n,
+                           const char* from, uint64_t* full) const {
+    constexpr int kStride = sizeof slots[0] / kCopies;
+    const int left = work->item.end_key - first_key - n * kKeys;
     const int count = (left < kKeys ? left + kCopyTokens - 1 : kKeys) / kCopyTokens;
     ring.wait_until_empty(place);
     if (lane_index() == 0) hopper::arrive_expecting(full, count * kCopyBytes);
     __syncwarp();
     if (from) {
-      hopper::copy_bulk(ring.slots[place.slot] + lane_index() * kStride, from, kCopyBytes, full);
+      hopper::copy_bulk(slots[place.slot] + lane_index() * kStride, from, kCopyBytes, full);
     }
   }
 
-  template <class Ring>
-  BH_INLINE void copy(Ring& ring) const {
-    typename Ring::Place at;
+  template <class R, class Slots>
+  BH_INLINE void copy(R& ring, Slots& slots, typename R::Place& at) const {
     const char* from = source(0);
-    if (tiles > 0) copy_half(ring, at.take(), 0, from, ring.full);
+    if (tiles > 0) {
+      const auto keys = at.take();
+      copy_half(ring, slots, keys, 0, from, &ring.full[keys.slot]);
+    }
+    if constexpr (kQueryWarps == 0) {
+      for (int c = 0; c < kConsumers; ++c) bring_queries(c);
+    }
     const char* next = source(1);
     const WholeRange whole = whole_range();
     for (int n = 0; n < tiles; ++n) {
       const char* after = source(n + 2);  // on its way while this waits for room
       if (n + 1 < tiles) {
         const auto keys = at.take();
-        copy_half(ring, keys, n + 1, next, &ring.full[keys.slot]);
+        copy_half(ring, slots, keys, n + 1, next, &ring.full[keys.slot]);
       }
       const auto values = at.take();
       const bool cleared = !kWidens && !whole.contains(first_key + n * kKeys, kKeys);
-      copy_half(ring, values, n, from ? from + step.cache.half_bytes : nullptr,
+      copy_half(ring, slots, values, n, from ? from + step.cache.half_bytes : nullptr,
                 cleared ? &shared.copied[values.slot] : &ring.full[values.slot]);
       from = next;
       next = after;
     }
   }
 
-  // ---- the warps that clear what is not to be multiplied, and widen fp8 ----
+  // ---- the warps that bring queries ----
 
-  BH_INLINE void clear() const {
-    const WholeRange whole = whole_range();
-    const Cleaners team;
+  BH_INLINE void bring_queries(int consumer) const {
+    constexpr int kRuns = kConsumerRows / kWave;
+    Turn& turn = shared.turns[consumer];
+    const int first_row = consumer * kConsumerRows;
+    QueryRow rows[kRuns];
+#pragma unroll
+    for (int run = 0; run < kRuns; ++run) {
+      rows[run] = describe_row(layer, step, work->item, work->group,
+                               first_row + run * kWave + lane_index());
+      if (!rows[run].query) continue;
+#pragma unroll
+      for (int byte = 0; byte < kRowBytes; byte += 128) prefetch(rows[run].query + byte);
+    }
+    hopper::wait(&turn.queries_empty, parity ^ 1);
+    char* to = shared.query + first_row / kPanelTokens * kGroupBytes;
+#pragma unroll
+    for (int run = 0; run < kRuns; ++run) {
+      const auto own = reinterpret_cast<unsigned long long>(rows[run].query);
+#pragma unroll 1  // registers
+      for (int row = lane_index() % kPanelTokens; row < kWave; row += kPanelTokens) {
+        const auto* query = reinterpret_cast<const char*>(shuffle(own, row));
+        for_each_share([&](int byte, int offset) {
+          hopper::copy_or_clear(to + offset, query + byte, query != nullptr);
+        });
+        to += kGroupBytes;
+      }
+    }
+    // Masks are still in use when queries are not.
+    hopper::wait(&turn.rows_empty, parity ^ 1);
+#pragma unroll
+    for (int run = 0; run < kRuns; ++run) {
+      shared.rows[first_row + run * kWave + lane_index()] = rows[run];
+    }
+    hopper::wait_for_copies();
+    hopper::fence_stores();
+    hopper::arrive(&turn.full);
+  }
+
+  // ---- the warp that clears what is not to be multiplied, or those that widen fp8 ----
+
+  BH_INLINE void clear() {
     uint32_t parities = 0;  // a bit for each slot
     Place at;
-    at.take();
-    for (int n = 0; n < tiles; ++n) {
-      if (n + 1 < tiles) at.take();
-      const int slot = at.take().slot;
-      const int key = first_key + n * kKeys;
-      if (whole.contains(key, kKeys)) continue;
-      hopper::wait(&shared.copied[slot], parities >> slot & 1);
-      parities ^= 1u << slot;
-      const bool found = clear_ragged(key, whole, shared.halves.slots[slot], team);
-      tell_full(slot, found, team);
-    }
+    for_each_item([&] {
+      const WholeRange whole = whole_range();
+      if (tiles > 0) at.take();
+      for (int n = 0; n < tiles; ++n) {
+        if (n + 1 < tiles) at.take();
+        const int slot = at.take().slot;
+        const int key = first_key + n * kKeys;
+        if (whole.contains(key, kKeys)) continue;
+        hopper::wait(&shared.copied[slot], parities >> slot & 1);
+        parities ^= 1u << slot;
+        clear_ragged(key, whole, shared.halves[slot]);
+        hopper::fence_stores();
+        tell(shared.half_ring.full[slot]);
+      }
+    });
+  }
+
+  /// Values that no row sees become zero, and of those that some rows see infinities and NaNs.
+  BH_INLINE void clear_ragged(int tile_key, const WholeRange& whole, char* values) const {
+    auto for_each_token = [&](auto&& is_asked_for, auto&& body) {
+      for (int first = 0; first < kKeys; first += kPanelTokens) {
+        const int token = first + lane_index() % kPanelTokens;
+        const bool asked_for = is_asked_for(tile_key + token);
+        if (any(asked_for)) body(asked_for, values + first / kPanelTokens * kGroupBytes);
+      }
+    };
+    for_each_token(
+        [&](int key) { return !is_seen(key); },
+        [](bool is_unseen, char* group) {
+          if (!is_unseen) return;
+          for_each_share([&](int, int offset) { *reinterpret_cast<Chunk*>(group + offset) = {}; });
+        });
+    auto is_ragged = [&](int key) { return is_seen(key) && !whole.contains(key, 1); };
+    uint32_t probe = 0;  // becomes NaN
+    for_each_token(is_ragged, [&](bool is_ragged, char* group) {
+      uint32_t of_token = 0;
+      for_each_share([&](int, int offset) {
+        for (const uint32_t word : reinterpret_cast<const Chunk*>(group + offset)->words) {
+          of_token = add_zero_times<E>(of_token, word);
+        }
+      });
+      if (is_ragged) probe = add_zero_times<E>(probe, of_token);
+    });
+    if (!any(unbounded_bits<E>(probe) != 0)) return;
+    if (lane_index() == 0) work->is_unbounded = 1;
+    for_each_token(is_ragged, [](bool is_ragged, char* group) {
+      if (!is_ragged) return;
+      for_each_share(
+          [&](int, int offset) { drop_unbounded(*reinterpret_cast<Chunk*>(group + offset)); });
+    });
   }
 
   /// Tells the consumers, once the whole team comes here; `found`: this thread made infinities or
@@ -264,47 +438,15 @@ struct HopperPrefill {
     hopper::fence_stores();
     const bool any_found = team.synchronize_any(found);
     if (team.index() == 0) {
-      if (any_found) shared.is_unbounded = 1;
-      hopper::arrive(&shared.halves.full[slot]);
+      if (any_found) work->is_unbounded = 1;
+      hopper::arrive(&shared.half_ring.full[slot]);
     }
   }
 
-  /// Values that no row sees become zero, and of those that some rows see infinities and NaNs;
-  /// tells whether it found such. A thread keeps its place within a token.
-  BH_INLINE bool clear_ragged(int tile_key, const WholeRange& whole, char* values,
-                              const Cleaners& team) const {
-    constexpr int kRowChunks = kRowBytes / kChunk;
-    constexpr int kTokens = team.size() / kRowChunks;  // at once
-    const int first = team.index() / kRowChunks;
-    if (first >= kTokens) return false;
-    const int byte = team.index() % kRowChunks * kChunk;
-    // Tokens that any row sees, and among these those that all rows see.
-    const int seen = within(0, item.first_seen - tile_key, kKeys);
-    const int unseen = within(seen, item.end_key - tile_key, kKeys);
-    const int begin = within(seen, whole.first - tile_key, unseen);
-    const int end = within(begin, whole.end - tile_key, unseen);
-    auto for_each_chunk = [&](int from, int to, auto&& body) {
-      for (int token = from + first; token < to; token += kTokens) {
-        body(*reinterpret_cast<Chunk*>(values + offset_of(token, byte)));
-      }
-    };
-    bool found = false;
-    auto clear = [](Chunk& chunk) { chunk = {}; };
-    auto drop = [&](Chunk& chunk) {
-      Chunk kept = chunk;
-      if (!drop_unbounded(kept)) return;
-      chunk = kept;
-      found = true;
-    };
-    for_each_chunk(0, seen, clear);
-    for_each_chunk(seen, begin, drop);
-    for_each_chunk(end, unseen, drop);
-    for_each_chunk(unseen, kKeys, clear);
-    return found;
-  }
-
   /// Whether any row of the item sees a key.
-  BH_INLINE bool is_seen(int key) const { return key >= item.first_seen && key < item.end_key; }
+  BH_INLINE bool is_seen(int key) const {
+    return key >= work->item.first_seen && key < work->item.end_key;
+  }
 
   /// Makes infinities and NaNs zero; tells whether there were any.
   BH_INLINE static bool drop_unbounded(Chunk& numbers) {
@@ -318,24 +460,25 @@ struct HopperPrefill {
     return found;
   }
 
-  BH_INLINE void widen_halves() const {
-    const WholeRange whole = whole_range();
+  BH_INLINE void widen_halves() {
     const Cleaners team;
-    typename Codes::Place from;
+    CodePlace from;
     Place to;
-    for (int m = 0; m < 2 * tiles; ++m) {
-      const bool are_values = m == 2 * tiles - 1 || (m > 0 && m % 2 == 0);
-      const int n = are_values ? (m - 1) / 2 : (m + 1) / 2;
-      const auto codes = from.take();
-      const Place wide = to.take();
-      shared.codes.wait_until_full(codes);
-      shared.halves.wait_until_empty(wide);
-      const bool found =
-          widen_half(first_key + n * kKeys, whole, are_values, shared.codes.slots[codes.slot],
-                     shared.halves.slots[wide.slot], team);
-      tell_full(wide.slot, found, team);
-      if (team.index() == 0) hopper::arrive(&shared.codes.empty[codes.slot]);
-    }
+    for_each_item([&] {
+      const WholeRange whole = whole_range();
+      for (int m = 0; m < 2 * tiles; ++m) {
+        const bool are_values = m == 2 * tiles - 1 || (m > 0 && m % 2 == 0);
+        const int n = are_values ? (m - 1) / 2 : (m + 1) / 2;
+        const CodePlace codes = from.take();
+        const Place wide = to.take();
+        shared.code_ring.wait_until_full(codes);
+        shared.half_ring.wait_until_empty(wide);
+        const bool found = widen_half(first_key + n * kKeys, whole, are_values,
+                                      shared.codes[codes.slot], shared.halves[wide.slot], team);
+        tell_full(wide.slot, found, team);
+        if (team.index() == 0) hopper::arrive(&shared.code_ring.empty[codes.slot]);
+      }
+    });
   }
 
   /// What no row sees becomes zero, and of values that some rows see infinities and NaNs; tells
@@ -382,102 +525,86 @@ struct HopperPrefill {
 
   // ---- the warpgroups that multiply ----
 
-  struct State {
-    float maximum[2];
-    float denominator[2];
-  };
-
   BH_INLINE void consume() {
     // The same for all lanes, as the compiler cannot know.
     const int consumer =
         shuffle(static_cast<int>(threadIdx.x) / hopper::kGroupThreads, 0) - kProducers;
     const int thread = static_cast<int>(threadIdx.x) % hopper::kGroupThreads;
-    load_queries(consumer * 64 + thread / kWave * 16);
-    hopper::fence_stores();
-    Consumers{}.synchronize();
-    const int first_row = consumer * 64 + thread / kWave * 16 + lane_index() / 4;
-    KeyRange range;
-    for (int row = first_row; row <= first_row + 8; row += 8) {
-      if (row < item.num_tokens * layer.group_size) range.add(shared.rows[row]);
-    }
-    State state = {{-infinity(), -infinity()}, {0, 0}};
-    float scores[kScores];
-    uint32_t weights[kScores / 2];
-    float results[kResults];
+    const int first_row = consumer * kConsumerRows + thread / kWave * 16 + lane_index() / 4;
+    const int32_t heads[2] = {hopper::heads_before(layer, first_row),
+                              hopper::heads_before(layer, first_row + 8)};
+    Turn& turn = shared.turns[consumer];
+    Place at;
+    for_each_item([&] {
+      hopper::wait(&turn.full, parity);
+      KeyRange range;
+      for (int row = first_row; row <= first_row + 8; row += 8) {
+        if (row < work->item.num_tokens * layer.group_size) range.add(shared.rows[row]);
+      }
+      hopper::RowStates state;
+      float scores[kScores];
+      uint32_t weights[kScores / 2];
+      float results[kHead / 2];
 #pragma unroll
-    for (int i = 0; i < kResults; ++i) results[i] = 0;
+      for (float& result : results) result = 0;
+      auto weigh = [&](int key) {
+        hopper::weigh<kKeys>(layer, shared.rows + first_row, range, key, scores, state);
+      };
 
-    if (tiles > 0) {
-      Place at;
-      const Place first = at.take();
-      start_scores(first, consumer, scores);
-      hopper::wait_for_products<0>();
-      release(first);
-      weigh(first_key, range, first_row, scores, state);
-      round_weights(scores, weights);
-      for (int n = 1; n < tiles; ++n) {
-        const Place keys = at.take();
-        start_scores(keys, consumer, scores);
+      // The first warpgroup begins; both wait where there is nothing to multiply, too.
+      hopper::wait(&shared.turns[1 - consumer].started, consumer == 0 ? parity ^ 1 : parity);
+      if (tiles > 0) {
+        const Place first = at.take();
+        start_scores(first, consumer, scores);
+        hopper::wait_for_products<0>();
+        release_half(first);
+        tell(turn.started);
+        if (tiles == 1) tell(turn.queries_empty);
+        weigh(first_key);
+        hopper::round_weights<T>(scores, weights);
+        for (int n = 1; n < tiles; ++n) {
+          const Place keys = at.take();
+          start_scores(keys, consumer, scores);
+          const Place values = at.take();
+          start_results(values, weights, results);
+          hopper::wait_for_products<1>();
+          release_half(keys);
+          if (n + 1 == tiles) tell(turn.queries_empty);
+          const hopper::RowStates before = state;
+          weigh(first_key + n * kKeys);
+          // The loop within keeps ptxas from waiting for the results before the weights.
+          shared.half_ring.wait_until_full(at);
+          hopper::wait_for_products<0>();
+          release_half(values);
+          hopper::rescale(before, state, results);
+          hopper::round_weights<T>(scores, weights);
+        }
+        tell(turn.rows_empty);
         const Place values = at.take();
         start_results(values, weights, results);
-        hopper::wait_for_products<1>();
-        release(keys);
-        const State before = state;
-        weigh(first_key + n * kKeys, range, first_row, scores, state);
-        // The loop within keeps ptxas from waiting for the results before the weights.
-        shared.halves.wait_until_full(at);
         hopper::wait_for_products<0>();
-        release(values);
-        rescale(before, state, results);
-        round_weights(scores, weights);
+        release_half(values);
+      } else {
+        tell(turn.started);
+        tell(turn.queries_empty);
+        tell(turn.rows_empty);
       }
-      start_results(at, weights, results);
-      hopper::wait_for_products<0>();
-    }
-    write(first_row, state, results);
+      write(first_row, heads, state, results);
+    });
   }
 
-  /// Tells the copying warp that a warpgroup is done with a half.
-  BH_INLINE void release(const Place& place) const {
-    if (threadIdx.x % hopper::kGroupThreads == 0) hopper::arrive(&shared.halves.empty[place.slot]);
-  }
-
-  /// A warp describes its 16 rows, a lane each, and brings their queries.
-  BH_INLINE void load_queries(int first_row) const {
-    constexpr int kWarpRows = 16;
-    constexpr int kRowChunks = kRowBytes / kChunk;
-    constexpr int kLoads = kWarpRows * kRowChunks / kWave;
-    constexpr int kAhead = [] {
-      int ahead = 8;
-      while (kLoads % ahead != 0) --ahead;
-      return ahead;
-    }();
-    const QueryRow own =
-        describe_row(layer, step, item, group, first_row + lane_index() % kWarpRows);
-    if (lane_index() < kWarpRows) shared.rows[first_row + lane_index()] = own;
-    const auto own_query = reinterpret_cast<unsigned long long>(own.query);
-    for (int base = 0; base < kLoads; base += kAhead) {
-      Chunk loaded[kAhead];
-#pragma unroll
-      for (int a = 0; a < kAhead; ++a) {
-        const int i = (base + a) * kWave + lane_index();
-        const auto* query = reinterpret_cast<const Chunk*>(shuffle(own_query, i / kRowChunks));
-        loaded[a] = query ? query[i % kRowChunks] : Chunk{};
-      }
-#pragma unroll
-      for (int a = 0; a < kAhead; ++a) {
-        const int i = (base + a) * kWave + lane_index();
-        *reinterpret_cast<Chunk*>(shared.query + offset_of(first_row + i / kRowChunks,
-                                                           i % kRowChunks * kChunk)) = loaded[a];
-      }
+  /// Tells those who fill it that a warpgroup is done with a half.
+  BH_INLINE void release_half(const Place& place) const {
+    if (threadIdx.x % hopper::kGroupThreads == 0) {
+      hopper::arrive(&shared.half_ring.empty[place.slot]);
     }
   }
 
   BH_INLINE void start_scores(const Place& place, int consumer, float* scores) const {
-    shared.halves.wait_until_full(place);
-    const uint32_t query =
-        hopper::shared_address(shared.query) + consumer * 64 / kPanelTokens * kGroupBytes;
-    const uint32_t keys = hopper::shared_address(shared.halves.slots[place.slot]);
+    shared.half_ring.wait_until_full(place);
+    const uint32_t query = hopper::shared_address(shared.query) +
+                           consumer * kConsumerRows / kPanelTokens * kGroupBytes;
+    const uint32_t keys = hopper::shared_address(shared.halves[place.slot]);
     hopper::fence_registers();
     if constexpr (kPanels > 0) {
       const uint64_t a = hopper::describe_matrix<kPanel>(query, kGroupBytes);
@@ -502,8 +629,8 @@ struct HopperPrefill {
   }
 
   BH_INLINE void start_results(const Place& place, const uint32_t* weights, float* results) const {
-    shared.halves.wait_until_full(place);
-    const uint32_t values = hopper::shared_address(shared.halves.slots[place.slot]);
+    shared.half_ring.wait_until_full(place);
+    const uint32_t values = hopper::shared_address(shared.halves[place.slot]);
     hopper::fence_registers();
 #pragma unroll
     for (int i = 0; i < kKeys / 16; ++i) {
@@ -527,156 +654,20 @@ struct HopperPrefill {
     hopper::commit_products();
   }
 
-  /// Turns scores into weights relative to state.maximum, which may rise. Numbers 4j, 4j + 1 of a
-  /// thread are of its first row, 4j + 2 and 4j + 3 of its second.
-  BH_INLINE void weigh(int tile_key, const KeyRange& range, int first_row, float* scores,
-                       State& state) const {
-    const bool whole = tile_key >= range.first_whole && tile_key + kKeys <= range.end_whole;
-    const float factor = exponent_factor(layer);
-    const int key = tile_key + lane_index() % 4 * 2;  // the thread's first one
-    auto for_each_score = [&](int r, auto&& body) {
-#pragma unroll
-      for (int i = 0; i < kScores / 2; ++i)
-        body(i / 2 * 8 + i % 2, scores[i / 2 * 4 + 2 * r + i % 2]);
-    };
-    if (!is_plain(layer)) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const RowMask row = shared.rows[first_row + 8 * r];
-        const auto distance = static_cast<float>(key - row.position);
-        for_each_score(r, [&](int at, float& score) {
-          score = transform_score(layer, row.slope, score, distance + static_cast<float>(at));
-        });
-      }
+  BH_INLINE void write(int first_row, const int32_t (&heads)[2], hopper::RowStates& state,
+                       const float (&results)[kHead / 2]) const {
+    const AttendItem& item = work->item;
+    const int group = work->group;
+    state.end();
+    if (item.is_partial) {
+      hopper::write_parts<kHead>(layer, step, item, group, first_row, state, results);
+    } else if (layer.output_dtype == BH_FLOAT8_E4M3FN) {
+      hopper::write_outputs<Float8E4M3, kHead>(layer, item, group, first_row, heads, state,
+                                               results);
+    } else {
+      hopper::write_outputs<T, kHead>(layer, item, group, first_row, heads, state, results);
     }
-    if (!whole) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const RowMask row = shared.rows[first_row + 8 * r];
-        const int first = row.first - key;
-        const int end = row.end - key;
-        for_each_score(r, [&](int at, float& score) {
-          if (at < first || at >= end) score = -infinity();
-        });
-      }
-    }
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float highest = scores[2 * r];
-      for_each_score(r, [&](int, float score) { highest = fmaxf(highest, score); });
-      highest = fmaxf(highest, shuffle_xor(highest, 1));
-      highest = fmaxf(highest, shuffle_xor(highest, 2)) * factor;
-      if (highest > state.maximum[r] + kSlack) {
-        const float raised = highest;
-        state.denominator[r] *= exp2_fast(state.maximum[r] - raised);
-        state.maximum[r] = raised;
-      }
-      const float subtract = state.maximum[r] == -infinity() ? 0.0f : state.maximum[r];
-      float sum = 0;
-      for_each_score(r, [&](int, float& score) {
-        score = exp2_fast(fmaf(score, factor, -subtract));
-        sum += score;
-      });
-      state.denominator[r] += sum;
-    }
-  }
-
-  BH_INLINE void rescale(const State& before, const State& state, float* results) const {
-    if (!any(before.maximum[0] != state.maximum[0] || before.maximum[1] != state.maximum[1]))
-      return;
-    float factors[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      factors[r] = before.maximum[r] == state.maximum[r]
-                       ? 1.0f
-                       : exp2_fast(before.maximum[r] - state.maximum[r]);
-    }
-#pragma unroll
-    for (int i = 0; i < kResults; ++i) results[i] *= factors[i / 2 % 2];
-  }
-
-  BH_INLINE void round_weights(const float* scores, uint32_t* weights) const {
-#pragma unroll
-    for (int i = 0; i < kScores / 2; ++i) {
-      weights[i] = pack<T>(scores[2 * i], scores[2 * i + 1]);
-    }
-  }
-
-  BH_INLINE void write(int first_row, State& state, const float* results) const {
-    const int count = item.num_tokens * layer.group_size;
-    Token tokens[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int row = first_row + 8 * r;
-      tokens[r] = token_of(step, item, row < count ? row / layer.group_size : 0);
-    }
-    char* to[2] = {};  // a token's output or a partial result, if the row is used
-    bool is_whole[2];
-    int head[2];
-    float factor[2] = {};
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      state.denominator[r] += shuffle_xor(state.denominator[r], 1);
-      state.denominator[r] += shuffle_xor(state.denominator[r], 2);
-      const int row = first_row + 8 * r;
-      const Token& token = tokens[r];
-      head[r] = group * layer.group_size + row % layer.group_size;
-      is_whole[r] = token.num_partials == 1;
-      if (row >= count) continue;
-      const bool is_first = lane_index() % 4 == 0;
-      if (is_whole[r]) {
-        const Finish last = finish(layer, head[r], state.maximum[r], state.denominator[r]);
-        to[r] = token.output;
-        factor[r] = last.factor;
-        if (token.lse && is_first) token.lse[head[r]] = last.lse;
-      } else {
-        const int64_t partial =
-            int64_t{token.first_partial + item.piece} * layer.num_heads + head[r];
-        to[r] = reinterpret_cast<char*>(step.partial_sums + partial * kHead);
-        if (is_first) {
-          step.partial_state[partial * 2] = state.maximum[r];
-          step.partial_state[partial * 2 + 1] = state.denominator[r];
-        }
-      }
-    }
-    auto store = [&]<int kCount>(int r, int dimension, const float(&numbers)[kCount]) {
-      if (!to[r]) return;
-      if (is_whole[r]) {
-        store_output<T, kCount>(layer, to[r], head[r], dimension, factor[r], numbers);
-      } else {
-        store_numbers<Float32, kCount>(to[r], dimension, numbers);
-      }
-    };
-    // Four threads have pairs of a row: of four times 8 numbers each gets 8.
-    constexpr int kWhole = kHead / 32;
-#pragma unroll
-    for (int i = 0; i < kWhole; ++i) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        float numbers[8];
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          float quad[4];
-#pragma unroll
-          for (int k = 0; k < 4; ++k) quad[k] = results[16 * i + 4 * k + 2 * r + c];
-          transpose_quad(quad);
-#pragma unroll
-          for (int k = 0; k < 4; ++k) numbers[2 * k + c] = quad[k];
-        }
-        store(r, 32 * i + lane_index() % 4 * 8, numbers);
-      }
-    }
-#pragma unroll
-    for (int j = kWhole * 4; j < kHead / 8; ++j) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const float pair[2] = {results[4 * j + 2 * r], results[4 * j + 2 * r + 1]};
-        store(r, 8 * j + lane_index() % 4 * 2, pair);
-      }
-    }
-    if (shared.is_unbounded) {
-      write_unbounded<T, E>(layer, step, item, group, shared.rows, Consumers{});
-    }
+    if (work->is_unbounded) write_unbounded<T, E>(layer, step, item, group, Consumers{});
     finish_item<T, kHead, kMergeLanes<kHead>>(layer, step, item, group, &shared.last, Consumers{});
   }
 };
@@ -686,10 +677,7 @@ __global__ void __launch_bounds__(HopperPrefill<T, E, kHead>::kThreads, 1)
     prefill_hopper(LayerArgs layer, const StepArgs* arguments) {
 #if __CUDA_ARCH__ == 900
   using Kernel = HopperPrefill<T, E, kHead>;
-  auto& shared = shared_memory_of<typename Kernel::Shared>();
-  const int item = static_cast<int>(blockIdx.x) / layer.num_groups;
-  const int group = static_cast<int>(blockIdx.x) % layer.num_groups;
-  Kernel{layer, *arguments, arguments->prefill_items[item], group, shared}.run();
+  Kernel{layer, *arguments, shared_memory_of<typename Kernel::Shared>()}.run();
 #endif
 }
 

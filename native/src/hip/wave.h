@@ -52,16 +52,17 @@ BH_INLINE bool any(bool predicate) { return __any(predicate); }
 #endif
 
 /// Of four lanes side by side, lane i's number k becomes lane k's number i.
-BH_INLINE void transpose_quad(float (&numbers)[4]) {
+template <class V>
+BH_INLINE void transpose_quad(V (&numbers)[4]) {
 #pragma unroll
   for (int mask = 1; mask < 4; mask *= 2) {
     const bool upper = (lane_index() & mask) != 0;
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       if (k & mask) continue;
-      float& low = numbers[k];
-      float& high = numbers[k | mask];
-      const float received = shuffle_xor(upper ? low : high, mask);
+      V& low = numbers[k];
+      V& high = numbers[k | mask];
+      const V received = shuffle_xor(upper ? low : high, mask);
       low = upper ? received : low;
       high = upper ? high : received;
     }
