@@ -4,6 +4,7 @@ package io.broadhead.flink;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.arrow.BatchSchema;
 import io.broadhead.arrow.DType;
 import io.broadhead.attention.job.Job;
 import io.broadhead.attention.job.LayerSpec;
@@ -11,7 +12,13 @@ import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.attention.testing.Scenario;
 import io.broadhead.attention.testing.StepBatches;
 import java.time.Duration;
+import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
+import org.apache.arrow.memory.ArrowBuf;
+import org.apache.arrow.vector.types.pojo.ArrowType;
+import org.apache.arrow.vector.types.pojo.Field;
+import org.apache.arrow.vector.types.pojo.Schema;
 import org.apache.flink.configuration.Configuration;
 import org.apache.flink.runtime.jobgraph.OperatorID;
 import org.apache.flink.streaming.api.watermark.Watermark;
@@ -21,6 +28,8 @@ import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.extension.RegisterExtension;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** Batches that wait for others to join them, and what ends their waiting. */
 class WaitingBatchesTest {
@@ -63,13 +72,44 @@ class WaitingBatchesTest {
   }
 
   private void process(LayerSpec layer, String sequence, long timestamp) throws Exception {
-    try (ArrowBatch batch =
-        StepBatches.of(
-            noLeaks.allocator(),
-            layer,
-            DType.FLOAT32,
-            List.of(scenario.next(sequence, layer, 1)))) {
+    try (ArrowBatch batch = batch(layer, sequence, 1)) {
       harness.processElement(batch, timestamp);
+    }
+  }
+
+  private ArrowBatch batch(LayerSpec layer, String sequence, int tokens) {
+    return StepBatches.of(
+        noLeaks.allocator(), layer, DType.FLOAT32, List.of(scenario.next(sequence, layer, tokens)));
+  }
+
+  /** Adds a batch with so many columns of 100 MiB more, which pass through and share memory. */
+  private void processLarge(int columns, long timestamp) throws Exception {
+    int bytes = 100 << 20;
+    ArrowBuf memory = noLeaks.allocator().buffer(bytes);
+    memory.writerIndex(bytes);
+    List<Field> fields = new ArrayList<>();
+    List<ArrowBuf> buffers = new ArrayList<>();
+    for (int i = 0; i < columns; i++) {
+      fields.add(Field.notNullable("large" + i, new ArrowType.FixedSizeBinary(bytes)));
+      buffers.addAll(List.of(noLeaks.allocator().getEmpty(), memory));
+      memory.getReferenceManager().retain();
+    }
+    memory.close();
+    long[] ones = new long[columns];
+    Arrays.fill(ones, 1);
+    try (ArrowBatch large =
+            ArrowBatch.adopt(
+                BatchSchema.of(new Schema(fields)),
+                1,
+                ones,
+                new long[columns],
+                buffers.toArray(ArrowBuf[]::new),
+                0);
+        ArrowBatch step = batch(layer, "s" + timestamp, 1)) {
+      fields.addAll(0, step.schema().arrow().getFields());
+      try (ArrowBatch both = ArrowBatch.join(BatchSchema.of(new Schema(fields)), step, large)) {
+        harness.processElement(both, timestamp);
+      }
     }
   }
 
@@ -102,6 +142,70 @@ class WaitingBatchesTest {
     harness.setProcessingTime(MAX_DELAY);
     harness.awaitResults();
     assertThat(harness.emitted()).containsExactly(7L, 8L);
+  }
+
+  @Test
+  void theDelayIsThatOfTheOldestBatch() throws Exception {
+    process("s", 7);
+    harness.setProcessingTime(MAX_DELAY - 1);
+    process("t", 8);
+    harness.setProcessingTime(MAX_DELAY);
+    harness.awaitResults();
+    assertThat(harness.emitted()).containsExactly(7L, 8L);
+  }
+
+  @ParameterizedTest
+  @ValueSource(booleans = {false, true})
+  void theDelayOfComputedBatchesIsForgotten(boolean drained) throws Exception {
+    for (int i = 0; i < (drained ? 1 : MAX_TOKENS); i++) {
+      process("s" + i, i);
+    }
+    if (drained) {
+      harness.prepareSnapshotPreBarrier(1);
+    }
+    harness.awaitResults();
+    harness.closeResults();
+    harness.getOutput().clear();
+    harness.setProcessingTime(MAX_DELAY - 1);
+    process("t", 7);
+    harness.setProcessingTime(2 * MAX_DELAY - 2);
+    assertThat(harness.emitted()).isEmpty();
+    harness.setProcessingTime(2 * MAX_DELAY - 1);
+    harness.awaitResults();
+    assertThat(harness.emitted()).containsExactly(7L);
+  }
+
+  /** Whatever the timer was set for: the rest of a long prompt is due at once. */
+  @Test
+  void longPromptsDoNotWaitBetweenTheirSteps() throws Exception {
+    process("s", 7);
+    harness.setProcessingTime(1);
+    try (ArrowBatch prompt = batch(layer, "long", 3 * MAX_TOKENS - 1)) {
+      harness.processElement(prompt, 8);
+    }
+    assertThat(harness.emitted()).doesNotContain(8L);
+    harness.setProcessingTime(2);
+    harness.awaitResults();
+    assertThat(harness.emitted()).containsExactly(7L, 8L);
+  }
+
+  @Test
+  void fewLargeBatchesWait() throws Exception {
+    processLarge(1, 1);
+    processLarge(1, 2);
+    assertThat(harness.emitted()).isEmpty();
+    processLarge(1, 3);
+    harness.awaitResults();
+    assertThat(harness.emitted()).containsExactly(1L, 2L, 3L);
+  }
+
+  @Test
+  void oneBatchWaitsHoweverLargeItIs() throws Exception {
+    processLarge(3, 1);
+    assertThat(harness.emitted()).isEmpty();
+    process("s", 2);
+    harness.awaitResults();
+    assertThat(harness.emitted()).containsExactly(1L, 2L);
   }
 
   @Test
