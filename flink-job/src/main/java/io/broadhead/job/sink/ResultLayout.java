@@ -11,6 +11,7 @@ import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.regex.Pattern;
 
 /**
  * Which results share a file. An Arrow IPC file has one schema, so a job whose layers have results
@@ -22,6 +23,9 @@ import java.util.Map;
  */
 public final class ResultLayout implements Serializable {
   private static final long serialVersionUID = 1L;
+
+  /** Names of layers that would be those of other groups, or of the file without a layer. */
+  private static final Pattern TAKEN = Pattern.compile("(.*_)?schema-\\d{2,}|results");
 
   private final boolean byLayer;
   private transient Map<String, List<BatchSchema>> schemas;
@@ -70,12 +74,14 @@ public final class ResultLayout implements Serializable {
       return "";
     }
     String name = result.column(StepColumns.LAYER).getString(0);
+    int escaped = TAKEN.matcher(name).matches() ? name.length() - 1 : -1;
     StringBuilder safe = new StringBuilder();
     for (int i = 0; i < name.length(); i++) {
       char c = name.charAt(i);
       boolean plain = c < 128 && (Character.isLetterOrDigit(c) || c == '_' || c == '-');
       boolean dot = c == '.' && i > 0;
-      safe.append(plain || dot ? String.valueOf(c) : String.format("%%%04x", (int) c));
+      safe.append(
+          (plain || dot) && i != escaped ? String.valueOf(c) : String.format("%%%04x", (int) c));
     }
     return safe.toString();
   }

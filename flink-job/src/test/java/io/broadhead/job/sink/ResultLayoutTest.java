@@ -12,6 +12,7 @@ import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.attention.testing.StepBatches;
 import io.broadhead.attention.testing.StepRow;
 import java.util.List;
+import java.util.stream.Stream;
 import org.apache.flink.util.InstantiationUtil;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.extension.RegisterExtension;
@@ -66,8 +67,29 @@ class ResultLayoutTest {
     assertThat(groupOf(layout, wide, DType.FLOAT32, List.of())).as("of no layer").isEmpty();
   }
 
+  @Test
+  void noLayerIsCalledLikeTheFurtherSchemaOfAnother() {
+    LayerSpec layer = layer("a", 4);
+    LayerSpec other = layer("a_schema-02", 2);
+    ResultLayout layout = ResultLayout.of(job(layer, other));
+    assertThat(
+            Stream.of(DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16)
+                .flatMap(dtype -> Stream.of(layer, other).map(l -> groupOf(layout, l, dtype))))
+        .doesNotHaveDuplicates();
+  }
+
   @ParameterizedTest
-  @CsvSource({"a.b-1_C, a.b-1_C", "../a, %002e.%002fa", "%41, %002541", "ä, %00e4"})
+  @CsvSource({
+    "a.b-1_C, a.b-1_C",
+    "../a, %002e.%002fa",
+    "%41, %002541",
+    "ä, %00e4",
+    "ä_schema-02, %00e4_schema-0%0032",
+    "schema-100, schema-10%0030",
+    "schema-2, schema-2",
+    "results, result%0073",
+    "a_results, a_results",
+  })
   void namesOfLayersAreGoodForFiles(String name, String group) {
     LayerSpec layer = layer(name, 4);
     ResultLayout layout = ResultLayout.of(job(layer, layer("other", 2)));
