@@ -90,12 +90,9 @@ final class StepPump implements AutoCloseable {
       cancelTimer();
       return;
     }
-    if (timer != null && !isDue()) {
-      return; // for an older batch
-    }
     long now = time.getCurrentProcessingTime();
     long due = isDue() ? now : now + Math.min(maxDelayMillis, Long.MAX_VALUE - now);
-    if (timer == null || due < timerDue) {
+    if (timer == null || due < timerDue) { // else it is for an older batch
       cancelTimer();
       timerDue = due;
       timer =
