@@ -364,6 +364,7 @@ TEST_P(Replayed, StepsAreOfTheirShape) {
   for (const std::vector<Ending>& endings :
        std::vector<std::vector<Ending>>{{{2, 240}, {2, 240}},
                                         {{1, 240}, {3, 240}},
+                                        {{1, 20}, {1, 20}, {1, 20}, {1, 20}},
                                         {{1, 20}, {1, 20}, {1, 20}, {1, 300}},
                                         {{1, 20}, {1, 20}, {1, 20}, {1, 640}},
                                         {{1, 20}, {1, 20}, {1, 20}, {1, 800}},
@@ -672,6 +673,60 @@ TEST_P(NotANumber, ReachesOnlyThoseThatSeeIt) {
           record("nan", GetParam(), 0);
         }
       }
+    }
+  }
+}
+
+/// Each code of fp8 as key and as value, as blocks that are written whole may hold it: with a
+/// window of one token that value is the result, and a key that is NaN leaves none.
+TEST_P(NotANumber, HasManyCodesInFp8) {
+  constexpr int kCodes = 256;
+  for (const int dtype : kTensorDtypes) {
+    for (const int cache_dtype : {BH_FLOAT8_E4M3FN, BH_FLOAT8_E5M2}) {
+      LayerConfig layer;
+      layer.dtype = dtype;
+      layer.num_kv_heads = 1;
+      layer.head_size = kCodes;
+      layer.sliding_window = 1;
+      Session session(GetParam(), 2, layer, pool_of(kCodes / 16, 16, cache_dtype));
+      BH_SKIP_IF_UNUSABLE(session, GetParam());
+      LogicalCache& codes = *session.mirror();
+      for (int t = 0; t < kCodes; ++t) {
+        std::fill_n(codes.keys_of(t), kCodes, uint8_t{0});
+        codes.keys_of(t)[t] = static_cast<uint8_t>(t);
+        for (int d = 0; d < kCodes; ++d) codes.values_of(t)[d] = static_cast<uint8_t>(d + t);
+      }
+      write_cache(session.cache(), codes);
+      for (const int queries : {1, kCodes}) {
+        SCOPED_TRACE(dtype_label(dtype) + " " + dtype_label(cache_dtype) + " queries " +
+                     std::to_string(queries));
+        StepBatch batch;
+        batch.has_key = false;
+        for (int end = queries; end <= kCodes; end += queries) {
+          StepRow row;
+          row.query.assign(static_cast<size_t>(queries * layer.query_width()), 0x1p-14f);
+          row.seq_len = end;
+          for (int32_t b = 0; b < kCodes / 16; ++b) row.blocks.push_back(b);
+          batch.rows.push_back(row);
+        }
+        StepResult result(layer, batch);
+        bh_error error{};
+        ASSERT_EQ(run_step(session.layer(), layer, batch, result, error), BH_OK) << error.message;
+        const std::vector<double> out = outputs(layer, result, kCodes);
+        for (size_t i = 0; i < out.size(); ++i) {
+          const auto t = static_cast<uint32_t>(i / static_cast<size_t>(layer.query_width()));
+          const double key = decode(cache_dtype, t);
+          const double value = decode(cache_dtype, static_cast<uint8_t>(i % kCodes + t));
+          if (std::isinf(key)) continue;
+          const bool is_right = std::isnan(key) ? !std::isfinite(out[i])
+                                : std::isnan(value)
+                                    ? std::isnan(out[i])
+                                    : out[i] == value || std::fabs(out[i] - value) <=
+                                                             kFloat32Error * std::fabs(value);
+          ASSERT_TRUE(is_right) << "key " << t << ", element " << i % kCodes << ": " << out[i];
+        }
+      }
+      record("nan", GetParam(), 0);
     }
   }
 }
