@@ -8,7 +8,6 @@ import io.broadhead.arrow.Allocators;
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.BatchSchema;
 import io.broadhead.arrow.DType;
-import io.broadhead.arrow.TensorField;
 import io.broadhead.attention.cache.CacheStores;
 import io.broadhead.attention.job.AttnType;
 import io.broadhead.attention.job.Job;
@@ -27,22 +26,21 @@ import io.broadhead.kernel.KernelEngine;
 import io.broadhead.kernel.KernelException;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Map;
 import java.util.stream.Stream;
+import org.apache.arrow.memory.ArrowBuf;
 import org.apache.arrow.memory.BufferAllocator;
-import org.apache.arrow.vector.types.pojo.ArrowType;
-import org.apache.arrow.vector.types.pojo.Field;
-import org.apache.arrow.vector.types.pojo.FieldType;
+import org.apache.arrow.vector.types.pojo.Schema;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.extension.RegisterExtension;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.Arguments;
-import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.EnumSource;
 import org.junit.jupiter.params.provider.MethodSource;
 
+/** Layers, the caches they have, and batches from the first one to the end. */
 class PagedAttentionTest {
   private static final AttentionConfig TWO_THREADS = new AttentionConfig("auto", 2, 0);
-
   @RegisterExtension private final NoLeaks noLeaks = new NoLeaks();
 
   private static Job job(int blockSize, int numBlocks, LayerSpec... layers) {
@@ -218,191 +216,6 @@ class PagedAttentionTest {
   }
 
   @Test
-  void severalLayersNeedALayerColumn() {
-    LayerSpec layer = small("a").build();
-    Job job = job(16, 8, layer, small("b").build());
-    StepRow row = new Scenario(job, DType.FLOAT32, 1).next("s", layer, 2).withLayer(null);
-
-    refused(
-        job,
-        DType.FLOAT32,
-        List.of(row),
-        ErrorCode.SCHEMA_MISMATCH,
-        -1,
-        "column layer",
-        "the job has 2 layers",
-        "got no such column");
-  }
-
-  private void refused(
-      Job job, DType dtype, List<StepRow> rows, ErrorCode code, long row, String... parts) {
-    try (PagedAttention attention = PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
-        ArrowBatch batch = StepBatches.of(noLeaks.allocator(), job.layers().get(0), dtype, rows)) {
-      assertThatThrownBy(() -> attention.step(batch))
-          .isInstanceOfSatisfying(
-              InvalidBatchException.class,
-              e -> {
-                assertThat(e.code()).isEqualTo(code);
-                assertThat(e.row()).isEqualTo(row);
-              })
-          .hasMessageContainingAll(parts);
-    }
-  }
-
-  @ParameterizedTest
-  @CsvSource(
-      quoteCharacter = '"',
-      delimiter = '|',
-      nullValues = "null",
-      value = {
-        "b | expected the same layer in every row, 'a', got 'b'",
-        "null | expected 'a', 'b', got no name"
-      })
-  void aRowOfAnotherLayerOrOfNoneIsRefused(String other, String problem) {
-    LayerSpec layer = small("a").build();
-    Job job = job(16, 8, layer, small("b").build());
-    Scenario scenario = new Scenario(job, DType.FLOAT32, 1);
-    List<StepRow> rows =
-        List.of(
-            scenario.next("s", layer, 2),
-            scenario.next("t", layer, 2).withLayer(other),
-            scenario.next("u", layer, 2));
-
-    refused(
-        job,
-        DType.FLOAT32,
-        rows,
-        ErrorCode.INVALID_ROW,
-        1,
-        "sequence t, row 1",
-        "column layer: " + problem);
-  }
-
-  @ParameterizedTest
-  @CsvSource(
-      quoteCharacter = '"',
-      value = {"x,'x'", "\"\",no name"})
-  void unknownLayersAreRefusedAndTheKnownOnesNamed(String name, String got) {
-    LayerSpec layer = small("a").build();
-    Job job = job(16, 8, layer, small("b").build());
-    StepRow row = new Scenario(job, DType.FLOAT32, 1).next("s", layer, 2).withLayer(name);
-
-    refused(
-        job,
-        DType.FLOAT32,
-        List.of(row),
-        ErrorCode.INVALID_ROW,
-        0,
-        "sequence s, row 0",
-        "column layer: expected 'a', 'b', got " + got);
-  }
-
-  @Test
-  void badValuesNameLayerSequenceRowAndColumn() {
-    LayerSpec layer = small("a").build();
-    Job job = job(16, 8, layer);
-    Scenario scenario = new Scenario(job, DType.FLOAT32, 1);
-    List<StepRow> rows =
-        List.of(scenario.next(41L, layer, 2), scenario.next(42L, layer, 1).withSlots(8 * 16));
-
-    refused(
-        job,
-        DType.FLOAT32,
-        rows,
-        ErrorCode.INVALID_ROW,
-        1,
-        "layer 'a', sequence 42, row 1",
-        "slot_mapping",
-        "128");
-  }
-
-  @Test
-  void badRowsLeaveAndTheOthersGoOn() {
-    LayerSpec layer = small("a").build();
-    Job job = job(16, 16, layer, small("b").build());
-    Scenario scenario = new Scenario(job, DType.FLOAT32, 1);
-    StepRow good = scenario.next("good", layer, 5);
-    StepRow alsoGood = scenario.next("also good", layer, 1);
-    List<StepRow> rows =
-        List.of(
-            scenario.next("lost", layer, 2).withLayer("b"),
-            good,
-            scenario.next("block", layer, 2).withBlocks(99),
-            scenario.next("slot", layer, 1).withSlots(1 << 20),
-            alsoGood,
-            scenario.next("negative", layer, 1).withSeqLen(-1));
-    double[][][] expected =
-        new ReferenceAttention(job, DType.FLOAT32).step(layer, List.of(good, alsoGood)).output();
-    List<RefusedRow> refused = new ArrayList<>();
-    // Row 0 decides the layer, so it comes second here.
-    List<StepRow> ordered = new ArrayList<>(rows);
-    ordered.set(0, rows.get(1));
-    ordered.set(1, rows.get(0));
-    try (PagedAttention attention = PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
-        ArrowBatch batch = StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, ordered);
-        ArrowBatch result = attention.step(batch, refused::add)) {
-      assertThat(StepBatches.error(expected, StepBatches.read(result, "output"))).isLessThan(1e-5);
-      assertThat(result.column("sequence_id").getString(1)).isEqualTo("also good");
-      assertThat(attention.check(batch)).isEqualTo(refused);
-      long movedOutput = 4 * 64 * 4; // that of "also good", which comes behind refused rows
-      assertThat(bytesMoved(attention)).isBetween(movedOutput, movedOutput + 1024L);
-      stepOnce(attention, layer, List.of(good), DType.FLOAT32);
-      assertThat(bytesMoved(attention)).isZero();
-    }
-    assertThat(refused)
-        .extracting(RefusedRow::sequenceId)
-        .containsExactly("lost", "block", "slot", "negative");
-    assertThat(refused).extracting(RefusedRow::row).containsExactly(1L, 2L, 3L, 5L);
-    assertThat(refused).extracting(RefusedRow::code).containsOnly(ErrorCode.INVALID_ROW);
-    assertThat(refused.get(0).layer()).isEqualTo("b");
-    assertThat(refused.get(1).message()).contains("block_table", "99");
-  }
-
-  /** Bytes copied, without those that a GPU stages. */
-  private static long bytesMoved(PagedAttention attention) {
-    return attention.lastBytesCopied() - attention.lastStep().bytesStaged();
-  }
-
-  @Test
-  void rowsWithoutASequenceAreRefused() {
-    LayerSpec layer = small("a").build();
-    Job job = job(16, 8, layer);
-    Scenario scenario = new Scenario(job, DType.FLOAT32, 1);
-    List<StepRow> rows =
-        List.of(
-            scenario.next("s", layer, 2),
-            scenario.next(null, layer, 2),
-            scenario.next("t", layer, 2));
-    List<RefusedRow> refused = new ArrayList<>();
-    try (PagedAttention attention = PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
-        ArrowBatch batch = StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, rows);
-        ArrowBatch result = attention.step(batch, refused::add)) {
-      assertThat(result.numRows()).isEqualTo(2);
-      assertThatThrownBy(() -> attention.step(batch))
-          .hasMessageContainingAll("row 1", "column sequence_id", "got null");
-    }
-    assertThat(refused).extracting(RefusedRow::row).containsExactly(1L);
-  }
-
-  @Test
-  void aBatchOfBadRowsGivesAnEmptyResult() {
-    LayerSpec layer = small("a").build();
-    Job job = job(16, 8, layer, small("b").build());
-    StepRow row = new Scenario(job, DType.FLOAT32, 1).next("s", layer, 2).withLayer("x");
-    List<StepRow> rows = List.of(row, row.withSequenceId(null));
-    List<RefusedRow> refused = new ArrayList<>();
-    try (PagedAttention attention = PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
-        ArrowBatch batch = StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, rows);
-        ArrowBatch result = attention.step(batch, refused::add)) {
-      assertThat(result.numRows()).isZero();
-      assertThat(refused)
-          .extracting(RefusedRow::message)
-          .containsExactly(
-              "column layer: expected 'a', 'b', got 'x'", StepBatchSchema.NULL_SEQUENCE);
-    }
-  }
-
-  @Test
   void anEmptyBatchOfTheOnlyLayerGivesAnEmptyResult() {
     LayerSpec layer = small("a").build();
     try (PagedAttention attention =
@@ -411,30 +224,6 @@ class PagedAttentionTest {
         ArrowBatch result = attention.step(batch)) {
       assertThat(result.numRows()).isZero();
       assertThat(result.schema().contains("output")).isTrue();
-    }
-  }
-
-  /** A batch of no layer must not be taken for one of a layer that only has the same shape. */
-  @Test
-  void batchesOfNoLayerSettleNothing() {
-    LayerSpec rotating = small("a").rope(new RopeSpec(16, 64, 10000, true)).build();
-    LayerSpec layer = small("b").build();
-    Job job = job(16, 8, rotating, layer);
-    StepRow stray = new Scenario(job, DType.FLOAT32, 1).next("s", layer, 2).withLayer("x");
-    List<RefusedRow> refused = new ArrayList<>();
-    try (PagedAttention attention = PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
-        ArrowBatch empty = StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, List.of());
-        ArrowBatch strays =
-            StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT32, List.of(stray));
-        ArrowBatch ofEmpty = attention.step(empty);
-        ArrowBatch ofStrays = attention.step(strays, refused::add)) {
-      assertThat(ofEmpty.numRows()).isZero();
-      assertThat(ofStrays.numRows()).isZero();
-      assertThat(refused).singleElement().satisfies(row -> assertThat(row.layer()).isEqualTo("x"));
-      assertThat(attention.check(empty)).isEmpty();
-      assertThat(attention.check(strays)).hasSize(1);
-      assertThat(attention.cacheBytes()).isZero();
-      assertThat(attention.blockTables()).isEmpty();
     }
   }
 
@@ -464,42 +253,6 @@ class PagedAttentionTest {
       stepOnce(attention, layer, List.of(row), DType.BFLOAT16);
       stepOnce(attention, layer, List.of(row), DType.FLOAT32);
     }
-  }
-
-  @Test
-  void wrongSchemasNameTheColumn() {
-    LayerSpec wide = LayerSpec.builder("a", 8, 64).numKvHeads(2).build();
-    Job job = job(16, 8, small("a").build());
-    StepRow row = new Scenario(job, DType.FLOAT32, 1).next("s", wide, 2);
-    try (PagedAttention attention = PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
-        ArrowBatch batch = StepBatches.of(noLeaks.allocator(), wide, DType.FLOAT32, List.of(row))) {
-      for (int again = 0; again < 2; again++) {
-        assertThatThrownBy(() -> attention.step(batch))
-            .isInstanceOfSatisfying(
-                InvalidBatchException.class,
-                e -> assertThat(e.code()).isEqualTo(ErrorCode.SCHEMA_MISMATCH))
-            .hasMessageContainingAll("layer 'a'", "query");
-      }
-    }
-  }
-
-  @Test
-  void columnsThatChooseTheLayerAreCheckedFirst() {
-    BatchSchema noIds = BatchSchema.of(TensorField.list("query", DType.FLOAT32, 4, 64));
-    assertThatThrownBy(() -> new StepBatchSchema(noIds))
-        .hasMessage("column sequence_id: expected int64 or utf8, got no such column");
-    BatchSchema idsAsTensors =
-        BatchSchema.of(TensorField.list("sequence_id", DType.FLOAT32, 4, 64));
-    assertThatThrownBy(() -> new StepBatchSchema(idsAsTensors))
-        .hasMessage("column sequence_id: expected int64 or utf8, got list<tensor[4, 64]<float32>>");
-    Field ids = new Field("sequence_id", FieldType.notNullable(new ArrowType.Int(64, true)), null);
-    BatchSchema noTensors = BatchSchema.of(ids);
-    assertThatThrownBy(() -> new StepBatchSchema(noTensors))
-        .hasMessage("column query: expected it, or key and value, got neither");
-    BatchSchema layersAsTensors =
-        BatchSchema.of(ids, TensorField.list("layer", DType.FLOAT32, 4, 64));
-    assertThatThrownBy(() -> new StepBatchSchema(layersAsTensors))
-        .hasMessage("column layer: expected utf8, got list<tensor[4, 64]<float32>>");
   }
 
   @Test
@@ -546,11 +299,9 @@ class PagedAttentionTest {
   private static ArrowBatch renamed(ArrowBatch batch, int version) {
     BatchSchema schema =
         BatchSchema.of(
-            new org.apache.arrow.vector.types.pojo.Schema(
-                batch.schema().arrow().getFields(),
-                java.util.Map.of("version", Integer.toString(version))));
-    org.apache.arrow.memory.ArrowBuf[] buffers =
-        new org.apache.arrow.memory.ArrowBuf[schema.bufferCount()];
+            new Schema(
+                batch.schema().arrow().getFields(), Map.of("version", Integer.toString(version))));
+    ArrowBuf[] buffers = new ArrowBuf[schema.bufferCount()];
     for (int i = 0; i < buffers.length; i++) {
       buffers[i] = batch.buffer(i);
       buffers[i].getReferenceManager().retain();
