@@ -46,6 +46,7 @@ public final class KvCacheManager {
   private final CacheSaver saver;
   private final Residency residency;
   private final TokenWriter writer;
+  private final RowPlacer placer;
   private final CacheCounters counters = new CacheCounters();
 
   /** Metrics count what is in there meanwhile. */
@@ -77,6 +78,7 @@ public final class KvCacheManager {
     this.residency =
         new Residency(blockSaver, stores.records(), shape.numBlocks(), swaps, counters);
     this.writer = new TokenWriter(shape, memory, residency, counters, undo);
+    this.placer = new RowPlacer(shape, writer, undo);
   }
 
   public CacheCounters counters() {
@@ -206,7 +208,7 @@ public final class KvCacheManager {
     if (!row.endsAtOnce()) {
       residency.use(sequence);
     }
-    place(sequence, row, places);
+    placer.place(sequence, row, step.isEmpty(), places);
     planned(sequence, row);
   }
 
@@ -305,79 +307,6 @@ public final class KvCacheManager {
       child.unverified.set(layer.index(), parent.done[layer.index()] < tokens);
     }
     return added(child);
-  }
-
-  private void place(Sequence sequence, RowRequest row, PlannedRows places)
-      throws RowRefusedException, StepFullException {
-    LayerRole layer = row.layer();
-    int count = layer.newTokens(row.queries(), row.keys());
-    boolean follows = layer.cross() && !layer.writes();
-    int start = sequence.planned[follows ? layer.owner() : layer.index()];
-    if (!layer.writes() && (long) row.seqLen() - count > start) {
-      start = row.seqLen() - count; // the rows between brought keys and no queries
-    }
-    int end = start + count;
-    if (row.seqLen() != RowRequest.UNKNOWN && row.seqLen() != end) {
-      throw RowRefusedException.badRow(
-          "column seq_len: %d, expected %d (%d tokens in the cache and %d new ones)",
-          row.seqLen() + row.later(), end + row.later(), start, count + row.later());
-    }
-    if (row.endsAtOnce()) {
-      places.endRow(0); // it sees nothing, wherever the blocks are
-      return;
-    }
-    BlockTable table = sequence.table(layer.cross());
-    verifyForked(sequence, layer, table);
-    if (layer.writes()) {
-      writer.write(sequence, row, start, end, places);
-    } else {
-      requireWritten(sequence, layer, table, start, end + row.later());
-    }
-    int before = sequence.planned[layer.index()];
-    undo.add(() -> sequence.planned[layer.index()] = before);
-    sequence.planned[layer.index()] = end;
-    places.addBlocks(table.places(), blocks(end));
-    places.endRow(end);
-  }
-
-  private int blocks(int tokens) {
-    return (tokens + shape.blockSize() - 1) / shape.blockSize();
-  }
-
-  /** The tokens that were taken from the parent must be in this layer's cache by now. */
-  private void verifyForked(Sequence sequence, LayerRole layer, BlockTable table)
-      throws RowRefusedException, StepFullException {
-    if (!sequence.unverified.get(layer.index())) {
-      return;
-    }
-    if (!step.isEmpty()) {
-      throw new StepFullException("the parent's tokens may be in the step that is being planned");
-    }
-    requireWritten(sequence, layer, table, 0, sequence.done[layer.index()]);
-    sequence.unverified.clear(layer.index());
-  }
-
-  private void requireWritten(
-      Sequence sequence, LayerRole layer, BlockTable table, int start, int end)
-      throws RowRefusedException {
-    for (int position = start; position < end; ) {
-      int index = position / shape.blockSize();
-      int to = Math.min(end - index * shape.blockSize(), shape.blockSize());
-      int written = index < table.size() ? table.get(index).written[layer.cache()] : 0;
-      if (written < to) {
-        throw RowRefusedException.badRow(
-            "column sequence_id: sequence %s has %d tokens in the cache that layer %s reads,"
-                + " expected %d (those of %s come first)",
-            sequence.id,
-            index * shape.blockSize() + written,
-            layer.name(),
-            end,
-            layer.writes()
-                ? "its parent " + sequence.parent
-                : shape.layers().get(layer.owner()).name());
-      }
-      position = index * shape.blockSize() + to;
-    }
   }
 
   /** The rows that were planned have been computed. */
