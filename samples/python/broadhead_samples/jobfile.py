@@ -29,11 +29,43 @@ _LAYER = {
     "rope": dict,
     "return_lse": bool,
 }
+_ROPE = {"rotary_dim": int, "max_position": int, "base": float, "is_neox": bool, "rope_scaling": dict}
+_ROPE_SCALING = {
+    "rope_type": str,
+    "factor": float,
+    "original_max_position_embeddings": int,
+    "low_freq_factor": float,
+    "high_freq_factor": float,
+    "beta_fast": float,
+    "beta_slow": float,
+    "truncate": bool,
+    "attention_factor": float,
+    "mscale": float,
+    "mscale_all_dim": float,
+}
+#: Keys of `rope_scaling` that a rule reads; it needs the first two
+SCALING_KEYS = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor", "original_max_position_embeddings"),
+    "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+    "yarn": (
+        "factor",
+        "original_max_position_embeddings",
+        "beta_fast",
+        "beta_slow",
+        "truncate",
+        "attention_factor",
+        "mscale",
+        "mscale_all_dim",
+    ),
+}
 _DTYPES = ("auto", "float16", "bfloat16", "float32", "fp8", "fp8_e4m3", "fp8_e5m2")
 _CHOICES = {
     "attn_type": ("decoder", "encoder", "encoder_only", "encoder_decoder"),
     "dtype": _DTYPES,
     "kv_cache_dtype": _DTYPES,
+    "rope_type": tuple(SCALING_KEYS),
 }
 _WORDS = {
     int: "an integer",
@@ -82,15 +114,38 @@ def checked(job, name="job.yaml"):
 
 def _layer(values, path):
     layer = _mapping(values, _LAYER, path)
-    for key in ("name", "num_heads", "head_size"):
-        if key not in layer:
-            raise ValueError(f"{path}.{key}: missing")
+    _require(layer, path, "name", "num_heads", "head_size")
     heads, kv_heads = layer["num_heads"], layer.setdefault("num_kv_heads", layer["num_heads"])
     if heads < 1 or kv_heads < 1 or heads % kv_heads:
         raise ValueError(f"{path}.num_kv_heads: expected a number that divides {heads}, got {kv_heads}")
     if layer["head_size"] not in _HEAD_SIZES:
         raise ValueError(f"{path}.head_size: expected one of {_HEAD_SIZES}, got {layer['head_size']}")
+    if "rope" in layer:
+        layer["rope"] = _rope(layer["rope"], layer["head_size"], f"{path}.rope")
     return layer
+
+
+def _rope(values, head_size, path):
+    rope = _mapping(values, _ROPE, path)
+    _require(rope, path, "rotary_dim", "max_position")
+    dim = rope["rotary_dim"]
+    if dim % 2 or not 2 <= dim <= head_size:
+        raise ValueError(f"{path}.rotary_dim: expected an even integer, 2 to {head_size}, got {dim}")
+    if "rope_scaling" in rope:
+        path = f"{path}.rope_scaling"
+        scaling = rope["rope_scaling"] = _mapping(rope["rope_scaling"], _ROPE_SCALING, path)
+        _require(scaling, path, "rope_type")
+        rule = scaling["rope_type"]
+        for key in scaling.keys() - {"rope_type", *SCALING_KEYS[rule]}:
+            raise ValueError(f"{path}.{key}: expected no such key, because rope_type {rule} does not use it")
+        _require(scaling, path, *SCALING_KEYS[rule][:2])
+    return rope
+
+
+def _require(values, path, *keys):
+    for key in keys:
+        if key not in values:
+            raise ValueError(f"{path}.{key}: missing")
 
 
 def _mapping(values, types, path):
@@ -194,6 +249,8 @@ class _Parser:
             elif _KEY.match(item):
                 line[1], line[2] = indent + 1 + len(rest) - len(rest.lstrip()), item
                 items.append(self.mapping(line[1]))
+            elif item == "-" or item.startswith("- "):
+                raise self.error(line[0], f"a list in a list is written in brackets, got '{line[2]}'")
             else:
                 self.at += 1
                 items.append(self.scalar_or_flow(item, line[0]))
@@ -230,7 +287,6 @@ class _Parser:
         return value
 
     def flow(self, text, number, top=False):
-        text = text.lstrip()
         if text.startswith("["):
             return self.flow_items(text[1:], number, "]")
         if text.startswith("{"):
@@ -239,6 +295,8 @@ class _Parser:
             end = text.find(text[0], 1)
             if end < 0:
                 raise self.error(number, "a quote is not closed")
+            if text[0] == '"' and "\\" in text[:end]:
+                raise self.error(number, f"escapes are not part of a job file: {text[: end + 1]}")
             return text[1:end], text[end + 1 :]
         if text[:1] in ("&", "*", "!", "|", ">"):
             raise self.error(number, f"'{text[0]}' is not part of a job file")
@@ -253,8 +311,10 @@ class _Parser:
                 match = _KEY.match(text)
                 if not match:
                     raise self.error(number, f"expected 'key: value' in {{...}}, got '{text}'")
-                value, text = self.flow(text[match.end() :], number)
-                result[match.group(1)] = value
+                key = match.group(1)
+                if key in result:
+                    raise self.error(number, f"duplicate key '{key}'")
+                result[key], text = self.flow(text[match.end() :], number)
             else:
                 value, text = self.flow(text, number)
                 result.append(value)
@@ -276,25 +336,24 @@ def _scalar(text):
     return text
 
 
-def _strip_comment(line):
+def _unquoted(text):
+    """Yields (index, character) of what is outside quotes; those within a word are none."""
     quote = None
-    for i, c in enumerate(line):
+    for i, c in enumerate(text):
         if quote:
             quote = None if c == quote else quote
-        elif c in "'\"":
+        elif c in "'\"" and (i == 0 or text[i - 1] in " [{,"):
             quote = c
-        elif c == "#" and (i == 0 or line[i - 1].isspace()):
+        else:
+            yield i, c
+
+
+def _strip_comment(line):
+    for i, c in _unquoted(line):
+        if c == "#" and (i == 0 or line[i - 1].isspace()):
             return line[:i]
     return line
 
 
 def _open_brackets(text):
-    quote, depth = None, 0
-    for c in text:
-        if quote:
-            quote = None if c == quote else quote
-        elif c in "'\"":
-            quote = c
-        else:
-            depth += (c in "[{") - (c in "]}")
-    return depth
+    return sum((c in "[{") - (c in "]}") for _, c in _unquoted(text))

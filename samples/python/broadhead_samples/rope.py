@@ -5,33 +5,12 @@ import math
 
 import numpy as np
 
-#: Keys of `rope_scaling` that a rule reads
-SCALING_KEYS = {
-    "default": (),
-    "linear": ("factor",),
-    "dynamic": ("factor", "original_max_position_embeddings"),
-    "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
-    "yarn": (
-        "factor",
-        "original_max_position_embeddings",
-        "beta_fast",
-        "beta_slow",
-        "truncate",
-        "attention_factor",
-        "mscale",
-        "mscale_all_dim",
-    ),
-}
-
 
 def frequencies(rope):
     """Angle per position of each pair, [rotary_dim / 2], and the factor of cosines and sines."""
     dim, base = rope["rotary_dim"], rope.get("base", 10000.0)
     scaling = rope.get("rope_scaling") or {"rope_type": "default"}
     rule = scaling["rope_type"]
-    unknown = set(scaling) - {"rope_type", *SCALING_KEYS.get(rule, ())}
-    if rule not in SCALING_KEYS or unknown:
-        raise ValueError(f"rope_scaling: this reference does not know {rule} with {sorted(unknown)}")
     stretch, trained = scaling.get("factor", 1.0), scaling.get("original_max_position_embeddings")
     pair = np.arange(dim // 2)
     if rule == "dynamic":
@@ -71,9 +50,6 @@ def _yarn_factor(scaling, stretch):
 
 def rotate(x, position, rope):
     """Rotates x [n, heads, head_size] by position [n]; pairs (j, j + rotary_dim / 2) or (2j, 2j + 1)."""
-    unknown = set(rope) - {"rotary_dim", "max_position", "base", "is_neox", "rope_scaling"}
-    if unknown:
-        raise ValueError(f"rope: keys this reference does not know: {', '.join(sorted(unknown))}")
     dim = rope["rotary_dim"]
     frequency, factor = frequencies(rope)
     angle = np.asarray(position)[: len(x), None, None] * frequency

@@ -14,7 +14,8 @@ import sys
 
 import numpy as np
 
-from broadhead_samples.rope import SCALING_KEYS, rotate
+from broadhead_samples.jobfile import SCALING_KEYS
+from broadhead_samples.rope import rotate
 from broadhead_samples.trace.adapters import ADAPTERS
 
 INTERFACE = "broadhead_trace"
