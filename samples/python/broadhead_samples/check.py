@@ -21,7 +21,13 @@ example:
 """
 
 #: Largest allowed error by the dtype of the output
-TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2, "float8_e4m3fn": 7e-2}
+TOLERANCE = {
+    "float64": 1e-5,
+    "float32": 1e-5,
+    "float16": 2e-3,
+    "bfloat16": 1.6e-2,
+    "float8_e4m3fn": 7e-2,
+}
 
 _STORED_AS = {"fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
 _FLOAT8_MAX = 448.0
@@ -67,7 +73,6 @@ class Reference:
 
     def __init__(self, job):
         """`job` is a dict as from `jobfile.load_job`."""
-        self.job = job
         self.kv_cache = job.get("kv_cache") or {}
         self.layers = {layer["name"]: layer for layer in job["layers"]}
         self.caches = {}
@@ -117,7 +122,12 @@ class Reference:
         for r in range(rows):
             q, k, v = query[r], key[r], value[r]
             if layer.get("rope"):
-                position = np.asarray(lists["position"][r], np.int64)
+                position, tokens = np.asarray(lists["position"][r] or [], np.int64), len(q) or len(k)
+                if len(position) != tokens or len(k) not in (0, tokens):
+                    raise ValueError(
+                        f"row {r}: expected one position and, if any, one key for each of {tokens} tokens, "
+                        f"got {len(position)} positions and {len(k)} keys"
+                    )
                 q = quantize(rotate(q, position, layer["rope"]), dtype) if len(q) else q
                 k = quantize(rotate(k, position, layer["rope"]), dtype) if len(k) else k
             m = lengths[r]
@@ -304,7 +314,7 @@ class Comparison:
         if want.lse is not None and got.lse is not None:
             lse_error = error_of(np.asarray(want.lse, np.float64), np.asarray(got.lse, np.float64))
             entry["lse"] = max(entry["lse"] or 0.0, lse_error)
-            lse_tolerance = self.tolerance or TOLERANCE[want.dtype if want.dtype in TOLERANCE else "float32"]
+            lse_tolerance = TOLERANCE[want.dtype] if self.tolerance is None else self.tolerance
             if lse_error > lse_tolerance:
                 entry["bad"] += 1
                 self.problems.append(f"{_name(key)}: lse error {lse_error:.3g} is above {lse_tolerance:g}")
