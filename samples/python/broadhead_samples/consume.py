@@ -24,6 +24,10 @@ example:
   broadhead-consume results/ --npz results.npz
 """
 
+#: dtype label -> NumPy's name of the stored elements
+_STORED = {label: np.dtype(storage).name for label, (storage, _) in dtypes.STORAGE.items()}
+_STORED["float64"] = "float64"
+
 
 @dataclasses.dataclass
 class ResultRow:
@@ -105,8 +109,9 @@ def tensor_rows(batch, name):
     flat = values.values.to_numpy(zero_copy_only=False)
     flat = flat[values.offset * width : (values.offset + len(values)) * width]
     label = logical or str(flat.dtype)
-    if label not in dtypes.STORAGE and label != "float64":
-        raise ValueError(f"column {name}: expected a tensor of floats, got {field.type}")
+    if flat.dtype.name != _STORED.get(label):
+        meant = f" of dtype {logical}" if logical else ""
+        raise ValueError(f"column {name}: expected a tensor of floats, got {field.type}{meant}")
     tensors = flat.reshape(-1, *shape)
     if label != "float64":
         tensors = dtypes.decode(tensors, label)
