@@ -564,8 +564,10 @@ def main(argv=None):
     """Command line entry; returns the exit code."""
     parser = _parser()
     args = parser.parse_args(argv)
-    if not args.managed and (args.beams > 1 or args.shared_prefix):
-        parser.error("--beams and --shared-prefix need --managed")
+    if (args.beams > 1 or args.shared_prefix) and not (args.managed and args.attn_type == "decoder"):
+        parser.error("--beams and --shared-prefix need --managed, and decoder layers")
+    if args.rope and args.attn_type == "encoder_decoder":
+        parser.error("--rope needs as many keys as queries, which encoder_decoder layers do not have")
     rng = np.random.default_rng(args.seed)
     job = jobfile.checked(demo_job(args, rng))
     folder = pathlib.Path(args.output)
