@@ -8,10 +8,12 @@ import subprocess
 import sys
 import tempfile
 import unittest
+from unittest import mock
 
 import pyarrow as pa
 
 from broadhead_samples import check, consume, produce
+from broadhead_samples.trace.main import main as trace_model
 from support import quietly
 
 
@@ -62,6 +64,10 @@ raise SystemExit(main())
             self.assert_told(produce.main, [folder, "--heads", "7"], "num_kv_heads: expected a number")
             self.assert_told(produce.main, [folder, "--scale", "nan"], "scale: expected a finite number")
             self.assert_told(produce.main, [folder, "--steps", "0"], "expected at least one batch")
+
+    def test_missing_extras_are_named(self):
+        with mock.patch.dict(sys.modules, {"torch": None}), tempfile.TemporaryDirectory() as folder:
+            self.assert_told(trace_model, ["llama", folder], "an extra of broadhead-samples has it, trace or")
 
     def test_wrong_steps_are_told_with_their_batch(self):
         with tempfile.TemporaryDirectory() as folder:
