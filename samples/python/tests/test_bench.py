@@ -245,6 +245,11 @@ class LibraryTest(unittest.TestCase):
             self.assertRaisesRegex(ValueError, "bh_cache_create: .*block_size"),
         ):
             library.cache(4, 17, 2, 32, "float16")
+        with (
+            mock.patch("broadhead_samples.bench.library.ABI_VERSION", 99),
+            self.assertRaisesRegex(ValueError, "libbroadhead.so: expected ABI version 99, got "),
+        ):
+            Library(LIBRARY, 1)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from support import quietly
 
 HAS_EXTRA = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 if HAS_EXTRA:
+    import torch
+
     from broadhead_samples.trace import main, models
 
 #: Presets whose rotary embedding can be recorded apart
@@ -49,6 +51,19 @@ class TraceTest(unittest.TestCase):
     def test_narrow_types_are_rounded_once(self):
         for dtype in ("float16", "bfloat16"):
             self.assert_agrees("llama", "--dtype", dtype, "--prompts", "20", "--decode", "2")
+
+    def test_folders_have_models_with_and_without_weights(self):
+        with tempfile.TemporaryDirectory() as folder:
+            model = models.build_model("llama", "float32", seed=1)
+            model.config.save_pretrained(folder)
+            small = ("--prompts", "9", "--decode", "2")
+            self.assert_agrees(folder, *small)
+            model.save_pretrained(folder)
+            self.assert_agrees(folder, *small)
+            with torch.no_grad():
+                loaded = models.build_model(folder, "float32", seed=2)
+                for ours, theirs in zip(model.parameters(), loaded.parameters(), strict=True):
+                    self.assertTrue(torch.equal(ours, theirs))
 
     def test_steps_are_those_of_the_options(self):
         job, rows = self.assert_agrees("llama", "--prompts", "10,3", "--chunk", "4", "--decode", "2")
