@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <thread>
 
@@ -469,6 +470,56 @@ TEST_P(StoredValues, Fp8DoesNotRoundTwice) {
   ASSERT_EQ(bh_cache_read_block(session.cache(), 0, keys.data(), values.data(), &error), BH_OK);
   EXPECT_EQ(keys[0], 0xd5);
   EXPECT_EQ(values[31], 0xd5);
+}
+
+/// Also one that is infinite where its upper bits alone are kept.
+TEST_P(StoredValues, StayNaNWhateverItsPayload) {
+  constexpr int kTokens = 3;
+  for (const int dtype : kTensorDtypes) {
+    for (const int cache_dtype : kEveryCache) {
+      if (cache_dtype == kAuto || element_bytes(cache_dtype) > element_bytes(dtype)) continue;
+      SCOPED_TRACE(dtype_label(dtype) + " to " + dtype_label(cache_dtype));
+      LayerConfig layer;
+      layer.dtype = dtype;
+      Session session(GetParam(), 2, layer, pool_of(1, 16, cache_dtype));
+      BH_SKIP_IF_UNUSABLE(session, GetParam());
+      StepRow row;
+      row.key.assign(static_cast<size_t>(kTokens * layer.key_width()), 1);
+      row.value = row.key;
+      row.slots = {0, 1, 2};
+      StepBatch batch = {{row}};
+      batch.has_query = false;
+      const Binding binding = make_binding(session.layer(), step_schema(layer, batch));
+      ArrowArray array = export_array(step_array(layer, batch));
+      const int bits = 8 * element_bytes(dtype);
+      const uint32_t infinity = encode(dtype, HUGE_VAL);
+      const int payload = std::countr_zero(infinity);
+      for (const int column : {1, 2}) {
+        const ArrowArray* tensors = array.children[column]->children[0];
+        const ArrowArray* elements = tensors->children[0];
+        const int64_t first =
+            elements->offset + (tensors->offset + kFirstListOffset) * layer.key_width();
+        auto* to = static_cast<uint8_t*>(const_cast<void*>(elements->buffers[1]));
+        for (int64_t i = 0; i < kTokens * layer.key_width(); i += 3) {
+          const uint32_t sign = static_cast<uint32_t>(i / 3 % 2) << (bits - 1);
+          store_bits(dtype, to, first + i, sign | infinity | 1u << i / 3 % payload);
+        }
+      }
+      StepResult result(layer, batch);
+      bh_error error{};
+      ASSERT_EQ(bh_step(binding.get(), &array, result.array(), nullptr, &error), BH_OK)
+          << error.message;
+      Bytes keys(static_cast<size_t>(16 * layer.key_width() * element_bytes(cache_dtype)));
+      Bytes values = keys;
+      ASSERT_EQ(bh_cache_read_block(session.cache(), 0, keys.data(), values.data(), &error), BH_OK);
+      for (const Bytes* stored : {&keys, &values}) {
+        for (int64_t i = 0; i < kTokens * layer.key_width(); ++i) {
+          const double got = decode(cache_dtype, load_bits(cache_dtype, stored->data(), i));
+          ASSERT_TRUE(i % 3 == 0 ? std::isnan(got) : got == 1) << "element " << i << ": " << got;
+        }
+      }
+    }
+  }
 }
 
 /// From 1 MiB on, CPUs write whole tiles past their caches.
