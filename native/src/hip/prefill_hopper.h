@@ -148,7 +148,7 @@ struct HopperPrefill {
         hopper::init_barrier(&turn.started, kGroupWarps);
       }
       shared.half_ring.begin(1, kConsumers);
-      shared.code_ring.begin(1, 1);
+      shared.code_ring.begin(1, Cleaners::size() / kWave);
       shared.work_ring.begin(kWave, kThreads / kWave - 1);
       for (uint64_t& barrier : shared.copied) hopper::init_barrier(&barrier, 1);
       hopper::fence_barrier_init();
@@ -475,8 +475,8 @@ struct HopperPrefill {
         shared.half_ring.wait_until_empty(wide);
         const bool found = widen_half(first_key + n * kKeys, whole, are_values,
                                       shared.codes[codes.slot], shared.halves[wide.slot], team);
+        tell(shared.code_ring.empty[codes.slot]);
         tell_full(wide.slot, found, team);
-        if (team.index() == 0) hopper::arrive(&shared.code_ring.empty[codes.slot]);
       }
     });
   }
