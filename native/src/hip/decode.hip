@@ -467,7 +467,10 @@ struct Decode {
       __syncthreads();
       write(item, begin);
     }
-    if (shared.is_unbounded) write_unbounded<T, E>(layer, step, item, group);
+    if (shared.is_unbounded) {
+      write_unbounded<T, E>(layer, step, item, group,
+                            [&](int r) -> const RowMask& { return shared.rows[r]; });
+    }
     finish_item<T, kHead, kWave>(layer, step, item, group, &shared.last);
   }
 

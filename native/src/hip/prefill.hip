@@ -225,7 +225,10 @@ struct Prefill {
           });
     }
     __syncthreads();
-    if (shared.is_unbounded) write_unbounded<T, E>(layer, step, item, group);
+    if (shared.is_unbounded) {
+      write_unbounded<T, E>(layer, step, item, group,
+                            [&](int r) -> const RowMask& { return shared.rows[r]; });
+    }
     finish_item<T, kHead, kMergeLanes<kHead>>(layer, step, item, group,
                                               reinterpret_cast<int32_t*>(&shared));
   }

@@ -667,7 +667,10 @@ struct HopperPrefill {
     } else {
       hopper::write_outputs<T, kHead>(layer, item, group, first_row, heads, state, results);
     }
-    if (work->is_unbounded) write_unbounded<T, E>(layer, step, item, group, Consumers{});
+    if (work->is_unbounded) {
+      auto row_of = [&](int r) { return describe_row(layer, step, item, group, r); };
+      write_unbounded<T, E>(layer, step, item, group, row_of, Consumers{});
+    }
     finish_item<T, kHead, kMergeLanes<kHead>>(layer, step, item, group, &shared.last, Consumers{});
   }
 };

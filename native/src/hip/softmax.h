@@ -46,10 +46,10 @@ BH_INLINE void describe_rows(const LayerArgs& layer, const StepArgs& step, const
 
 /// A weight of zero does not undo an infinite value or a NaN. Where not all rows of an item see a
 /// key kernels make such values zero, and call this once the results are written: it puts what the
-/// rows that see them get in their place. The cache is of E.
-template <class T, class E, class Team = WholeBlock>
+/// rows that see them get in their place. The cache is of E; row_of(r) tells what row r sees.
+template <class T, class E, class RowOf, class Team = WholeBlock>
 BH_INLINE void write_unbounded(const LayerArgs& layer, const StepArgs& step, const AttendItem& item,
-                               int group, const Team& team = {}) {
+                               int group, RowOf&& row_of, const Team& team = {}) {
   const CacheView& cache = step.cache;
   const int32_t* blocks = step.blocks + item.blocks;
   team.synchronize();
@@ -58,7 +58,7 @@ BH_INLINE void write_unbounded(const LayerArgs& layer, const StepArgs& step, con
     const int dimension = i % layer.head_size;
     const int r = i / layer.head_size;
     float sum = 0;
-    const RowMask row = describe_row(layer, step, item, group, r);
+    const RowMask row = row_of(r);
     for (int key = row.first; key < row.end; ++key) {
       const char* values =
           keys_of(cache, blocks[key / cache.block_size], group / layer.groups_per_kv_head) +
