@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Prefill on Hopper. A block of threads stays on a multiprocessor and takes one item after the
 // other, so that queries and the first keys of the next one are on their way while this one ends.
-// One warp takes the items and brings keys and values by bulk copies, two bring queries, one clears
-// what must not be multiplied; where the cache is fp8 all but the copying warp widen it. Two
-// warpgroups multiply. The next keys' scores are multiplied before these keys' values, and their
-// softmax runs beside the latter. The cache is laid out so that what the copies bring is what wgmma
-// reads.
+// One warp takes the items and brings keys and values by bulk copies, others bring queries, and
+// those that are left clear what must not be multiplied and widen fp8. Two warpgroups multiply. The
+// next keys' scores are multiplied before these keys' values, and their softmax runs beside the
+// latter. The cache is laid out so that what the copies bring is what wgmma reads.
 #pragma once
 
 #include "hip/hopper_results.h"
