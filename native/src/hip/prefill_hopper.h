@@ -7,6 +7,7 @@
 // latter. The cache is laid out so that what the copies bring is what wgmma reads.
 #pragma once
 
+#include "hip/copy.h"
 #include "hip/hopper_results.h"
 #include "hip/hopper_ring.h"
 #include "hip/hopper_softmax.h"
@@ -369,7 +370,8 @@ struct HopperPrefill {
     for (int run = 0; run < kRuns; ++run) {
       shared.rows[first_row + run * kWave + lane_index()] = rows[run];
     }
-    hopper::wait_for_copies();
+    commit_copies();
+    wait_for_copies();
     hopper::fence_stores();
     hopper::arrive(&turn.full);
   }

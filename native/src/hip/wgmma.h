@@ -134,14 +134,12 @@ BH_INLINE void copy_bulk(void* to, const void* from, int bytes, uint64_t* barrie
       "l"(from), "r"(bytes), "r"(shared_address(barrier))
       : "memory");
 }
-/// Copies 16 bytes, or stores zeros and reads nothing, and does not wait.
+/// As copy_chunk of hip/copy.h, or stores zeros and reads nothing.
 BH_INLINE void copy_or_clear(void* to, const void* from, bool copies) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
                "r"(copies ? 16 : 0)
                : "memory");
 }
-/// Waits for all such copies of the calling thread.
-BH_INLINE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 /// Makes ordinary stores to shared memory visible to products and copies.
 BH_INLINE void fence_stores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
