@@ -74,6 +74,29 @@ Outcome run_parts(bh_layer* layer, const LayerConfig& config, const std::vector<
 
 class Parts : public TargetTest {};
 
+/// Where kernels read and write is told of the first row, whichever part it is in.
+TEST_P(Parts, MayBeEmptyBeforeTheFirstRow) {
+  LayerConfig config;
+  Session session(GetParam(), 1, config, pool_of(BH_FLOAT32));
+  BH_SKIP_IF_UNUSABLE(session, GetParam());
+  Sequences sequences(config);
+  const StepBatch batch = {{sequences.next(0, 3), sequences.next(1, 1)}};
+  const Outcome behind = run_parts(session.layer(), config, {StepBatch{}, batch, batch});
+  ASSERT_EQ(behind.status, BH_OK) << behind.error.message;
+  EXPECT_NE(behind.stats.query_address, 0);
+  EXPECT_NE(behind.stats.key_address, 0);
+  EXPECT_NE(behind.stats.value_address, 0);
+  if (GetParam().backend == "cpu") {  // others stage it
+    EXPECT_EQ(behind.stats.output_address,
+              reinterpret_cast<int64_t>(behind.results[1]->output_address()));
+  }
+
+  const Outcome empty = run_parts(session.layer(), config, {StepBatch{}});
+  ASSERT_EQ(empty.status, BH_OK) << empty.error.message;
+  EXPECT_EQ(empty.stats.query_address, 0);
+  EXPECT_EQ(empty.stats.output_address, 0);
+}
+
 TEST_P(Parts, AreOneStepWithResultsOfTheirOwn) {
   for (const int attn_type : {BH_DECODER, BH_ENCODER}) {
     for (const int threads : {1, 3}) {

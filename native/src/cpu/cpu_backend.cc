@@ -217,16 +217,13 @@ class CpuLayer final : public Layer {
     stats.keys_seen = plan_.keys_seen();
     stats.keys_read = plan_.keys_read();
     stats.kernel_nanoseconds = kernel_time_.count();
-    const StepPart& part = step.parts[0];
-    stats.query_address = reinterpret_cast<int64_t>(part.query);
-    stats.key_address = reinterpret_cast<int64_t>(part.key);
-    stats.value_address = reinterpret_cast<int64_t>(part.value);
-    stats.output_address = reinterpret_cast<int64_t>(part.output);
-    if (step.num_rows == 0 || step.rows[0].part != 0) return;
+    if (step.num_rows == 0) return;
     const StepRow& row = step.rows[0];  // its indices are 0 where it has no column
-    stats.query_address += row.query * query_bytes;
-    stats.key_address += row.key * key_bytes;
-    stats.value_address += row.value * key_bytes;
+    const StepPart& part = step.parts[row.part];
+    stats.query_address = reinterpret_cast<int64_t>(part.query) + row.query * query_bytes;
+    stats.key_address = reinterpret_cast<int64_t>(part.key) + row.key * key_bytes;
+    stats.value_address = reinterpret_cast<int64_t>(part.value) + row.value * key_bytes;
+    stats.output_address = reinterpret_cast<int64_t>(part.output);
   }
 
   const LayerSpec& spec_;

@@ -185,10 +185,10 @@ std::unique_ptr<GpuStep> GpuLayer::prepare(const Step& step) {
   stats.written_tokens = cache_ ? plan_.written_tokens() : 0;
   stats.keys_seen = plan_.keys_seen();
   stats.keys_read = plan_.keys_read();
-  if (step.num_rows > 0 && step.rows[0].part == 0) {
+  if (step.num_rows > 0) {
     const TensorBytes bytes(spec_);
     const StepRow& row = step.rows[0];
-    const PartTensors& part = memory.parts()[0];
+    const PartTensors& part = memory.parts()[static_cast<size_t>(row.part)];
     auto address_of = [](const char* tensors, int64_t offset) {
       return tensors ? reinterpret_cast<int64_t>(tensors + offset) : 0;
     };
