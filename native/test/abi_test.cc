@@ -316,6 +316,15 @@ TEST_P(Abi, RefusesBadLayerOptions) {
   bh_error error{};
   expect_refused(bh_layer_create(engine.get(), &options, nullptr, &layer, &error), error,
                  BH_INVALID_ARGUMENT, {"layer", "cache"});
+  options.attn_type = BH_ENCODER;
+  options.read_only_cache = 1;
+  expect_refused(bh_layer_create(engine.get(), &options, nullptr, &layer, &error), error,
+                 BH_INVALID_ARGUMENT, {"layer", "no KV cache", "read_only_cache"});
+  options.read_only_cache = 0;
+  options.v_scale = 2;
+  expect_refused(bh_layer_create(engine.get(), &options, nullptr, &layer, &error), error,
+                 BH_INVALID_ARGUMENT, {"layer", "v_scale", "fp8", "1 and 2 with no cache"});
+  options = config.options(rope);
   options.num_kv_heads = 4;
   expect_refused(bh_layer_create(engine.get(), &options, cache.get(), &layer, &error), error,
                  BH_INVALID_ARGUMENT, {"2 KV heads of 64", "4 of 64"});

@@ -101,17 +101,21 @@ LayerSpec check_layer(const bh_layer_options& o) {
 
 void check_layer_cache(const LayerSpec& spec, int cache_dtype, int block_size) {
   const char* name = spec.name.c_str();
-  if (!spec.uses_cache()) {
+  if (spec.uses_cache()) {
+    require(byte_width(cache_dtype) > 0, "%s: the layer needs a KV cache, got none", name);
+    require(block_size >= kBlockSizeStep && block_size % kBlockSizeStep == 0,
+            "%s: block_size must be a multiple of %d, got %d", name, kBlockSizeStep, block_size);
+  } else {
     require(cache_dtype == 0, "%s: encoder layers have no KV cache, got one of %s", name,
             dtype_name(cache_dtype));
-    return;
+    require(!spec.read_only_cache, "%s: encoder layers have no KV cache, got read_only_cache",
+            name);
   }
-  require(byte_width(cache_dtype) > 0, "%s: the layer needs a KV cache, got none", name);
-  require(block_size >= kBlockSizeStep && block_size % kBlockSizeStep == 0,
-          "%s: block_size must be a multiple of %d, got %d", name, kBlockSizeStep, block_size);
+  const std::string cache =
+      spec.uses_cache() ? std::string("a ") + dtype_name(cache_dtype) + " cache" : "no cache";
   require(is_fp8(cache_dtype) || (spec.k_scale == 1 && spec.v_scale == 1),
-          "%s: k_scale and v_scale belong to fp8 caches, got %g and %g with a %s cache", name,
-          double{spec.k_scale}, double{spec.v_scale}, dtype_name(cache_dtype));
+          "%s: k_scale and v_scale belong to fp8 caches, got %g and %g with %s", name,
+          double{spec.k_scale}, double{spec.v_scale}, cache.c_str());
 }
 
 void check_cache(const bh_cache_options& o) {
