@@ -124,6 +124,15 @@ BH_INLINE void store_output(const LayerArgs& layer, char* output, int head, int 
   }
 }
 
+/// Whether the number that store_output wrote there is NaN.
+template <class T>
+BH_INLINE bool is_nan_in_output(const LayerArgs& layer, const char* output, int64_t index) {
+  const float number = layer.output_dtype == BH_FLOAT8_E4M3FN
+                           ? widen(reinterpret_cast<const Float8E4M3*>(output)[index])
+                           : widen(reinterpret_cast<const T*>(output)[index]);
+  return number != number;
+}
+
 /// The threads that work on an item together.
 struct WholeBlock {
   BH_INLINE int index() const { return static_cast<int>(threadIdx.x); }

@@ -72,6 +72,9 @@ BH_INLINE void write_unbounded(const LayerArgs& layer, const StepArgs& step, con
     const Token token = token_of(step, item, r / layer.group_size);
     const int head = group * layer.group_size + r % layer.group_size;
     if (token.num_partials == 1) {
+      // Where weights are NaN, of a key that is, what they multiply does not matter.
+      const int64_t index = int64_t{head} * layer.head_size + dimension;
+      if (is_nan_in_output<T>(layer, token.output, index)) continue;
       store_output<T, 1>(layer, token.output, head, dimension, 1, &sum);
     } else {
       const int64_t partial = int64_t{token.first_partial + item.piece} * layer.num_heads + head;
