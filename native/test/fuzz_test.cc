@@ -5,12 +5,15 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <deque>
 #include <functional>
 #include <limits>
 
+#include "cases.h"
 #include "harness.h"
+#include "number_format.h"
 #include "random.h"
 #include "summary.h"
 
@@ -18,7 +21,6 @@ namespace broadhead::test {
 namespace {
 
 constexpr int kBlocks = 12;
-constexpr int kBlockSize = 16;
 constexpr int kMaxPosition = 100;
 
 template <class T>
@@ -28,26 +30,71 @@ T any_of(Random& random, const std::vector<T>& values) {
 
 bool one_in(Random& random, int64_t count) { return random.below(count) == 0; }
 
+/// A layer, and the pool that it uses if any.
+struct Setting {
+  LayerConfig layer;
+  bh_cache_options pool{};
+
+  int64_t num_slots() const { return pool.num_blocks * pool.block_size; }
+};
+
 LayerConfig random_layer(Random& random) {
   LayerConfig layer;
   layer.attn_type = any_of<int>(random, {BH_DECODER, BH_DECODER, BH_ENCODER, BH_ENCODER_DECODER});
   layer.dtype = any_of<int>(random, {BH_FLOAT32, BH_FLOAT16, BH_BFLOAT16});
   layer.num_kv_heads = any_of<int>(random, {1, 2});
-  layer.num_heads = layer.num_kv_heads * any_of<int>(random, {1, 4});
-  layer.head_size = any_of<int>(random, {32, 80});
-  layer.sliding_window = any_of<int64_t>(random, {0, 1, 20});
+  layer.num_heads = layer.num_kv_heads * any_of<int>(random, {1, 4, 7});
+  layer.head_size = any_of<int>(random, {32, 80, 96, 256});
+  layer.scale = any_of<float>(random, {0.125f, 0.0625f, 0, -0.1f});
+  layer.sliding_window = any_of<int64_t>(random, {0, 0, 1, 20, 150, int64_t{1} << 40});
+  layer.logits_soft_cap = any_of<float>(random, {0, 0, 1, 30});
+  layer.output_scale = any_of<float>(random, {0, 0, 0.02f, 1});
   layer.return_lse = one_in(random, 2);
-  if (one_in(random, 3)) layer.sinks.assign(static_cast<size_t>(layer.num_heads), 0.5f);
-  if (one_in(random, 3)) layer.set_rope(32, one_in(random, 2), kMaxPosition);
+  auto of_heads = [&](std::vector<float>& numbers, const std::vector<float>& values) {
+    if (!one_in(random, 3)) return;
+    for (int h = 0; h < layer.num_heads; ++h) numbers.push_back(any_of(random, values));
+  };
+  // Steep slopes over hundreds of keys would take more accuracy than scores of float32 have.
+  of_heads(layer.alibi_slopes, {0, 0.02f, -0.001f});
+  of_heads(layer.sinks, {0.5f, -3, -HUGE_VALF});
+  if (one_in(random, 3)) {
+    const auto rotary = 2 + 2 * random.below(layer.head_size / 2);
+    layer.set_rope(static_cast<int>(rotary), one_in(random, 2), kMaxPosition);
+  }
   return layer;
 }
 
-/// Rows as a scheduler would never make them: of any lengths, with blocks and slots that repeat.
-StepBatch random_batch(Random& random, const LayerConfig& layer) {
+Setting random_setting(Random& random) {
+  Setting setting{random_layer(random)};
+  LayerConfig& layer = setting.layer;
+  if (!layer.uses_cache()) return setting;
+  bh_cache_options& pool = setting.pool;
+  pool.num_blocks = kBlocks;
+  pool.block_size = any_of<int>(random, {16, 16, 48});
+  pool.dtype = any_of(random, kEveryCache);
+  if (pool.dtype == kAuto) pool.dtype = layer.dtype;
+  if (element_bytes(pool.dtype) == 1) {
+    layer.k_scale = any_of<float>(random, {1, 0.3f, 0.0171f});
+    layer.v_scale = any_of<float>(random, {1, 0.7f, 1.9f});
+  }
+  layer.read_only_cache = one_in(random, 8);
+  return setting;
+}
+
+/// A batch without rows.
+StepBatch random_columns(Random& random, const LayerConfig& layer) {
   StepBatch batch;
   batch.has_query = !one_in(random, 8);
   batch.has_key = !layer.uses_cache() || !one_in(random, 8);
   batch.wide_positions = one_in(random, 2);
+  return batch;
+}
+
+/// Adds rows as a scheduler would never make them: of any lengths, with blocks and slots that
+/// repeat. The tables of some begin alike.
+void add_rows(Random& random, const Setting& setting, StepBatch& batch) {
+  const LayerConfig& layer = setting.layer;
+  const int block_size = setting.pool.block_size;
   const int64_t num_rows = random.below(5);
   for (int64_t r = 0; r < num_rows; ++r) {
     StepRow row;
@@ -59,13 +106,16 @@ StepBatch random_batch(Random& random, const LayerConfig& layer) {
         row.positions.push_back(random.below(kMaxPosition));
       }
     }
-    row.seq_len = static_cast<int32_t>(random.below(kBlocks * kBlockSize));
-    if (layer.attn_type == BH_DECODER && row.seq_len < queries) row.seq_len = 0;
-    for (int b = 0; b < (row.seq_len + kBlockSize - 1) / kBlockSize; ++b) {
-      row.blocks.push_back(static_cast<int32_t>(random.below(kBlocks)));
-    }
-    for (int64_t i = 0; i < keys; ++i) {
-      row.slots.push_back(random.below(kBlocks * kBlockSize + 8) - 8);  // some are padding
+    if (layer.uses_cache()) {
+      row.seq_len = static_cast<int32_t>(random.below(setting.num_slots()));
+      if (layer.attn_type == BH_DECODER && row.seq_len < queries) row.seq_len = 0;
+      const int64_t alike = random.below(kBlocks);
+      for (int b = 0; b < (row.seq_len + block_size - 1) / block_size; ++b) {
+        row.blocks.push_back(b < alike ? b : static_cast<int32_t>(random.below(kBlocks)));
+      }
+      for (int64_t i = 0; i < keys; ++i) {
+        row.slots.push_back(random.below(setting.num_slots() + 8) - 8);  // some are padding
+      }
     }
     auto tensors = [&](int64_t count, int heads, int cache_dtype) {
       return layer.rotary_dim > 0 && count > 0
@@ -73,19 +123,23 @@ StepBatch random_batch(Random& random, const LayerConfig& layer) {
                  : random_tensors(random, layer, count, heads);
     };
     row.query = tensors(queries, layer.num_heads, 0);
-    row.key = tensors(keys, layer.num_kv_heads, layer.uses_cache() ? layer.dtype : 0);
+    row.key = tensors(keys, layer.num_kv_heads, setting.pool.dtype);
     row.value = random_tensors(random, layer, keys, layer.num_kv_heads);
     batch.rows.push_back(std::move(row));
   }
+}
+
+StepBatch random_batch(Random& random, const Setting& setting) {
+  StepBatch batch = random_columns(random, setting.layer);
+  add_rows(random, setting, batch);
   return batch;
 }
 
-bh_cache_options pool_of(const LayerConfig& layer) {
-  bh_cache_options pool{};
-  pool.num_blocks = layer.uses_cache() ? kBlocks : 0;
-  pool.block_size = kBlockSize;
-  pool.dtype = layer.dtype;
-  return pool;
+std::vector<StepBatch> random_parts(Random& random, const Setting& setting) {
+  std::vector<StepBatch> parts(static_cast<size_t>(1 + random.below(3)),
+                               random_columns(random, setting.layer));
+  for (StepBatch& part : parts) add_rows(random, setting, part);
+  return parts;
 }
 
 /// Writes a number that means something somewhere over one of the data's.
@@ -94,7 +148,7 @@ void change_value(Random& random, Bytes& data) {
                                                 1,
                                                 -1,
                                                 kBlocks,
-                                                kBlocks * kBlockSize,
+                                                kBlocks * 16,
                                                 kMaxPosition,
                                                 std::numeric_limits<int32_t>::max(),
                                                 std::numeric_limits<int32_t>::min(),
@@ -301,31 +355,32 @@ const std::vector<std::function<void(Random&, Texts&, ArrowSchema&)>> kSchemaDis
 class Fuzz : public TargetTest {
  protected:
   /// A layer of its own for each seed, until one fails.
-  void for_each_seed(const std::function<void(Random&, const LayerConfig&, Session&)>& body) {
+  void for_each_seed(const std::function<void(Random&, const Setting&, Session&)>& body) {
     for (int seed = 0; seed < options().seeds; ++seed) {
       SCOPED_TRACE("seed " + std::to_string(seed));
       Random random(static_cast<uint64_t>(seed));
-      const LayerConfig layer = random_layer(random);
-      Session session(GetParam(), 2, layer, pool_of(layer));
+      const Setting setting = random_setting(random);
+      Session session(GetParam(), 2, setting.layer, setting.pool);
       BH_SKIP_IF_UNUSABLE(session, GetParam());
-      body(random, layer, session);
+      body(random, setting, session);
       if (HasFailure()) return;
     }
   }
 };
 
 TEST_P(Fuzz, StepsMatchTheReference) {
-  for_each_seed([](Random& random, const LayerConfig& layer, Session& session) {
+  for_each_seed([](Random& random, const Setting& setting, Session& session) {
     session.fill_cache(random);
-    for (int step = 0; step < 2; ++step) session.step(random_batch(random, layer));
+    for (int step = 0; step < 2; ++step) session.step_parts(random_parts(random, setting));
     record("fuzz", GetParam(), session.worst());
   });
 }
 
 TEST_P(Fuzz, ChangedStepsAreRefusedOrDone) {
   int refused = 0;
-  for_each_seed([&](Random& random, const LayerConfig& layer, Session& session) {
-    const StepBatch batch = random_batch(random, layer);
+  for_each_seed([&](Random& random, const Setting& setting, Session& session) {
+    const LayerConfig& layer = setting.layer;
+    const StepBatch batch = random_batch(random, setting);
     const Binding binding = make_binding(session.layer(), step_schema(layer, batch));
     for (int change = 0; change < 8; ++change) {
       const Array array = changed(random, step_array(layer, batch));
@@ -383,8 +438,9 @@ TEST_P(Fuzz, ChangedStepsAreRefusedOrDone) {
 
 TEST_P(Fuzz, ChangedSchemasAreRefusedOrBound) {
   int refused = 0;
-  for_each_seed([&](Random& random, const LayerConfig& layer, Session& session) {
-    const StepBatch batch = random_batch(random, layer);
+  for_each_seed([&](Random& random, const Setting& setting, Session& session) {
+    const LayerConfig& layer = setting.layer;
+    const StepBatch batch = random_batch(random, setting);
     for (int change = 0; change < 16; ++change) {
       Texts texts;
       ArrowSchema schema = export_schema(step_schema(layer, batch));

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "number_format.h"
 
@@ -76,14 +77,17 @@ double compare_result(const LayerConfig& layer, const StepResult& result,
   return worst;
 }
 
-bool rounds_weights(const Target& target, const LayerConfig& layer, const StepBatch& batch) {
+bool rounds_weights(const Target& target, const LayerConfig& layer,
+                    const std::vector<StepBatch>& parts) {
   if (target.backend == "cpu" || layer.dtype == BH_FLOAT32) return false;
   // Up to so many query rows weights are split into terms that hold all of a float32.
   constexpr int64_t kExactRows = 8;
   std::vector<int32_t> first_blocks;
-  for (const StepRow& row : batch.rows) {
-    if (row.num_queries(layer) * layer.group_size() > kExactRows) return true;
-    if (layer.uses_cache() && !row.blocks.empty()) first_blocks.push_back(row.blocks[0]);
+  for (const StepBatch& part : parts) {
+    for (const StepRow& row : part.rows) {
+      if (row.num_queries(layer) * layer.group_size() > kExactRows) return true;
+      if (layer.uses_cache() && !row.blocks.empty()) first_blocks.push_back(row.blocks[0]);
+    }
   }
   // Rows with a common prefix are attended together.
   std::sort(first_blocks.begin(), first_blocks.end());
@@ -129,6 +133,26 @@ int32_t run_step(bh_layer* layer, const LayerConfig& config, const StepBatch& ba
   return status;
 }
 
+Outcome run_parts(bh_layer* layer, const LayerConfig& config, const std::vector<StepBatch>& parts) {
+  const Binding binding = make_binding(layer, step_schema(config, parts.front()));
+  Outcome outcome{};
+  std::vector<ArrowArray> arrays;
+  for (const StepBatch& part : parts) {
+    arrays.push_back(export_array(step_array(config, part)));
+    outcome.results.push_back(std::make_unique<StepResult>(config, part));
+  }
+  std::vector<bh_step_part> given;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    given.push_back({&arrays[i], outcome.results[i]->array()});
+  }
+  outcome.status = bh_step_parts(binding.get(), given.data(), static_cast<int64_t>(given.size()),
+                                 &outcome.stats, &outcome.error);
+  for (const ArrowArray& array : arrays) {
+    EXPECT_EQ(array.release, nullptr) << "batches are taken by move";
+  }
+  return outcome;
+}
+
 Session::Session(const Target& target, int threads, const LayerConfig& config,
                  bh_cache_options pool)
     : config_(config), engine_(open_engine(target, threads, reason_)), target_(target) {
@@ -162,41 +186,54 @@ void Session::share_cache() {
 }
 
 std::unique_ptr<StepResult> Session::step(const StepBatch& batch) {
-  auto result = std::make_unique<StepResult>(config_, batch);
-  bh_error error{};
-  bh_step_stats stats{};
+  return std::move(step_parts({batch}).front());
+}
+
+std::vector<std::unique_ptr<StepResult>> Session::step_parts(const std::vector<StepBatch>& parts) {
   bh_layer* layer = sharing_layer_ ? sharing_layer_.get() : layer_.get();
-  const int32_t status = run_step(layer, config_, batch, *result, error, &stats);
-  EXPECT_EQ(status, BH_OK) << "row " << error.row << ": " << error.message;
-  if (status != BH_OK) {
+  Outcome outcome = run_parts(layer, config_, parts);
+  EXPECT_EQ(outcome.status, BH_OK) << "row " << outcome.error.row << ": " << outcome.error.message;
+  if (outcome.status != BH_OK) {
     worst_ = HUGE_VAL;
-    return result;
+    return std::move(outcome.results);
   }
   if (mirror_) {
-    update_reference(config_, batch, *mirror_);
+    for (const StepBatch& part : parts) update_reference(config_, part, *mirror_);
     compare_cache(config_, cache_.get(), *mirror_);
   }
-  Expected expected = attend_reference(config_, batch, mirror_.get());
-  if (!rounds_weights(target_, config_, batch)) {
-    std::fill(expected.weight_error.begin(), expected.weight_error.end(), 0.0);
-  }
-  weight_errors_ = expected.weight_error;
-  worst_ = std::max(worst_, compare_result(config_, *result, expected));
-  EXPECT_TRUE(result->guards_intact()) << "the step wrote past the end of its result";
-  EXPECT_TRUE(result->has_offsets_of(batch));
+  weight_errors_.clear();
+  bh_step_stats wanted{};
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const StepResult& result = *outcome.results[i];
+    Expected expected = attend_reference(config_, parts[i], mirror_.get());
+    if (!rounds_weights(target_, config_, parts)) {
+      std::fill(expected.weight_error.begin(), expected.weight_error.end(), 0.0);
+    }
+    weight_errors_.insert(weight_errors_.end(), expected.weight_error.begin(),
+                          expected.weight_error.end());
+    worst_ = std::max(worst_, compare_result(config_, result, expected));
+    EXPECT_TRUE(result.guards_intact()) << "the step wrote past the end of its result";
+    EXPECT_TRUE(result.has_offsets_of(parts[i]));
 
-  int64_t written = 0;
-  for (const StepRow& row : batch.rows) {
-    if (!mirror_ || config_.read_only_cache || !batch.has_key) break;
-    written += std::count_if(row.slots.begin(), row.slots.end(), [](int64_t s) { return s >= 0; });
+    wanted.query_tokens += parts[i].num_queries(config_);
+    wanted.keys_seen += expected.keys_seen;
+    for (const StepRow& row : parts[i].rows) {
+      if (wanted.output_address == 0) {
+        wanted.output_address = reinterpret_cast<int64_t>(result.output_address());
+      }
+      if (!mirror_ || config_.read_only_cache || !parts[i].has_key) continue;
+      wanted.written_tokens +=
+          std::count_if(row.slots.begin(), row.slots.end(), [](int64_t s) { return s >= 0; });
+    }
   }
-  EXPECT_EQ(stats.query_tokens, batch.num_queries(config_));
-  EXPECT_EQ(stats.written_tokens, written);
-  EXPECT_EQ(stats.keys_seen, expected.keys_seen);
+  const bh_step_stats& stats = outcome.stats;
+  EXPECT_EQ(stats.query_tokens, wanted.query_tokens);
+  EXPECT_EQ(stats.written_tokens, wanted.written_tokens);
+  EXPECT_EQ(stats.keys_seen, wanted.keys_seen);
   if (stats.query_tokens > 0 && stats.bytes_staged == 0) {
-    EXPECT_EQ(stats.output_address, reinterpret_cast<int64_t>(result->output_address()));
+    EXPECT_EQ(stats.output_address, wanted.output_address);
   }
-  return result;
+  return std::move(outcome.results);
 }
 
 }  // namespace broadhead::test

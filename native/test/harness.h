@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "broadhead/broadhead.h"
 #include "random.h"
@@ -32,8 +33,9 @@ inline constexpr double kFloat32Error = 48 * 0x1p-24;
 /// above 1 fails the test.
 double compare_result(const LayerConfig& layer, const StepResult& result, const Expected& expected);
 
-/// Whether the target rounds the weights of some token of the batch.
-bool rounds_weights(const Target& target, const LayerConfig& layer, const StepBatch& batch);
+/// Whether the target rounds the weights of some token of the step.
+bool rounds_weights(const Target& target, const LayerConfig& layer,
+                    const std::vector<StepBatch>& parts);
 
 /// Fails the test where the cache does not hold the mirror's bits: values rounded once, untouched
 /// slots as they were. With float32 rope, keys may differ by float32 rounding; the mirror then
@@ -46,6 +48,16 @@ void write_cache(bh_cache* cache, const LogicalCache& mirror);
 /// One bh_step on a binding of its own. `error` is filled on failure.
 int32_t run_step(bh_layer* layer, const LayerConfig& config, const StepBatch& batch,
                  StepResult& result, bh_error& error, bh_step_stats* stats = nullptr);
+
+struct Outcome {
+  int32_t status;
+  bh_error error;
+  bh_step_stats stats;
+  std::vector<std::unique_ptr<StepResult>> results;  ///< of each part
+};
+
+/// One bh_step_parts on a binding of its own; all parts have the columns of the first one.
+Outcome run_parts(bh_layer* layer, const LayerConfig& config, const std::vector<StepBatch>& parts);
 
 /// A layer on a poisoned cache, and what the reference knows of both.
 class Session {
@@ -67,6 +79,8 @@ class Session {
   /// Runs the step, compares cache, result, offsets and statistics with the reference, and returns
   /// the result.
   std::unique_ptr<StepResult> step(const StepBatch& batch);
+  /// The same for a step of several batches.
+  std::vector<std::unique_ptr<StepResult>> step_parts(const std::vector<StepBatch>& parts);
 
   /// Errors that the weights' rounding may have caused in the last step's result, zero where the
   /// target rounds none.

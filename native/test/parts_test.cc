@@ -47,31 +47,6 @@ bh_cache_options pool_of(int dtype) {
   return pool;
 }
 
-struct Outcome {
-  int32_t status;
-  bh_error error;
-  bh_step_stats stats;
-  std::vector<std::unique_ptr<StepResult>> results;
-};
-
-Outcome run_parts(bh_layer* layer, const LayerConfig& config, const std::vector<StepBatch>& parts) {
-  const Binding binding = make_binding(layer, step_schema(config, parts.front()));
-  Outcome outcome{};
-  std::vector<ArrowArray> arrays;
-  for (const StepBatch& part : parts) {
-    arrays.push_back(export_array(step_array(config, part)));
-    outcome.results.push_back(std::make_unique<StepResult>(config, part));
-  }
-  std::vector<bh_step_part> given;
-  for (size_t i = 0; i < parts.size(); ++i) {
-    given.push_back({&arrays[i], outcome.results[i]->array()});
-  }
-  outcome.status = bh_step_parts(binding.get(), given.data(), static_cast<int64_t>(given.size()),
-                                 &outcome.stats, &outcome.error);
-  for (const ArrowArray& array : arrays) EXPECT_EQ(array.release, nullptr);
-  return outcome;
-}
-
 class Parts : public TargetTest {};
 
 /// Where kernels read and write is told of the first row, whichever part it is in.
@@ -109,27 +84,12 @@ TEST_P(Parts, AreOneStepWithResultsOfTheirOwn) {
       BH_SKIP_IF_UNUSABLE(session, GetParam());
       Sequences sequences(config);
       // A prompt, decode rows, no row at all, and the next token of a sequence of an earlier part.
-      const std::vector<StepBatch> parts = {{{sequences.next(0, 37), sequences.next(1, 1)}},
-                                            {},
-                                            {{sequences.next(2, 1)}},
-                                            {{sequences.next(3, 5), sequences.next(0, 1)}}};
-      const Outcome outcome = run_parts(session.layer(), config, parts);
-      ASSERT_EQ(outcome.status, BH_OK) << outcome.error.message;
-
-      double worst = 0;
-      if (session.mirror()) {
-        for (const StepBatch& part : parts) update_reference(config, part, *session.mirror());
-        compare_cache(config, session.cache(), *session.mirror());
-      }
-      for (size_t i = 0; i < parts.size(); ++i) {
-        const Expected expected = attend_reference(config, parts[i], session.mirror());
-        worst = std::max(worst, compare_result(config, *outcome.results[i], expected));
-        EXPECT_TRUE(outcome.results[i]->guards_intact());
-        EXPECT_TRUE(outcome.results[i]->has_offsets_of(parts[i]));
-      }
-      EXPECT_LE(worst, 1);
-      EXPECT_EQ(outcome.stats.query_tokens, 37 + 1 + 1 + 5 + 1);
-      record("parts", GetParam(), worst);
+      session.step_parts({{{sequences.next(0, 37), sequences.next(1, 1)}},
+                          {},
+                          {{sequences.next(2, 1)}},
+                          {{sequences.next(3, 5), sequences.next(0, 1)}}});
+      EXPECT_LE(session.worst(), 1);
+      record("parts", GetParam(), session.worst());
     }
   }
 }
