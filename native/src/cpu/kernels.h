@@ -10,9 +10,6 @@
 
 namespace broadhead::cpu {
 
-/// The largest head size.
-constexpr int kMaxHeadSize = 256;
-
 /// Tokens of a tile. A block is a run of tiles, so that kernels work in tiles whatever the block
 /// size is.
 constexpr int kTile = 16;

@@ -126,13 +126,14 @@ BH_INLINE Bytes look_up(const Table& table, Bytes at) {
 #endif
 }
 
-/// What the `place`th number from half a step on, see round_vector(), is in steps: twice that,
-/// less one where it is a tie that is rounded down, as it would not be with any more bits, and less
-/// one for average().
+/// An entry of the table of subnormal numbers, for a `place` that round_vector() counts. Their code
+/// is the number in steps, which are the smallest number of E. Half way between two codes the rest
+/// of the number decides: average() makes the upper one of this entry and 1, and of it and 0 the
+/// even one. Elsewhere both are the same.
 BH_INLINE constexpr uint8_t subnormal(int mantissa, int place) {
   const int one = 1 << mantissa;
-  const int halves = (one + place % one) << place / one;  // times `one`
-  const int steps = (halves + one) / (2 * one);
+  const int halves = (one + place % one) << place / one;  // of a step, times `one`
+  const int steps = (halves + one) / (2 * one);           // half is rounded up
   const bool down = halves % (2 * one) == one && steps % 2 == 1;
   return static_cast<uint8_t>(2 * steps - down - 1);
 }
@@ -151,8 +152,14 @@ BH_INLINE Table subnormals() {
 
 /// Rounds a vector of E. Not if one is infinite, NaN or, of bfloat16, too large.
 ///
-/// Counted from half the smallest number of E, an exponent and as much of the mantissa as E has are
-/// a byte, `high`, and what is left of the mantissa is another, `low`.
+/// Magnitudes of S are cut into two bytes each: what E can hold, and what decides the rounding.
+///
+///     float16 to e4m3    s eeeee mmm rrrrrrr      high: eeeee mmm    low: rrrrrrr
+///
+/// `high` is counted from half the smallest number of E on, below which all becomes zero. Of normal
+/// numbers of E it is their code and a constant. One is added where `low` is above half, or half
+/// and the code odd; a carry into the exponent is right as it is. The kMantissa + 1 exponents of S
+/// below are those of subnormal numbers, whose codes are in a table.
 template <class S, class E>
 BH_INLINE bool round_vector(const S* from, E* to) {
   constexpr bool kWider = S::kBias > E::kBias;  // has exponents that E has not
@@ -173,7 +180,7 @@ BH_INLINE bool round_vector(const S* from, E* to) {
   const Bytes above_half = subtract(low | (high & bytes(1)), bytes(1 << (kRest - 1)));
   Bytes code = min(above_half, bytes(1));
   if constexpr (kWider) {
-    // Neither is too large where the other is right.
+    // Each is at most the other where that one is right.
     const Bytes normal = code + subtract(high, bytes(E::kMantissa << E::kMantissa));
     code = max(normal, average(look_up(subnormals<E>(), high), min(low, bytes(1))));
   } else {

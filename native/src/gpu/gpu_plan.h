@@ -26,8 +26,14 @@ struct PlanLimits {
   int num_groups;
 };
 
-/// One step as kernels take it: checked rows become flat arrays, decode work is shared out
-/// over the blocks of threads that are resident at once. Keeps its memory between steps.
+/// One step as kernels take it: checked rows become flat arrays. Keeps its memory between steps.
+///
+/// Query tokens of a row that fit into a block of threads are a unit of work, with all keys that
+/// they see. What rows with a common prefix see of that is one unit of them all. The keys of a unit
+/// are divided into pieces where the device would be idle otherwise, and each piece is an item, for
+/// decode or prefill, which blocks of threads take for one group of heads each. A token whose keys
+/// several items have gets a partial result from each; the block of threads that ends the last item
+/// of a run, which is the tokens of a row's unit, joins them.
 class GpuPlan {
  public:
   /// `block_size` is that of the cache, also of the temporary one of encoder layers, whose tables
@@ -68,17 +74,16 @@ class GpuPlan {
     int32_t num_queries;
   };
 
-  /// A run of tokens against a range of the keys of a row, which is divided into pieces.
   struct Unit {
-    int32_t first_token;
+    int32_t first_token;  ///< index into tokens_
     int32_t num_tokens;
-    int32_t row;  ///< whose block table it is
-    int32_t first_key;
+    int32_t row;        ///< whose block table it is
+    int32_t first_key;  ///< of its first tile
     int32_t end_key;
-    int32_t first_seen;
+    int32_t first_seen;  ///< by any token
     int32_t tiles_of_piece;
     int32_t pieces;
-    int32_t first_piece;
+    int32_t first_piece;  ///< counted among the partial results of its tokens
   };
 
   void add_rows(const LayerSpec& spec, const Step& step, int block_size,
@@ -98,14 +103,14 @@ class GpuPlan {
 
   std::vector<Row> rows_;
   std::vector<Run> runs_;
-  std::vector<Token> tokens_;
+  std::vector<Token> tokens_;  ///< of all rows, then those of shared prefixes once more
   std::vector<std::span<const int32_t>> tables_;  ///< block tables of rows, as much as is used
   std::vector<UpdateToken> update_tokens_;
   std::vector<QueryToken> query_tokens_;
   std::vector<int32_t> first_block_of_row_;  ///< where all tables follow one another
   std::vector<int32_t> temporary_ids_;       ///< 0, 1, ...: tables of encoder layers
-  std::vector<int32_t> shared_keys_;         ///< of each row
-  std::vector<int32_t> shared_tokens_;       ///< tokens_ entries of shared units name these again
+  std::vector<int32_t> shared_keys_;         ///< of each row: how many it has in a shared prefix
+  std::vector<int32_t> shared_tokens_;       ///< which ones the tokens once more repeat
   std::vector<Unit> decode_units_;
   std::vector<Unit> prefill_units_;
   std::vector<AttendItem> decode_items_;
