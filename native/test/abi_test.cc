@@ -339,19 +339,25 @@ TEST_P(Abi, RefusesBadLayerOptions) {
   }
 }
 
-/// However long a name is, the message ends.
+/// However long a name is, the message ends, and not within a character.
 TEST_P(Abi, CutsLongMessages) {
   BH_OPEN_OR_SKIP(engine, GetParam(), 1);
   bh_rope rope;
   bh_layer_options options = LayerConfig{}.options(rope);
-  const std::string name(5000, 'n');
-  options.name = name.c_str();
   options.num_heads = 7;
-  bh_error error;
-  std::memset(&error, 'x', sizeof error);
-  EXPECT_EQ(bh_layer_supported(engine.get(), &options, BH_FLOAT32, 16, &error),
-            BH_INVALID_ARGUMENT);
-  EXPECT_EQ(error.message, name.substr(0, sizeof error.message - 1));
+  for (const std::string character : {"n", "\u00f6", "\u5c42", "\U0001f9e9"}) {
+    std::string name;
+    while (name.size() < 5000) name += character;
+    options.name = name.c_str();
+    bh_error error;
+    std::memset(&error, 'x', sizeof error);
+    EXPECT_EQ(bh_layer_supported(engine.get(), &options, BH_FLOAT32, 16, &error),
+              BH_INVALID_ARGUMENT);
+    const std::string message = error.message;
+    EXPECT_EQ(message, name.substr(0, message.size()));
+    EXPECT_EQ(message.size() % character.size(), 0u);
+    EXPECT_GT(message.size(), sizeof error.message - 1 - 2 * character.size());
+  }
 }
 
 /// What grids and 32-bit offsets of a GPU do not hold is refused before there is a step.

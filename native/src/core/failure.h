@@ -17,8 +17,9 @@ class Failure : public std::exception {
       : code_(code), row_(row) {
     va_list arguments;
     va_start(arguments, format);
-    std::vsnprintf(message_, sizeof message_, format, arguments);
+    const int length = std::vsnprintf(message_, sizeof message_, format, arguments);
     va_end(arguments);
+    if (length >= int{sizeof message_}) drop_cut_character();
   }
 
   const char* what() const noexcept override { return message_; }
@@ -26,6 +27,14 @@ class Failure : public std::exception {
   int64_t row() const { return row_; }
 
  private:
+  /// Names are UTF-8 of any length.
+  void drop_cut_character() {
+    char* end = message_ + sizeof message_ - 1;
+    while (end > message_ && (end[-1] & 0xc0) == 0x80) --end;
+    if (end > message_ && (end[-1] & 0xc0) == 0xc0) --end;
+    *end = '\0';
+  }
+
   bh_status code_;
   int64_t row_;
   char message_[sizeof(bh_error::message)];
