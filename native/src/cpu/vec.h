@@ -188,8 +188,9 @@ BH_INLINE void join_rows(V (&rows)[kRows]) {
 }
 
 /// Transposes 16 rows of integers of any size, in the order of transposed_row(). Each step trades a
-/// bit of the row's number for one of the place within it. Bits are taken in turn, and after the
-/// fourth comes the first again: 16 counts as 1, which is arithmetic modulo 15.
+/// bit of the row's number for one of the place within the row: first for those of places in a
+/// lane, which interleaving turns by one, then for those of lanes. The four bits of a row's number
+/// take turns: their weights are powers of two modulo 15, where 8 is followed by 1.
 template <class V>
 BH_INLINE void transpose(V (&rows)[16]) {
   constexpr int kLane = kLaneBytes / sizeof(rows[0][0]);
@@ -201,7 +202,8 @@ BH_INLINE void transpose(V (&rows)[16]) {
   if constexpr (sizeof(V) > 2 * kLaneBytes) join_rows<2 * kLane % 15, true>(rows);
 }
 
-/// The row that holds the `i`th part of what transpose() made.
+/// The row that holds the `i`th part of what transpose() made: i with its four bits rotated, which
+/// is what doubling modulo 15 does, once for each power of two in the number of elements.
 template <class V>
 constexpr int transposed_row(int i) {
   return i == 15 ? i : i * static_cast<int>(sizeof(V) / sizeof(V{}[0])) % 15;
