@@ -2,9 +2,9 @@
 // Prefill on Hopper. A block of threads stays on a multiprocessor and takes one item after the
 // other, so that queries and the first keys of the next one are on their way while this one ends.
 // One warp takes the items and brings keys and values by bulk copies, others bring queries, and
-// those that are left clear what must not be multiplied and widen fp8. Two warpgroups multiply. The
-// next keys' scores are multiplied before these keys' values, and their softmax runs beside the
-// latter. The cache is laid out so that what the copies bring is what wgmma reads.
+// those that are left clear what must not be multiplied and widen fp8. Two or three warpgroups
+// multiply. The next keys' scores are multiplied before these keys' values, and their softmax runs
+// beside the latter. The cache is laid out so that what the copies bring is what wgmma reads.
 #pragma once
 
 #include "hip/copy.h"
@@ -23,19 +23,22 @@ struct HopperPrefill {
   /// fp8 is copied to a ring of its own first, and widened from there.
   static constexpr bool kWidens = sizeof(E) < sizeof(T);
   /// Warpgroups that bring what is multiplied, one more to widen where registers are left for it;
-  /// and those that multiply.
+  /// and those that multiply: a third one where its registers suffice, so that products of one run
+  /// beside the softmax of others.
   static constexpr int kProducers = kWidens && kHead <= 128 ? 2 : 1;
-  static constexpr int kConsumers = 2;
+  static constexpr int kConsumers = !kWidens && kHead <= 96 ? 3 : 2;
   static constexpr int kConsumerRows = 64;
   static constexpr int kRows = kConsumers * kConsumerRows;
   /// Multiplied at once: what a thread's registers hold the scores of, beside its results.
-  static constexpr int kKeys = kHead <= (kWidens ? 96 : 128) ? 128 : 64;
+  static constexpr int kKeys = kConsumers == 3 ? (kHead <= 64 ? 96 : 64)
+                               : kWidens       ? (kHead <= 96 ? 128 : 64)
+                                               : (kHead <= 128 ? 128 : 64);
   static constexpr int kGroupWarps = hopper::kGroupThreads / kWave;
   static constexpr int kProducerThreads = kProducers * hopper::kGroupThreads;
   static constexpr int kThreads = kProducerThreads + kConsumers * hopper::kGroupThreads;
   /// Warps that bring queries, where that leaves enough of them to widen; otherwise the copying one
   /// does it.
-  static constexpr int kQueryWarps = !kWidens ? kConsumers : kProducers == 2 ? 1 : 0;
+  static constexpr int kQueryWarps = !kWidens ? 2 : kProducers == 2 ? 1 : 0;
   static constexpr int kRowBytes = kHead * 2;
   static constexpr int kPanels = kHead / 64;                 ///< of 128 bytes
   static constexpr int kLastWidth = kRowBytes % kPanel;      ///< bytes of one more panel, or 0
@@ -52,7 +55,7 @@ struct HopperPrefill {
   /// all that there is to take: a warpgroup that asks for more waits for ever.
   static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
   static constexpr int kProducerRegisters = 56;
-  static constexpr int kConsumerRegisters = kProducers == 2 ? 200 : 224;
+  static constexpr int kConsumerRegisters = kConsumers == 3 ? 152 : kProducers == 2 ? 200 : 224;
   static_assert(kProducers * kProducerRegisters + kConsumers * kConsumerRegisters <=
                 (kProducers + kConsumers) * kLaunchRegisters);
 
@@ -91,6 +94,24 @@ struct HopperPrefill {
   static constexpr int kWorks = 3;
   using WorkPlace = typename hopper::Ring<kWorks>::Place;
 
+  /// The cache as a run of pieces of kCopyTokens tokens, 512 bytes at least, so that an int counts
+  /// those of any pool: a block has those of a head's keys, and then of its values. Copies are
+  /// limited by the instructions before them: what is the same for all items is divided once.
+  struct Pieces {
+    const char* memory;
+    int of_half;  ///< pieces of a block's keys, or values, of a head
+    int of_block;
+    int blocks, rest;  ///< of kCopies pieces: whole blocks, and what is left
+
+    Pieces() = default;
+    BH_INLINE explicit Pieces(const CacheView& cache)
+        : memory(cache.memory),
+          of_half(cache.block_size / kCopyTokens),
+          of_block(cache.num_kv_heads * 2 * of_half),
+          blocks(kCopies / of_half),
+          rest(kCopies % of_half) {}
+  };
+
   /// Whose turn it is at the queries and rows of a warpgroup.
   struct Turn {
     uint64_t full, queries_empty, rows_empty;
@@ -104,6 +125,7 @@ struct HopperPrefill {
     char halves[kSlots][kHalfBytes];
     char codes[kCodeSlots][kCodeBytes];
     Work works[kWorks];
+    Pieces pieces;
     RowMask rows[kRows];
     Turn turns[kConsumers];
     hopper::Ring<kSlots> half_ring;
@@ -148,7 +170,7 @@ struct HopperPrefill {
         hopper::init_barrier(&turn.started, kGroupWarps);
       }
       shared.half_ring.begin(1, kConsumers);
-      shared.code_ring.begin(1, Cleaners::size() / kWave);
+      shared.code_ring.begin(1, Cleaners::size());
       shared.work_ring.begin(kWave, kThreads / kWave - 1);
       for (uint64_t& barrier : shared.copied) hopper::init_barrier(&barrier, 1);
       hopper::fence_barrier_init();
@@ -237,6 +259,8 @@ struct HopperPrefill {
   /// has: the longest ones come first.
   BH_INLINE void bring_items() {
     const int count = step.num_prefill_items * layer.num_groups;
+    if (lane_index() == 0) shared.pieces = Pieces(step.cache);
+    __syncwarp();
     WorkPlace work_at;
     Place at;
     CodePlace code_at;
@@ -282,56 +306,104 @@ struct HopperPrefill {
     }
   }
 
-  /// A lane makes at most one of the copies of a half: its keys among number n of what is
-  /// multiplied at once. Copies are limited by how many they are, not by their bytes.
-  BH_INLINE const char* source(int n) const {
-    const CacheView& cache = step.cache;
-    const int token = first_key + n * kKeys + lane_index() * kCopyTokens;
-    if (lane_index() >= kCopies || token >= work->item.end_key) return nullptr;
-    const int32_t block = n == 0 ? work->item.first_blocks[lane_index() * kCopyTokens / kTile]
-                                 : step.blocks[work->item.blocks + token / cache.block_size];
-    return keys_of(cache, block, work->group / layer.groups_per_kv_head) +
-           token % cache.block_size / kCopyTokens * kCopyBytes;
+  /// Of what is copied to a half of keys, lane i has piece number i.
+  struct Source {
+    const int32_t* blocks;
+    int head;    ///< pieces before those of the item's head in a block
+    int index;   ///< of the piece's block among `blocks`
+    int within;  ///< pieces before it, of that block's half
+    int left;    ///< tokens from its first one to the item's end
+    int block;   ///< id
+
+    BH_INLINE int piece(const Pieces& pieces) const {
+      return block * pieces.of_block + head + within;
+    }
+    /// Of the next half of keys. Its block's id is on its way then.
+    BH_INLINE void advance(const Pieces& pieces) {
+      index += pieces.blocks;
+      within += pieces.rest;
+      if (within >= pieces.of_half) {
+        within -= pieces.of_half;
+        ++index;
+      }
+      left -= kKeys;
+      if (left > 0) block = load_constant(blocks + index);
+    }
+  };
+
+  BH_INLINE Source first_source() const {
+    const int of_half = shared.pieces.of_half;
+    const int copy = lane_index() < kCopies ? lane_index() : 0;
+    const int number = first_key / kCopyTokens + copy;
+    const int index = number / of_half;
+    return {step.blocks + work->item.blocks,
+            work->group / layer.groups_per_kv_head * 2 * of_half,
+            index,
+            number - index * of_half,
+            work->item.end_key - number * kCopyTokens,
+            work->item.first_blocks[copy * kCopyTokens / kTile]};
   }
 
-  template <class R, class Slots>
-  BH_INLINE void copy_half(R& ring, Slots& slots, const typename R::Place& place, int n,
-                           const char* from, uint64_t* full) const {
-    constexpr int kStride = sizeof slots[0] / kCopies;
+  /// Copies of a half of what is multiplied as number n.
+  BH_INLINE int copies_of(int n) const {
     const int left = work->item.end_key - first_key - n * kKeys;
-    const int count = (left < kKeys ? left + kCopyTokens - 1 : kKeys) / kCopyTokens;
-    ring.wait_until_empty(place);
-    if (lane_index() == 0) hopper::arrive_expecting(full, count * kCopyBytes);
-    __syncwarp();
-    if (from) {
-      hopper::copy_bulk(slots[place.slot] + lane_index() * kStride, from, kCopyBytes, full);
+    return (left < kKeys ? left + kCopyTokens - 1 : kKeys) / kCopyTokens;
+  }
+
+  /// `own`: the calling lane's piece.
+  template <class R, class Slots>
+  BH_INLINE void copy_half(R& ring, Slots& slots, const typename R::Place& place, int own,
+                           int count, uint64_t* full) const {
+    auto copy_one = [&, memory = shared.pieces.memory](int slot, int i, int piece) {
+      hopper::copy_bulk(slots[slot] + i * (sizeof slots[0] / kCopies),
+                        memory + int64_t{piece} * kCopyBytes, kCopyBytes, &full[slot]);
+    };
+    if (count < kCopies) {
+      ring.wait_until_empty(place);
+      if (lane_index() == 0) hopper::arrive_expecting(&full[place.slot], count * kCopyBytes);
+      __syncwarp();
+      if (lane_index() < count) copy_one(place.slot, lane_index(), own);
+      return;
     }
+    // One lane makes all copies, from numbers that are the same for all: no loop over lanes.
+    const int slot = shuffle(place.slot, 0);
+    int pieces[kCopies];
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) pieces[i] = shuffle(own, i);
+    ring.wait_until_empty(place);
+    if (!hopper::elect()) return;
+    hopper::arrive_expecting(&full[slot], kCopies * kCopyBytes);
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) copy_one(slot, i, pieces[i]);
   }
 
   template <class R, class Slots>
   BH_INLINE void copy(R& ring, Slots& slots, typename R::Place& at) const {
-    const char* from = source(0);
+    const Pieces& pieces = shared.pieces;
+    Source source = first_source();
     if (tiles > 0) {
-      const auto keys = at.take();
-      copy_half(ring, slots, keys, 0, from, &ring.full[keys.slot]);
+      const auto place = at.take();
+      copy_half(ring, slots, place, source.piece(pieces), copies_of(0), ring.full);
     }
     if constexpr (kQueryWarps == 0) {
       for (int c = 0; c < kConsumers; ++c) bring_queries(c);
+      source = first_source();  // not kept in registers meanwhile
     }
-    const char* next = source(1);
+    int keys = source.piece(pieces);
+    source.advance(pieces);
     const WholeRange whole = whole_range();
     for (int n = 0; n < tiles; ++n) {
-      const char* after = source(n + 2);  // on its way while this waits for room
+      const int next = source.piece(pieces);
+      source.advance(pieces);
       if (n + 1 < tiles) {
-        const auto keys = at.take();
-        copy_half(ring, slots, keys, n + 1, next, &ring.full[keys.slot]);
+        const auto place = at.take();
+        copy_half(ring, slots, place, next, copies_of(n + 1), ring.full);
       }
-      const auto values = at.take();
+      const auto place = at.take();
       const bool cleared = !kWidens && !whole.contains(first_key + n * kKeys, kKeys);
-      copy_half(ring, slots, values, n, from ? from + step.cache.half_bytes : nullptr,
-                cleared ? &shared.copied[values.slot] : &ring.full[values.slot]);
-      from = next;
-      next = after;
+      copy_half(ring, slots, place, keys + pieces.of_half, copies_of(n),
+                cleared ? shared.copied : ring.full);
+      keys = next;
     }
   }
 
@@ -476,7 +548,7 @@ struct HopperPrefill {
         shared.half_ring.wait_until_empty(wide);
         const bool found = widen_half(first_key + n * kKeys, whole, are_values,
                                       shared.codes[codes.slot], shared.halves[wide.slot], team);
-        tell(shared.code_ring.empty[codes.slot]);
+        hopper::arrive(&shared.code_ring.empty[codes.slot]);
         tell_full(wide.slot, found, team);
       }
     });
@@ -552,8 +624,10 @@ struct HopperPrefill {
         hopper::weigh<kKeys>(layer, shared.rows + first_row, range, key, scores, state);
       };
 
-      // The first warpgroup begins; both wait where there is nothing to multiply, too.
-      hopper::wait(&shared.turns[1 - consumer].started, consumer == 0 ? parity ^ 1 : parity);
+      // One after the other, the first of an item behind the last of the one before; they wait
+      // where there is nothing to multiply, too.
+      const int before = consumer == 0 ? kConsumers - 1 : consumer - 1;
+      hopper::wait(&shared.turns[before].started, consumer == 0 ? parity ^ 1 : parity);
       if (tiles > 0) {
         const Place first = at.take();
         start_scores(first, consumer, scores);
@@ -672,7 +746,9 @@ struct HopperPrefill {
       auto row_of = [&](int r) { return describe_row(layer, step, item, group, r); };
       write_unbounded<T, E>(layer, step, item, group, row_of, Consumers{});
     }
-    finish_item<T, kHead, kMergeLanes<kHead>>(layer, step, item, group, &shared.last, Consumers{});
+    constexpr int kLanes =
+        kConsumers == 3 ? 16 : kMergeLanes<kHead>;  // fewer would spill registers
+    finish_item<T, kHead, kLanes>(layer, step, item, group, &shared.last, Consumers{});
   }
 };
 

@@ -58,6 +58,11 @@ BH_INLINE void wait_for_products() {
 #define BH_LIST32                                                                           \
   "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23," \
   "%24,%25,%26,%27,%28,%29,%30,%31}"
+#define BH_C48(c, i) BH_C32(c, i), BH_C16(c, i + 32)
+#define BH_LIST48                                                                           \
+  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23," \
+  "%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,"    \
+  "%45,%46,%47}"
 #define BH_LIST64                                                                           \
   "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23," \
   "%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,"    \
@@ -88,6 +93,7 @@ BH_INLINE void accumulate(const uint32_t* a, uint64_t b, float* c);
   }
 #define BH_PRODUCTS(T, type)                                                       \
   BH_MULTIPLY(T, type, 64, BH_LIST32, BH_C32, "%32", "%33", "%34")                 \
+  BH_MULTIPLY(T, type, 96, BH_LIST48, BH_C48, "%48", "%49", "%50")                 \
   BH_MULTIPLY(T, type, 128, BH_LIST64, BH_C64, "%64", "%65", "%66")                \
   BH_ACCUMULATE(T, type, 16, BH_LIST8, BH_C8, "%8", "%9", "%10", "%11", "%12")     \
   BH_ACCUMULATE(T, type, 32, BH_LIST16, BH_C16, "%16", "%17", "%18", "%19", "%20") \
@@ -133,6 +139,16 @@ BH_INLINE void copy_bulk(void* to, const void* from, int bytes, uint64_t* barrie
           "r"(shared_address(to)),
       "l"(from), "r"(bytes), "r"(shared_address(barrier))
       : "memory");
+}
+/// True for one lane of a warp, all of whose lanes come here.
+BH_INLINE bool elect() {
+  uint32_t elected;
+  asm volatile(
+      "{.reg .pred p;\n"
+      "elect.sync _|p, 0xffffffff;\n"
+      "selp.u32 %0, 1, 0, p;}"
+      : "=r"(elected));
+  return elected != 0;
 }
 /// As copy_chunk of hip/copy.h, or stores zeros and reads nothing.
 BH_INLINE void copy_or_clear(void* to, const void* from, bool copies) {
