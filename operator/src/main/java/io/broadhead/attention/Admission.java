@@ -35,9 +35,11 @@ final class Admission implements AutoCloseable {
   /**
    * Takes a batch on: finds its layer, and refuses rows that are of no sequence or another layer.
    *
+   * @param time now, by the caller's clock
    * @return empty if no row names a layer of the job: the batch is done then
    */
-  Optional<PendingBatch> admit(ArrowBatch batch, IntUnaryOperator shardOfRow, StepHandler handler) {
+  Optional<PendingBatch> admit(
+      ArrowBatch batch, IntUnaryOperator shardOfRow, long time, StepHandler handler) {
     StepBatchSchema schema = schemas.of(batch.schema());
     Optional<LayerSpec> named = layerOf(batch, schema);
     if (named.isEmpty()) {
@@ -49,7 +51,7 @@ final class Admission implements AutoCloseable {
     try {
       BoundLayer bound = schemas.of(batch.schema(), layer);
       tables.requireOneMode(bound);
-      pending = new PendingBatch(batch, bound, shardOfRow, tables.losses(), handler);
+      pending = new PendingBatch(batch, bound, shardOfRow, tables.losses(), time, handler);
     } catch (KernelException e) {
       throw StepRunner.named(e, layer);
     }

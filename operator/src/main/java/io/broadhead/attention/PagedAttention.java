@@ -228,7 +228,7 @@ public final class PagedAttention implements AutoCloseable {
   private List<RefusedRow> refusedOf(ArrowBatch batch, Consumer<PendingBatch> rehearsal) {
     List<RefusedRow> refused = new ArrayList<>();
     Outcome outcome = new Outcome(refused::add);
-    Optional<PendingBatch> taken = admission.admit(batch, row -> ONLY_SHARD, outcome);
+    Optional<PendingBatch> taken = admission.admit(batch, row -> ONLY_SHARD, 0, outcome);
     if (taken.isEmpty()) {
       outcome.result.close();
     } else {

@@ -26,6 +26,7 @@ final class PendingBatch implements AutoCloseable {
   private final BoundLayer layer;
   private final IntUnaryOperator shardOfRow;
   private final long knownLosses;
+  private final long added;
   private final StepHandler handler;
   private final StepRows rows;
   private final ResultDraft draft;
@@ -40,16 +41,19 @@ final class PendingBatch implements AutoCloseable {
 
   /**
    * @param knownLosses {@link KvCacheManager#losses} now
+   * @param added now, by the caller's clock
    */
   PendingBatch(
       ArrowBatch batch,
       BoundLayer layer,
       IntUnaryOperator shardOfRow,
       long knownLosses,
+      long added,
       StepHandler handler) {
     this.layer = layer;
     this.shardOfRow = shardOfRow;
     this.knownLosses = knownLosses;
+    this.added = added;
     this.handler = handler;
     this.rows = new StepRows(batch, layer.batchSchema());
     this.draft = layer.results().draft(batch);
@@ -68,6 +72,10 @@ final class PendingBatch implements AutoCloseable {
 
   BoundLayer layer() {
     return layer;
+  }
+
+  long added() {
+    return added;
   }
 
   int shard(int row) {

@@ -84,15 +84,16 @@ public final class StepQueue implements AutoCloseable {
    * @throws InvalidBatchException if its schema is wrong
    */
   public void add(ArrowBatch batch, StepHandler handler) {
-    add(batch, row -> PagedAttention.ONLY_SHARD, handler);
+    add(batch, row -> PagedAttention.ONLY_SHARD, 0, handler);
   }
 
   /**
    * As above, for a batch whose rows are of several shards.
    *
    * @param shardOfRow the shard of each row
+   * @param time what the caller's clock says, for {@link #oldest}
    */
-  public void add(ArrowBatch batch, IntUnaryOperator shardOfRow, StepHandler handler) {
+  public void add(ArrowBatch batch, IntUnaryOperator shardOfRow, long time, StepHandler handler) {
     if (admission.hasManySchemas()) {
       drain();
       admission.trim();
@@ -100,7 +101,7 @@ public final class StepQueue implements AutoCloseable {
     if (inFlight != null && admission.isOfNoLayer(batch)) {
       settle(); // its result would overtake
     }
-    Optional<PendingBatch> taken = admission.admit(batch, shardOfRow, handler);
+    Optional<PendingBatch> taken = admission.admit(batch, shardOfRow, time, handler);
     if (taken.isEmpty()) {
       return;
     }
@@ -173,6 +174,15 @@ public final class StepQueue implements AutoCloseable {
   /** Bytes of the batches that wait. */
   public long bytes() {
     return bytes;
+  }
+
+  /** The time with which the oldest of the batches that wait was added, or Long.MAX_VALUE. */
+  public long oldest() {
+    long oldest = Long.MAX_VALUE;
+    for (List<PendingBatch> lane : turns) {
+      oldest = Math.min(oldest, lane.get(0).added());
+    }
+    return oldest;
   }
 
   /**

@@ -42,13 +42,14 @@ final class StepPump implements AutoCloseable {
 
   /** Adds a batch, which stays the caller's; computes what is due. */
   void add(ArrowBatch batch, IntUnaryOperator shardOfRow, StepHandler handler) {
-    queue.add(batch, shardOfRow, handler);
     if (maxTokens == 0) {
+      queue.add(batch, shardOfRow, 0, handler);
       while (queue.batches() > 0) {
         queue.step();
       }
     } else {
-      if (isDue()) {
+      queue.add(batch, shardOfRow, time.getCurrentProcessingTime(), handler);
+      if (isEnough()) {
         queue.step();
       }
       while (queue.bytes() > MOST_WAITING_BYTES && queue.batches() > 1) {
@@ -60,8 +61,18 @@ final class StepPump implements AutoCloseable {
   }
 
   /** Whether there is enough for a step, or nothing is to wait. */
-  private boolean isDue() {
+  private boolean isEnough() {
     return maxDelayMillis == 0 || queue.tokens() >= maxTokens;
+  }
+
+  /** When the oldest batch has waited long enough, with or without some of its tokens. */
+  private long oldestDue() {
+    long oldest = queue.oldest();
+    return oldest + Math.min(maxDelayMillis, Long.MAX_VALUE - oldest);
+  }
+
+  private boolean isDue() {
+    return isEnough() || oldestDue() <= time.getCurrentProcessingTime();
   }
 
   /** Has the last step settled if no input follows. */
@@ -72,14 +83,17 @@ final class StepPump implements AutoCloseable {
   }
 
   /**
-   * What has waited long enough: one step where there is more than that, so that other input goes
-   * between; else a step of each cache in which any batch waits.
+   * Computes what is due: one step where there is enough for more, so that other input goes
+   * between; else steps until no batch is left that has waited long enough.
    */
-  private void computeWaiting() {
-    boolean isLong = isDue();
-    do {
+  private void computeDue() {
+    boolean isLong = isEnough();
+    while (queue.batches() > 0 && isDue()) {
       queue.step();
-    } while (!isLong && queue.batches() > 0);
+      if (isLong) {
+        break;
+      }
+    }
     schedule();
     watch();
   }
@@ -87,12 +101,10 @@ final class StepPump implements AutoCloseable {
   /** Sees to it that what waits is computed when it is due. */
   private void schedule() {
     if (queue.batches() == 0) {
-      cancelTimer();
       return;
     }
-    long now = time.getCurrentProcessingTime();
-    long due = isDue() ? now : now + Math.min(maxDelayMillis, Long.MAX_VALUE - now);
-    if (timer == null || due < timerDue) { // else it is for an older batch
+    long due = isEnough() ? time.getCurrentProcessingTime() : oldestDue();
+    if (timer == null || due < timerDue) { // else it comes before, and finds nothing due
       cancelTimer();
       timerDue = due;
       timer =
@@ -100,7 +112,7 @@ final class StepPump implements AutoCloseable {
               due,
               at -> {
                 timer = null;
-                computeWaiting();
+                computeDue();
               });
     }
   }
@@ -115,7 +127,6 @@ final class StepPump implements AutoCloseable {
   /** Computes all that waits, and emits all results. */
   void drain() {
     queue.drain();
-    cancelTimer();
   }
 
   @Override

@@ -191,6 +191,47 @@ class WaitingBatchesTest {
     assertThat(harness.emitted()).containsExactly(7L, 8L);
   }
 
+  /** They were there before the steps of those in front of them. */
+  @Test
+  void theLastTokensOfALongPromptDoNotWaitAnew() throws Exception {
+    try (ArrowBatch prompt = batch(layer, "long", 3 * MAX_TOKENS - 1)) {
+      harness.processElement(prompt, 7);
+    }
+    harness.setProcessingTime(MAX_DELAY); // as if the first steps had taken so long
+    harness.awaitResults();
+    assertThat(harness.emitted()).containsExactly(7L);
+  }
+
+  @Test
+  void theLastTokensOfALongPromptWaitAsLongAsABatchDoes() throws Exception {
+    try (ArrowBatch prompt = batch(layer, "long", 2 * MAX_TOKENS - 1)) {
+      harness.processElement(prompt, 7);
+    }
+    harness.setProcessingTime(MAX_DELAY - 1);
+    harness.awaitResults();
+    assertThat(harness.emitted()).isEmpty();
+    harness.setProcessingTime(MAX_DELAY);
+    harness.awaitResults();
+    assertThat(harness.emitted()).containsExactly(7L);
+  }
+
+  @Test
+  void whatAFullStepLeavesHasADelayOfItsOwn() throws Exception {
+    process("s", 7);
+    harness.setProcessingTime(MAX_DELAY - 1);
+    for (String sequence : new String[] {"t", "u"}) {
+      try (ArrowBatch batch = batch(layer, sequence, 2)) {
+        harness.processElement(batch, 8);
+      }
+    }
+    harness.setProcessingTime(2 * MAX_DELAY - 2);
+    harness.awaitResults();
+    assertThat(harness.emitted()).containsExactly(7L, 8L);
+    harness.setProcessingTime(2 * MAX_DELAY - 1);
+    harness.awaitResults();
+    assertThat(harness.emitted()).containsExactly(7L, 8L, 8L);
+  }
+
   @Test
   void fewLargeBatchesWait() throws Exception {
     processLarge(1, 1);
