@@ -103,7 +103,8 @@ final class StepPump implements AutoCloseable {
     if (queue.batches() == 0) {
       return;
     }
-    long due = isEnough() ? time.getCurrentProcessingTime() : oldestDue();
+    // Flink's timer of this very millisecond would come in the next.
+    long due = isDue() ? time.getCurrentProcessingTime() - 1 : oldestDue();
     if (timer == null || due < timerDue) { // else it comes before, and finds nothing due
       cancelTimer();
       timerDue = due;

@@ -2,6 +2,7 @@
 package io.broadhead.flink;
 
 import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.InstanceOfAssertFactories.LONG;
 
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.BatchSchema;
@@ -184,11 +185,24 @@ class WaitingBatchesTest {
       harness.processElement(prompt, 8);
     }
     List<Object> between = new ArrayList<>();
-    harness.getProcessingTimeService().registerTimer(2, time -> between.addAll(harness.emitted()));
+    harness.getProcessingTimeService().registerTimer(1, time -> between.addAll(harness.emitted()));
     harness.setProcessingTime(3);
     harness.awaitResults();
     assertThat(between).containsExactly(7L);
     assertThat(harness.emitted()).containsExactly(7L, 8L);
+  }
+
+  /** Flink's timers of the present come a millisecond later, those of the past at once. */
+  @Test
+  void stepsOfALongPromptHaveNoTimeBetween() throws Exception {
+    long now = 3;
+    harness.setProcessingTime(now);
+    try (ArrowBatch prompt = batch(layer, "long", 2 * MAX_TOKENS + 1)) {
+      harness.processElement(prompt, 7);
+    }
+    assertThat(harness.getProcessingTimeService().getActiveTimerTimestamps())
+        .singleElement(LONG)
+        .isLessThan(now);
   }
 
   /** They were there before the steps of those in front of them. */
