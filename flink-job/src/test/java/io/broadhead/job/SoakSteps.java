@@ -22,15 +22,18 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collections;
 import java.util.Deque;
+import java.util.HashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
+import java.util.Map;
 import java.util.Random;
 import java.util.Set;
 import org.apache.arrow.memory.BufferAllocator;
 
 /**
- * Random steps of two layers. Sequences begin and go on; with managed block tables they are forked
- * and end, too, and another one may get the id of one that has ended. Some rows are wrong.
+ * Random steps of two layers, the second of which a seed draws. Sequences begin and go on; with
+ * managed block tables they are forked and end, too, another one may get the id of one that has
+ * ended, and prompts may begin alike. Some rows are wrong.
  */
 final class SoakSteps {
   static final DType DTYPE = DType.FLOAT16;
@@ -44,10 +47,25 @@ final class SoakSteps {
   /** So far from its end no chunk of a sequence begins. */
   private static final int FAR = 1000;
 
+  private static final int WORDS = 40;
+
+  private static final List<String> SECOND_LAYERS =
+      List.of(
+          "num_heads: 2, num_kv_heads: 1, head_size: 32",
+          "num_heads: 2, num_kv_heads: 1, head_size: 32, sliding_window: 20",
+          "num_heads: 4, num_kv_heads: 2, head_size: 64, kv_cache_dtype: float32",
+          "num_heads: 2, num_kv_heads: 1, head_size: 32, kv_cache_dtype: fp8, k_scale: 0.5",
+          "num_heads: 2, num_kv_heads: 1, head_size: 32, kv_sharing_target_layer_name: a");
+
   private final boolean managed;
   private final Random random;
-  private final Job job = job(BLOCKS);
+  private final String secondLayer;
+  private final Job job;
   private final Scenario scenario;
+
+  /** Of each layer, a row whose tokens have the keys and values of the ids 0, 1, ...; or none. */
+  private final Map<String, StepRow> vocabulary = new HashMap<>();
+
   private final List<Step> steps = new ArrayList<>();
   private final List<Sequence> running = new ArrayList<>();
   private final Deque<Sequence> ended = new ArrayDeque<>();
@@ -67,6 +85,9 @@ final class SoakSteps {
 
     final Sequence parent;
 
+    /** Of its tokens. */
+    final List<Integer> ids = new ArrayList<>();
+
     /** In the cache, in all layers. */
     int tokens;
 
@@ -78,27 +99,37 @@ final class SoakSteps {
       this.group = group;
       this.parent = parent;
       this.tokens = parent == null ? 0 : parent.tokens;
+      if (parent != null) {
+        ids.addAll(parent.ids);
+      }
     }
   }
 
   SoakSteps(long seed, boolean managed, int batches) {
     this.managed = managed;
     this.random = new Random(seed);
+    this.secondLayer = SECOND_LAYERS.get(random.nextInt(SECOND_LAYERS.size()));
+    this.job = job(BLOCKS);
     this.scenario = new Scenario(job, DTYPE, seed);
+    if (managed && random.nextBoolean()) {
+      for (LayerSpec layer : job.layers()) {
+        vocabulary.put(layer.name(), scenario.next("vocabulary", layer, WORDS));
+      }
+    }
     while (steps.size() < batches) {
       round();
     }
   }
 
-  private static Job job(int blocks) {
+  private Job job(int blocks) {
     return JobFile.parse(
         """
         kv_cache: {block_size: %d, num_blocks: %d, dtype: float16}
         layers:
           - {name: a, num_heads: 2, num_kv_heads: 1, head_size: 32}
-          - {name: b, num_heads: 2, num_kv_heads: 1, head_size: 32}
+          - {name: b, %s}
         """
-            .formatted(BLOCK_SIZE, blocks),
+            .formatted(BLOCK_SIZE, blocks, secondLayer),
         "job.yaml");
   }
 
@@ -171,6 +202,9 @@ final class SoakSteps {
     }
     Collections.shuffle(present, random);
     int[] tokens = present.stream().mapToInt(this::newTokens).toArray();
+    for (int i = 0; i < tokens.length; i++) {
+      addIds(present.get(i), tokens[i]);
+    }
     Set<Sequence> last = new LinkedHashSet<>(present); // in an order that does not vary
     last.removeIf(sequence -> !managed || sequence.isNew || random.nextInt(30) > 0);
     for (LayerSpec layer : job.layers()) {
@@ -209,23 +243,46 @@ final class SoakSteps {
     return chunk ? 1 + random.nextInt(40) : 1;
   }
 
+  /** Sequences begin alike, until chance parts them. */
+  private void addIds(Sequence sequence, int tokens) {
+    for (int i = 0; i < tokens; i++) {
+      int word = random.nextInt(50) > 0 ? sequence.ids.size() : random.nextInt(WORDS);
+      sequence.ids.add(word % WORDS);
+    }
+  }
+
   private ManagedRow row(Sequence sequence, LayerSpec layer, int tokens) {
     StepRow row = scenario.next(sequence.name, layer, tokens).withSequenceId(sequence.id);
+    if (layer.kvSharingTargetLayerName() != null) {
+      row = row.withoutKeys();
+    }
     if (!managed) {
       return ManagedRow.of(row);
     }
+    int end = sequence.tokens + tokens;
+    row = row.withSeqLen(end);
+    boolean sendsIds = !vocabulary.isEmpty() && row.key().length > 0;
     ManagedRow placed =
-        ManagedRow.of(row.withSeqLen(sequence.tokens + tokens)).inGroup(sequence.group);
+        (sendsIds ? withIds(row, sequence.ids.subList(sequence.tokens, end)) : ManagedRow.of(row))
+            .inGroup(sequence.group);
     return sequence.isNew && sequence.parent != null
         ? placed.forkedFrom(sequence.parent.id)
         : placed;
+  }
+
+  private ManagedRow withIds(StepRow row, List<Integer> ids) {
+    StepRow words = vocabulary.get(row.layer());
+    double[][] key = ids.stream().map(id -> words.key()[id]).toArray(double[][]::new);
+    double[][] value = ids.stream().map(id -> words.value()[id]).toArray(double[][]::new);
+    return ManagedRow.of(row.withKeys(key, value))
+        .withTokenIds(ids.stream().mapToLong(id -> id).toArray());
   }
 
   /** Now and then puts a row that will be refused among {@code rows}. */
   private void spoil(List<ManagedRow> rows) {
     ManagedRow model = rows.get(random.nextInt(rows.size()));
     StepRow row = model.row();
-    if (random.nextInt(10) > 0 || model.ends() || isFirst(model)) {
+    if (random.nextInt(10) > 0 || model.ends() || isFirst(model) || row.key().length == 0) {
       return;
     }
     long[] slots = new long[row.slots().length];

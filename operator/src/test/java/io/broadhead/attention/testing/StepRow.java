@@ -38,10 +38,13 @@ public record StepRow(
     return new StepRow(sequenceId, layer, query, key, value, seqLen, slots, blocks, positions);
   }
 
+  public StepRow withKeys(double[][] key, double[][] value) {
+    return new StepRow(sequenceId, layer, query, key, value, seqLen, slots, blocks, positions);
+  }
+
   public StepRow withoutKeys() {
     double[][] none = new double[0][];
-    return new StepRow(
-        sequenceId, layer, query, none, none, seqLen, new long[0], blocks, positions);
+    return withKeys(none, none).withSlots();
   }
 
   public StepRow withPositions(int... value) {
