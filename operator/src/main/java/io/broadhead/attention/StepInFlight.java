@@ -13,11 +13,11 @@ import java.util.List;
  */
 final class StepInFlight implements StepQueue.InFlight, AutoCloseable {
   private final PendingStep step;
-  private final List<StepRunner.Placed> placed;
+  private final List<StepPlan.Placed> placed;
   private final long nanosToBegin;
   private final List<PendingBatch> complete = new ArrayList<>();
 
-  StepInFlight(PendingStep step, List<StepRunner.Placed> placed, long nanosToBegin) {
+  StepInFlight(PendingStep step, List<StepPlan.Placed> placed, long nanosToBegin) {
     this.step = step;
     this.placed = placed;
     this.nanosToBegin = nanosToBegin;
@@ -47,12 +47,11 @@ final class StepInFlight implements StepQueue.InFlight, AutoCloseable {
     long start = System.nanoTime();
     try {
       StepStats stats = step.end();
-      return new StepReport(
-          StepRunner.rows(placed), stats, nanosToBegin + System.nanoTime() - start);
+      return new StepReport(StepPlan.rows(placed), stats, nanosToBegin + System.nanoTime() - start);
     } catch (KernelException e) {
       throw StepRunner.named(e, placed.get(0).layer().spec());
     } finally {
-      placed.forEach(StepRunner.Placed::giveBack);
+      placed.forEach(StepPlan.Placed::giveBack);
     }
   }
 
@@ -60,7 +59,7 @@ final class StepInFlight implements StepQueue.InFlight, AutoCloseable {
   @Override
   public void close() {
     step.close();
-    placed.forEach(StepRunner.Placed::giveBack);
+    placed.forEach(StepPlan.Placed::giveBack);
     complete.forEach(PendingBatch::close);
   }
 }

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 package io.broadhead.attention;
 
+import io.broadhead.attention.StepPlan.Placed;
 import io.broadhead.attention.cache.ExternalBlocks;
 import io.broadhead.attention.cache.KvCacheManager;
-import io.broadhead.attention.cache.RowRefusedException;
-import io.broadhead.attention.cache.RowRequest;
-import io.broadhead.attention.cache.StepFullException;
 import io.broadhead.attention.job.LayerSpec;
 import io.broadhead.kernel.ErrorCode;
 import io.broadhead.kernel.KernelException;
@@ -20,44 +18,22 @@ import java.util.List;
 import java.util.Optional;
 
 /**
- * Plans runs of rows as one step and computes it. What cannot be in this step is left open; what
- * cannot be computed at all is refused. Used by one thread at a time.
+ * Plans runs of rows as one step and computes it, or only checks it. Rows that the plan or the
+ * kernels find bad are refused; what has no room in the step is left open. Used by one thread at a
+ * time.
  */
 final class StepRunner {
-  private final OutOfBlocks outOfBlocks;
+  /** The step that is being planned or computed; empty between steps. */
+  private final StepPlan plan;
 
-  /** What is in the step that is being planned or computed; empty between steps. */
-  private final List<Placed> step = new ArrayList<>();
-
-  /** The parts of these, pointed at their batches and drafts. */
+  /** Its parts, pointed at their batches and drafts. */
   private final List<StepPart> parts = new ArrayList<>();
 
   /** When that step was begun, by {@link System#nanoTime}. */
   private long started;
 
   private StepReport lastReport;
-  private KvCacheManager manager;
   private ExternalBlocks external;
-
-  /** A part of a step, and what it was taken from. */
-  record Placed(StepPart part, RowRun run) {
-    BoundLayer layer() {
-      return run.batch().layer();
-    }
-
-    void giveBack() {
-      layer().giveBack(part);
-    }
-  }
-
-  private enum Place {
-    /** In the step. */
-    PLACED,
-    /** Left out of its batch. */
-    REFUSED,
-    /** To be placed in a later step. */
-    LATER
-  }
 
   /** Does something with the parts of a planned step. */
   private interface Use {
@@ -70,7 +46,7 @@ final class StepRunner {
   }
 
   StepRunner(OutOfBlocks outOfBlocks) {
-    this.outOfBlocks = outOfBlocks;
+    this.plan = new StepPlan(outOfBlocks);
   }
 
   /** What the last step did, or null before the first. */
@@ -85,7 +61,7 @@ final class StepRunner {
 
   /** Uses {@code blockTables} from the next step on. */
   void manage(KvCacheManager blockTables) {
-    manager = blockTables;
+    plan.manage(blockTables);
   }
 
   /**
@@ -101,7 +77,9 @@ final class StepRunner {
 
   private void compute(StepBinding binding, List<StepPart> parts) {
     binding.run(parts);
-    lastReport = new StepReport(rows(step), binding.lastStats(), System.nanoTime() - started);
+    lastReport =
+        new StepReport(
+            StepPlan.rows(plan.placed()), binding.lastStats(), System.nanoTime() - started);
   }
 
   /**
@@ -124,7 +102,7 @@ final class StepRunner {
     @Override
     public void run(StepBinding binding, List<StepPart> parts) {
       PendingStep pending = binding.begin(parts);
-      begun = new StepInFlight(pending, List.copyOf(step), System.nanoTime() - started);
+      begun = new StepInFlight(pending, List.copyOf(plan.placed()), System.nanoTime() - started);
     }
 
     @Override
@@ -192,31 +170,30 @@ final class StepRunner {
    */
   private boolean run(List<RowRun> runs, Use use, boolean stays) {
     started = System.nanoTime();
-    boolean done = false;
+    boolean computed = false;
     try {
-      for (int i = 0; i < runs.size() && plan(runs.get(i), stays); i++) {
+      for (int i = 0; i < runs.size() && plan.add(runs.get(i), stays); i++) {
         continue;
       }
-      done = !step.isEmpty() && apply(use);
-      if (done && stays) {
-        if (manager != null) {
-          manager.commit();
-        }
+      boolean used = !plan.placed().isEmpty() && apply(use);
+      computed = used && stays;
+      if (computed) {
+        plan.commit();
         long now = System.currentTimeMillis();
-        for (Placed placed : step) {
-          placed.run.batch().computed(placed.run);
-          noteWritten(placed.run, now);
+        for (Placed placed : plan.placed()) {
+          placed.run().batch().computed(placed.run());
+          noteWritten(placed.run(), now);
         }
       }
-      return done;
+      return used;
     } finally {
-      if (manager != null && !(done && stays)) {
-        manager.rollBack();
+      if (!computed) {
+        plan.rollBack();
       }
       if (!use.keepsParts()) {
-        step.forEach(Placed::giveBack);
+        plan.placed().forEach(Placed::giveBack);
       }
-      step.clear();
+      plan.clear();
       parts.clear();
     }
   }
@@ -236,105 +213,23 @@ final class StepRunner {
     }
   }
 
-  // ---- planning ------------------------------------------------------------------------------
-
-  /** Adds a run to the step; false if the step is full. */
-  private boolean plan(RowRun run, boolean stays) {
-    BoundLayer layer = run.batch().layer();
-    if (!layer.isManaged()) {
-      step.add(new Placed(layer.takePart(), run));
-      return true;
-    }
-    int end = run.row() + run.count();
-    int row = run.row();
-    while (row < end) {
-      StepPart part = layer.takePart();
-      boolean kept = false;
-      Place place = Place.PLACED;
-      int first = row;
-      try {
-        part.planned().clear();
-        while (row < end && place == Place.PLACED) {
-          place = place(run, row, part, stays);
-          row += place == Place.PLACED ? 1 : 0;
-        }
-        kept = row > first;
-      } finally {
-        if (!kept) {
-          layer.giveBack(part);
-        }
-      }
-      if (kept) {
-        step.add(new Placed(part, run.isWhole() ? run.rows(first, row - first) : run));
-      }
-      if (place == Place.LATER) {
-        return false;
-      }
-      row += place == Place.REFUSED ? 1 : 0;
-    }
-    return true;
-  }
-
-  private Place place(RowRun run, int row, StepPart part, boolean stays) {
-    PendingBatch batch = run.batch();
-    int to = run.isWhole() ? batch.rows().tokens(row) : run.to();
-    try {
-      RowRequest request = batch.request(row, run.from(), to);
-      return place(batch, row, request, part, stays);
-    } catch (RowRefusedException e) {
-      batch.refuse(row, e.code(), e.getMessage());
-      return Place.REFUSED;
-    }
-  }
-
-  private Place place(PendingBatch batch, int row, RowRequest request, StepPart part, boolean stays)
-      throws RowRefusedException {
-    int shard = batch.shard(row);
-    try {
-      manager.plan(shard, request, part.planned());
-      return Place.PLACED;
-    } catch (StepFullException e) {
-      if (!step.isEmpty() || part.planned().rows() > 0) {
-        return Place.LATER;
-      }
-      if (stays && manager.endSuperseded(shard, request)) {
-        return place(batch, row, request, part, stays);
-      }
-      RowRefusedException shortage = manager.shortage(shard, request, e);
-      if (outOfBlocks == OutOfBlocks.FAIL) {
-        RefusedRow refused = batch.refused(row, shortage.code(), shortage.getMessage());
-        throw new KernelException(shortage.code(), row, refused.toString());
-      }
-      if (stays) {
-        manager.giveUp(shard, request);
-      }
-      throw shortage;
-    } catch (RowRefusedException e) {
-      if (stays && e.code() == ErrorCode.SEQUENCE_LOST) {
-        manager.passOver(shard, request);
-      }
-      throw e;
-    }
-  }
-
-  // ---- computing -----------------------------------------------------------------------------
-
   /** Points the parts and uses them; false if that found a bad row, which is refused. */
   private boolean apply(Use use) {
-    ResultDraft.allocate(step.stream().map(placed -> placed.run.batch().draft()).toList());
+    List<Placed> step = plan.placed();
+    ResultDraft.allocate(step.stream().map(placed -> placed.run().batch().draft()).toList());
     for (Placed placed : step) {
-      point(placed.part, placed.run);
-      parts.add(placed.part);
+      point(placed.part(), placed.run());
+      parts.add(placed.part());
     }
-    StepBinding binding = step.get(0).run.batch().layer().binding();
+    BoundLayer layer = step.get(0).layer();
     try {
-      use.run(binding, parts);
+      use.run(layer.binding(), parts);
       return true;
     } catch (KernelException e) {
       if (e.row() < 0) {
-        throw named(e, step.get(0).run.batch().layer().spec());
+        throw named(e, layer.spec());
       }
-      RowRun bad = rowOfStep(e.row());
+      RowRun bad = plan.row(e.row());
       PendingBatch batch = bad.batch();
       if (e.code() != ErrorCode.INVALID_ROW) {
         throw new InvalidBatchException(batch.refused(bad.row(), e.code(), e.getMessage()), e);
@@ -342,27 +237,6 @@ final class StepRunner {
       batch.refuse(bad.row(), e.code(), e.getMessage());
       return false;
     }
-  }
-
-  /** The row that is number {@code row} of all parts. */
-  private RowRun rowOfStep(long row) {
-    long left = row;
-    for (Placed placed : step) {
-      if (left < placed.run.count()) {
-        return placed.run.rows(placed.run.row() + (int) left, 1);
-      }
-      left -= placed.run.count();
-    }
-    throw new IndexOutOfBoundsException("row " + row + " of a step of " + rows(step));
-  }
-
-  /** Rows of all parts of a step. */
-  static int rows(List<Placed> step) {
-    int rows = 0;
-    for (Placed placed : step) {
-      rows += placed.part.rows();
-    }
-    return rows;
   }
 
   /** Names the layer whose batch is wrong, or whose step failed. */
