@@ -123,31 +123,7 @@ public final class KvCacheManager {
     return row.endsAtOnce() || known.lost != null || known.ended.get(row.layer().index());
   }
 
-  /**
-   * Begins the sequence of {@code row} with what its parent has now, if the row forks it; no row is
-   * planned. The child of a parent that is not in the cache is lost.
-   *
-   * @throws RowRefusedException if there is no such parent
-   */
-  public void fork(int shard, RowRequest row) throws RowRefusedException {
-    Shard place = shard(shard);
-    Sequence known = place.sequences.get(row.sequence());
-    boolean isOver = hasEndedIn(known, row.layer());
-    if (row.parent() == null || row.endsAtOnce() || known != null && !isOver) {
-      return;
-    }
-    if (isOver) {
-      residency.end(known);
-    }
-    try {
-      Sequence child = fork(place, row);
-      child.lastStep = stepNumber; // saved, even if none of its rows is computed
-    } catch (RowRefusedException e) {
-      lose(place, row, "its parent " + row.parent() + " was not in the cache");
-      throw e;
-    }
-    undo.clear();
-  }
+  // ---- a step -----------------------------------------------------------------------------------
 
   /**
    * Places the tokens of the next row of the step.
@@ -170,10 +146,6 @@ public final class KvCacheManager {
     }
   }
 
-  private Shard shard(int key) {
-    return shards.computeIfAbsent(key, Shard::new);
-  }
-
   private void plan(Shard shard, RowRequest row, PlannedRows places)
       throws RowRefusedException, StepFullException {
     Sequence known = shard.sequences.get(row.sequence());
@@ -184,7 +156,7 @@ public final class KvCacheManager {
     if (sequence != null && sequence.lost != null) {
       if (row.endsAtOnce()) {
         places.endRow(0);
-        planned(sequence, row);
+        note(sequence, row);
         return;
       }
       supersedeLost(sequence, row);
@@ -209,7 +181,7 @@ public final class KvCacheManager {
       residency.use(sequence);
     }
     placer.place(sequence, row, step.isEmpty(), places);
-    planned(sequence, row);
+    note(sequence, row);
   }
 
   /** While it is in the step, a sequence does not make room for others. */
@@ -219,7 +191,8 @@ public final class KvCacheManager {
     sequence.lastStep = stepNumber;
   }
 
-  private void planned(Sequence sequence, RowRequest row) {
+  /** Leaves to the commit what is to be done for a row. */
+  private void note(Sequence sequence, RowRequest row) {
     step.add(new PlannedRow(sequence, row));
     undo.add(() -> step.remove(step.size() - 1));
     if (row.endsNow()) {
@@ -234,79 +207,6 @@ public final class KvCacheManager {
     boolean adds = row.layer().newTokens(row.queries(), row.keys()) > 0;
     boolean seesNothing = row.parent() == null && (row.seqLen() == 0 || row.queries() == 0);
     return row.endsAtOnce() || !adds && seesNothing;
-  }
-
-  private void supersedeLost(Sequence sequence, RowRequest row) throws RowRefusedException {
-    if (!sequence.isRestartedBy(row)) {
-      throw sequence.lostRow();
-    }
-    supersede(sequence);
-  }
-
-  private void supersedeEnded(Sequence sequence) throws StepFullException {
-    if (sequence.lastStep == stepNumber) {
-      throw new StepFullException("a sequence of the same id is in the step that is being planned");
-    }
-    supersede(sequence);
-  }
-
-  private void supersede(Sequence sequence) {
-    Map<Object, Sequence> sequences = sequence.shard.sequences;
-    sequences.remove(sequence.id);
-    undo.add(() -> sequences.put(sequence.id, sequence));
-    superseded.add(sequence);
-    undo.add(() -> superseded.remove(superseded.size() - 1));
-  }
-
-  /** Whether its last row has been in {@code layer}: the next one is of another of its id. */
-  private static boolean hasEndedIn(Sequence known, LayerRole layer) {
-    return known != null && known.lost == null && known.ended.get(layer.index());
-  }
-
-  private Sequence begin(Shard shard, RowRequest row) throws RowRefusedException {
-    if (row.layer().newTokens(row.queries(), row.keys()) == 0) {
-      throw RowRefusedException.badRow(
-          "column key: sequence %s is not in the cache, expected its first tokens, got none",
-          row.sequence());
-    }
-    Sequence sequence = new Sequence(shard, row.sequence(), null, shape.layers().size());
-    residency.enter(sequence);
-    return added(sequence);
-  }
-
-  private Sequence added(Sequence sequence) {
-    sequence.shard.sequences.put(sequence.id, sequence);
-    undo.add(() -> residency.end(sequence));
-    return sequence;
-  }
-
-  /**
-   * The child has the tokens that its parent has in every layer that it has been to, without those
-   * of the step that is being planned.
-   */
-  private Sequence fork(Shard shard, RowRequest row) throws RowRefusedException {
-    Sequence parent = shard.sequences.get(row.parent());
-    if (parent == null) {
-      throw RowRefusedException.badRow(
-          "column parent_sequence_id: expected a sequence in the cache, got %s; where there are"
-              + " several shards, parent and child need the same sequence_group",
-          row.parent());
-    }
-    if (parent.lost != null) {
-      throw parent.lostRow();
-    }
-    Sequence child = new Sequence(shard, row.sequence(), parent.id, shape.layers().size());
-    int own = parent.tokensInAllLayers(shape.layers(), false);
-    int cross = parent.tokensInAllLayers(shape.layers(), true);
-    child.own.borrow(parent.own, own, shape.blockSize());
-    child.cross.borrow(parent.cross, cross, shape.blockSize());
-    for (LayerRole layer : shape.layers()) {
-      int tokens = layer.cross() ? cross : own;
-      child.done[layer.index()] = tokens;
-      child.planned[layer.index()] = tokens;
-      child.unverified.set(layer.index(), parent.done[layer.index()] < tokens);
-    }
-    return added(child);
   }
 
   /** The rows that were planned have been computed. */
@@ -341,6 +241,111 @@ public final class KvCacheManager {
     stepNumber++;
   }
 
+  private Shard shard(int key) {
+    return shards.computeIfAbsent(key, Shard::new);
+  }
+
+  // ---- sequences that begin, and the ones before them -------------------------------------------
+
+  /**
+   * Begins the sequence of {@code row} with what its parent has now, if the row forks it; no row is
+   * planned. The child of a parent that is not in the cache is lost.
+   *
+   * @throws RowRefusedException if there is no such parent
+   */
+  public void fork(int shard, RowRequest row) throws RowRefusedException {
+    Shard place = shard(shard);
+    Sequence known = place.sequences.get(row.sequence());
+    boolean isOver = hasEndedIn(known, row.layer());
+    if (row.parent() == null || row.endsAtOnce() || known != null && !isOver) {
+      return;
+    }
+    if (isOver) {
+      residency.end(known);
+    }
+    try {
+      Sequence child = fork(place, row);
+      child.lastStep = stepNumber; // saved, even if none of its rows is computed
+    } catch (RowRefusedException e) {
+      lose(place, row, "its parent " + row.parent() + " was not in the cache");
+      throw e;
+    }
+    undo.clear();
+  }
+
+  /**
+   * The child has the tokens that its parent has in every layer that it has been to, without those
+   * of the step that is being planned.
+   */
+  private Sequence fork(Shard shard, RowRequest row) throws RowRefusedException {
+    Sequence parent = shard.sequences.get(row.parent());
+    if (parent == null) {
+      throw RowRefusedException.badRow(
+          "column parent_sequence_id: expected a sequence in the cache, got %s; where there are"
+              + " several shards, parent and child need the same sequence_group",
+          row.parent());
+    }
+    if (parent.lost != null) {
+      throw parent.lostRow();
+    }
+    Sequence child = new Sequence(shard, row.sequence(), parent.id, shape.layers().size());
+    int own = parent.tokensInAllLayers(shape.layers(), false);
+    int cross = parent.tokensInAllLayers(shape.layers(), true);
+    child.own.borrow(parent.own, own, shape.blockSize());
+    child.cross.borrow(parent.cross, cross, shape.blockSize());
+    for (LayerRole layer : shape.layers()) {
+      int tokens = layer.cross() ? cross : own;
+      child.done[layer.index()] = tokens;
+      child.planned[layer.index()] = tokens;
+      child.unverified.set(layer.index(), parent.done[layer.index()] < tokens);
+    }
+    return added(child);
+  }
+
+  private Sequence begin(Shard shard, RowRequest row) throws RowRefusedException {
+    if (row.layer().newTokens(row.queries(), row.keys()) == 0) {
+      throw RowRefusedException.badRow(
+          "column key: sequence %s is not in the cache, expected its first tokens, got none",
+          row.sequence());
+    }
+    Sequence sequence = new Sequence(shard, row.sequence(), null, shape.layers().size());
+    residency.enter(sequence);
+    return added(sequence);
+  }
+
+  private Sequence added(Sequence sequence) {
+    sequence.shard.sequences.put(sequence.id, sequence);
+    undo.add(() -> residency.end(sequence));
+    return sequence;
+  }
+
+  private void supersedeLost(Sequence sequence, RowRequest row) throws RowRefusedException {
+    if (!sequence.isRestartedBy(row)) {
+      throw sequence.lostRow();
+    }
+    supersede(sequence);
+  }
+
+  private void supersedeEnded(Sequence sequence) throws StepFullException {
+    if (sequence.lastStep == stepNumber) {
+      throw new StepFullException("a sequence of the same id is in the step that is being planned");
+    }
+    supersede(sequence);
+  }
+
+  private void supersede(Sequence sequence) {
+    Map<Object, Sequence> sequences = sequence.shard.sequences;
+    sequences.remove(sequence.id);
+    undo.add(() -> sequences.put(sequence.id, sequence));
+    superseded.add(sequence);
+    undo.add(() -> superseded.remove(superseded.size() - 1));
+  }
+
+  /** Whether its last row has been in {@code layer}: the next one is of another of its id. */
+  private static boolean hasEndedIn(Sequence known, LayerRole layer) {
+    return known != null && known.lost == null && known.ended.get(layer.index());
+  }
+
   /**
    * Ends the sequence that such a row begins anew, whose blocks it may need, if there is one that
    * has ended in its layer; no row is planned.
@@ -355,6 +360,8 @@ public final class KvCacheManager {
     }
     return isOver;
   }
+
+  // ---- sequences that are lost ------------------------------------------------------------------
 
   /** What a row is refused with that can get no blocks, though no other row is planned. */
   public RowRefusedException shortage(int shard, RowRequest row, StepFullException reason) {
@@ -426,7 +433,7 @@ public final class KvCacheManager {
     return row.endsAtOnce() || sequence.ended.cardinality() == shape.layers().size();
   }
 
-  // ---- saving --------------------------------------------------------------------------------
+  // ---- saving -----------------------------------------------------------------------------------
 
   /** Saves what changed since the last time; no row is planned. */
   public void save() {
