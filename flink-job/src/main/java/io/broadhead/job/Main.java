@@ -38,7 +38,14 @@ import picocli.CommandLine.IVersionProvider;
       "1:the work failed; one line on stderr says where and why",
       "2:the command line is wrong",
     },
-    footer = "%nIn examples, broadhead stands for: java -jar broadhead.jar")
+    footer = {
+      "%nIn examples, broadhead stands for: java -jar broadhead.jar",
+      "To try it in a built clone of the project:",
+      "  java -jar flink-job/target/broadhead.jar attend --output out.arrow \\",
+      "      --job samples/data/llama/job.yaml --input samples/data/llama/steps.arrow",
+      "  java -jar flink-job/target/broadhead.jar compare \\",
+      "      samples/data/llama/expected.arrow out.arrow",
+    })
 public final class Main {
   /** Exit code of work that failed. */
   static final int FAILED = 1;

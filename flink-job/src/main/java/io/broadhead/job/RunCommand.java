@@ -139,7 +139,9 @@ final class RunCommand extends EngineCommand {
       names = "--batch-max-delay",
       paramLabel = "SECONDS",
       defaultValue = "0",
-      description = "How long a batch waits for others to join it. Default: ${DEFAULT-VALUE}.")
+      description =
+          "With --batch-max-tokens: how long a batch waits for others to join it."
+              + " Default: ${DEFAULT-VALUE}.")
   double batchMaxDelay;
 
   @Option(

@@ -68,6 +68,27 @@ class CommandLineTest {
   }
 
   @Test
+  void whatTheOverviewSaysToTryWorksInAClone() {
+    String help = Cli.run("--help").out();
+    String[] commands =
+        help.replaceAll("\\\\\\R", "").split("java -jar flink-job/target/broadhead.jar ");
+    Path output = temp.resolve("out.arrow");
+
+    assertThat(commands).hasSize(3);
+    for (String command : List.of(commands).subList(1, 3)) {
+      Cli cli =
+          Cli.run(
+              (Object[])
+                  command
+                      .strip()
+                      .replace("samples/", "../samples/")
+                      .replace("out.arrow", output.toString())
+                      .split(" +"));
+      assertThat(cli.code()).as(cli.err()).isZero();
+    }
+  }
+
+  @Test
   void versionAndOverview() {
     assertThat(Cli.run("--version").out()).startsWith("broadhead 0.");
     assertThat(Cli.run("--help").out()).contains("attend", "run", "inspect", "doctor");
