@@ -134,6 +134,16 @@ class PagedAttentionITCase {
     return new Configuration().set(PagedAttentionOptions.THREADS, 1);
   }
 
+  /** The steps are attended and recorded. */
+  private static void attend(
+      StreamExecutionEnvironment environment, Configuration options, int parallelism) {
+    StepJob.record(
+        PagedAttentionStream.of(StepJob.produce(environment), JOB)
+            .options(options)
+            .parallelism(parallelism)
+            .attend());
+  }
+
   @ParameterizedTest
   @ValueSource(booleans = {true, false})
   void chainedJobs(boolean objectReuse) throws Exception {
@@ -185,11 +195,7 @@ class PagedAttentionITCase {
   void acrossANetworkEdge(int shards, int parallelism, boolean objectReuse) throws Exception {
     StreamExecutionEnvironment environment = environment(objectReuse);
     Configuration options = options().set(PagedAttentionOptions.SHARDS, shards);
-    StepJob.record(
-        PagedAttentionStream.of(StepJob.produce(environment), JOB)
-            .options(options)
-            .parallelism(parallelism)
-            .attend());
+    attend(environment, options, parallelism);
     JobExecutionResult result = environment.execute();
 
     StepJob.assertResults();
@@ -216,11 +222,7 @@ class PagedAttentionITCase {
 
   private void executeOnBothTaskManagers() throws Exception {
     StreamExecutionEnvironment environment = environment(true);
-    StepJob.record(
-        PagedAttentionStream.of(StepJob.produce(environment), JOB)
-            .options(options().set(PagedAttentionOptions.SHARDS, 8))
-            .parallelism(4)
-            .attend());
+    attend(environment, options().set(PagedAttentionOptions.SHARDS, 8), 4);
     environment.execute();
   }
 
@@ -293,11 +295,7 @@ class PagedAttentionITCase {
     failTimes(1);
     StreamExecutionEnvironment environment = environment(true);
     Configuration options = options().set(PagedAttentionOptions.SHARDS, shards);
-    StepJob.record(
-        PagedAttentionStream.of(StepJob.produce(environment), JOB)
-            .options(options)
-            .parallelism(parallelism)
-            .attend());
+    attend(environment, options, parallelism);
 
     assertThatThrownBy(environment::execute)
         .hasStackTraceContaining("the recorder fails on purpose");
@@ -307,8 +305,7 @@ class PagedAttentionITCase {
   void aBadRowInTheMiddleFailsTheJobWithItsName() {
     makeBad(6, 2);
     StreamExecutionEnvironment environment = environment(true);
-    StepJob.record(
-        PagedAttentionStream.of(StepJob.produce(environment), JOB).options(options()).attend());
+    attend(environment, options(), 1);
 
     assertThatThrownBy(environment::execute)
         .hasStackTraceContaining("layer 'a', sequence sequence 2, row 2")
@@ -325,8 +322,7 @@ class PagedAttentionITCase {
     restarts.set(RestartStrategyOptions.RESTART_STRATEGY_FIXED_DELAY_ATTEMPTS, 100);
     restarts.set(RestartStrategyOptions.RESTART_STRATEGY_FIXED_DELAY_DELAY, Duration.ofMillis(1));
     environment.configure(restarts);
-    StepJob.record(
-        PagedAttentionStream.of(StepJob.produce(environment), JOB).options(options()).attend());
+    attend(environment, options(), 1);
     environment.execute();
 
     StepJob.assertResults();
@@ -370,8 +366,7 @@ class PagedAttentionITCase {
     StepJob.expectNot(makeBad(STEPS - 1, 3));
     StreamExecutionEnvironment environment = environment(true);
     Configuration options = options().set(PagedAttentionOptions.ON_BAD_ROW, OnBadRow.SIDE_OUTPUT);
-    StepJob.record(
-        PagedAttentionStream.of(StepJob.produce(environment), JOB).options(options).attend());
+    attend(environment, options, 1);
     JobExecutionResult result = environment.execute();
 
     StepJob.assertResults();
@@ -391,11 +386,7 @@ class PagedAttentionITCase {
     StreamExecutionEnvironment environment = environment(true);
     environment.setRuntimeMode(RuntimeExecutionMode.BATCH);
     Configuration options = options().set(PagedAttentionOptions.SHARDS, shards);
-    StepJob.record(
-        PagedAttentionStream.of(StepJob.produce(environment), JOB)
-            .options(options)
-            .parallelism(parallelism)
-            .attend());
+    attend(environment, options, parallelism);
     environment.execute();
 
     StepJob.assertResults();
