@@ -10,11 +10,11 @@ import java.util.Set;
  * Chooses what the next step computes: rows of the oldest batch and of younger ones of its layer,
  * within a budget of new tokens.
  *
- * <p>A row that is too long is computed in runs of tokens, each half the budget and what the others
- * leave: so a long prompt neither holds up the others nor is held up by them. Rows of one sequence
- * keep their order. Where producers bring their own block tables, batches keep their order too, and
- * join only if no row writes to a block that one of an earlier batch reads; a batch whose rows read
- * what others of it write is one step, however long.
+ * <p>A row of more than half the budget is computed in pieces, one in each step: half the budget,
+ * and what the others leave. So a long prompt neither holds up the others nor is held up by them.
+ * Rows of one sequence keep their order. Where producers bring their own block tables, batches keep
+ * their order too, and join only if no row writes to a block that one of an earlier batch reads; a
+ * batch whose rows read what others of it write is one step, however long.
  *
  * <p>Used by one thread.
  */
@@ -30,8 +30,8 @@ final class StepSelector {
   /** New tokens that the step may still take. */
   private long budget;
 
-  /** Index among the runs of the one of a long row, or -1. */
-  private int longRun;
+  /** Index among the runs of the piece of a long row, or -1. */
+  private int piece;
 
   /**
    * @param maxTokens new tokens of a step, or 0: each batch is a step by itself
@@ -46,7 +46,7 @@ final class StepSelector {
     waiting.clear();
     conflicts.clear();
     budget = maxTokens;
-    longRun = -1;
+    piece = -1;
     PendingBatch oldest = null;
     for (PendingBatch batch : pending) {
       if (batch.isDone()) {
@@ -66,12 +66,12 @@ final class StepSelector {
         addAll(batch, runs);
         return runs;
       }
-      if (!add(batch)) {
+      if (!addFrom(batch)) {
         break;
       }
     }
-    if (longRun >= 0 && budget > 0) {
-      lengthen();
+    if (piece >= 0 && budget > 0) {
+      lengthenPiece();
     }
     return runs;
   }
@@ -93,7 +93,7 @@ final class StepSelector {
   }
 
   /** Adds what fits of {@code batch}; false if no later one may be taken. */
-  private boolean add(PendingBatch batch) {
+  private boolean addFrom(PendingBatch batch) {
     boolean inOrder = batch.layer().isExternal();
     if (inOrder && !conflicts.add(batch)) {
       return false;
@@ -106,15 +106,15 @@ final class StepSelector {
       return false;
     }
     for (int row = batch.nextOpen(0); row >= 0 && budget > 0; row = batch.nextOpen(row + 1)) {
-      if (!add(batch, row) && inOrder) {
+      if (!addOrWait(batch, row) && inOrder) {
         return false;
       }
     }
     return budget > 0;
   }
 
-  /** Adds a row, or a run of its tokens; false if some of it has to wait. */
-  private boolean add(PendingBatch batch, int row) {
+  /** Adds a row, or a piece of it; false if some of it has to wait. */
+  private boolean addOrWait(PendingBatch batch, int row) {
     Object sequence = batch.rows().sequence(row);
     if (waiting.contains(sequence)) {
       return false;
@@ -125,8 +125,8 @@ final class StepSelector {
       budget -= batch.rows().tokens(row);
       return true;
     }
-    if (longRun < 0 && (begun || batch.isDivisible(row))) {
-      addRun(batch, row);
+    if (piece < 0 && (begun || batch.isDivisible(row))) {
+      addPiece(batch, row);
     }
     waiting.add(sequence);
     return false;
@@ -139,14 +139,14 @@ final class StepSelector {
         || !batch.isDivisible(row) && (tokens <= budget || runs.isEmpty());
   }
 
-  /** The step's one run of a long row; {@link #lengthen} adds to it what others leave. */
-  private void addRun(PendingBatch batch, int row) {
+  /** The step's one piece of a long row; {@link #lengthenPiece} adds to it what others leave. */
+  private void addPiece(PendingBatch batch, int row) {
     int from = batch.tokensDone(row);
     long left = Math.min(batch.rows().tokens(row) - from, budget);
-    int run = (int) Math.min(left, Math.max(1, maxTokens / 2));
-    longRun = runs.size();
-    runs.add(RowRun.tokens(batch, row, from, from + run));
-    budget -= run;
+    int tokens = (int) Math.min(left, Math.max(1, maxTokens / 2));
+    piece = runs.size();
+    runs.add(RowRun.tokens(batch, row, from, from + tokens));
+    budget -= tokens;
   }
 
   private void addRow(PendingBatch batch, int row) {
@@ -161,13 +161,13 @@ final class StepSelector {
   }
 
   /** What is left of the budget goes to the long row. */
-  private void lengthen() {
-    RowRun run = runs.get(longRun);
+  private void lengthenPiece() {
+    RowRun run = runs.get(piece);
     int tokens = run.batch().rows().tokens(run.row());
     int to = (int) Math.min(tokens, run.to() + budget);
     boolean whole = run.from() == 0 && to == tokens;
     runs.set(
-        longRun,
+        piece,
         whole
             ? RowRun.rows(run.batch(), run.row(), 1)
             : RowRun.tokens(run.batch(), run.row(), run.from(), to));
