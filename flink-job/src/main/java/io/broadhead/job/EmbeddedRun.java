@@ -2,22 +2,16 @@
 package io.broadhead.job;
 
 import io.broadhead.arrow.Allocators;
-import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.arrow.StepInput;
-import io.broadhead.attention.AttentionConfig;
-import io.broadhead.attention.InvalidBatchException;
-import io.broadhead.attention.PagedAttention;
 import io.broadhead.attention.job.Job;
 import io.broadhead.flink.PagedAttentionMetrics;
 import io.broadhead.flink.PagedAttentionOptions;
 import io.broadhead.flink.StateMode;
-import io.broadhead.job.sink.ResultFileSink;
 import io.broadhead.job.source.StepFileSource;
 import io.broadhead.job.text.Units;
 import io.broadhead.kernel.EngineConfig;
 import io.broadhead.kernel.EngineInfo;
 import io.broadhead.kernel.KernelEngine;
-import java.io.IOException;
 import java.net.URI;
 import java.nio.file.FileSystemNotFoundException;
 import java.nio.file.Files;
@@ -68,35 +62,10 @@ final class EmbeddedRun {
   private final RunCommand options;
   private final Job job;
   private volatile boolean interrupted;
-  private Parts parts;
+  private RunParts parts;
 
   /** Null before it was started. */
   private volatile EmbeddedCluster cluster;
-
-  /** The files that a run begins, from the moment this is made. */
-  private record Parts(
-      Path output, Path refused, boolean madeOutput, String resultsSince, String refusedSince) {
-    Parts(Path output, Path refused, boolean madeOutput) {
-      this(
-          output,
-          refused,
-          madeOutput,
-          ResultFileSink.namesFromNowOn(ResultFileSink.RESULTS),
-          ResultFileSink.namesFromNowOn(ResultFileSink.REFUSED));
-    }
-
-    /**
-     * Removes what a run that did not end well has written. Without checkpoints a subtask that ends
-     * commits its files whatever becomes of the others, so those are part of a result that never
-     * was; what a checkpoint made visible stays.
-     */
-    synchronized void remove(boolean checkpointed) throws IOException {
-      OutputFolder.removeParts(
-          output, ResultFileSink.RESULTS, resultsSince, !checkpointed, madeOutput);
-      OutputFolder.removeParts(
-          refused, ResultFileSink.REFUSED, refusedSince, !checkpointed, !checkpointed);
-    }
-  }
 
   EmbeddedRun(FlinkRun run, RunCommand options, Job job) {
     this.run = run;
@@ -129,7 +98,7 @@ final class EmbeddedRun {
     OutputFolder.requireUsable("--refused", refused, inputs);
     OutputFolder.clearRefused(refused, options.written.overwrite, inputs);
     boolean madeOutput = OutputFolder.prepare(output, options.written.overwrite, inputs);
-    parts = new Parts(output, refused, madeOutput);
+    parts = RunParts.fromNowOn(output, refused, madeOutput);
     Thread onInterrupt = new Thread(this::end, "broadhead-interrupt");
     Runtime.getRuntime().addShutdownHook(onInterrupt);
     boolean done = false;
@@ -141,7 +110,9 @@ final class EmbeddedRun {
       if (interrupted) {
         return Main.FAILED;
       }
-      throw e instanceof JobExecutionException failure ? explained(failure, input) : e;
+      throw e instanceof JobExecutionException failure && !options.watch
+          ? new BadBatchSearch(options, job).explained(failure, input)
+          : e;
     } finally {
       removeHook(onInterrupt);
       if (!done) {
@@ -306,42 +277,5 @@ final class EmbeddedRun {
 
   private static org.apache.flink.core.fs.Path flinkPath(Path path) {
     return new org.apache.flink.core.fs.Path(path.toAbsolutePath().normalize().toUri());
-  }
-
-  /**
-   * Tells where in the input the batch is that the job stumbled over: an operator knows it only by
-   * its rows, and those of one subtask. Checking the input again costs nothing but the failure's
-   * time.
-   */
-  private Exception explained(JobExecutionException failure, Path input) {
-    Throwable cause = failure;
-    while (cause != null && !(cause instanceof InvalidBatchException)) {
-      cause = cause.getCause();
-    }
-    if (cause == null || options.watch) {
-      return failure;
-    }
-    try (BufferAllocator allocator = Allocators.root();
-        PagedAttention attention =
-            PagedAttention.open(
-                job,
-                new AttentionConfig(options.backend, 1, options.device, options.pool.outOfBlocks),
-                allocator);
-        StepInput steps = StepInput.open(input, allocator)) {
-      Problems problems =
-          new Problems(
-              attention, row -> !options.onBadRow.leavesOut(row.code(), options.pool.outOfBlocks));
-      for (ArrowBatch batch = steps.next(); batch != null; batch = steps.next()) {
-        try (ArrowBatch open = batch) {
-          problems.check(steps.origin(), open);
-        }
-        if (!problems.all().isEmpty()) {
-          return new WorkFailedException(problems.all().get(0), failure);
-        }
-      }
-    } catch (IOException | RuntimeException e) {
-      failure.addSuppressed(e);
-    }
-    return failure;
   }
 }
