@@ -10,7 +10,8 @@ import org.apache.flink.streaming.runtime.tasks.ProcessingTimeService;
 
 /**
  * Decides when the batches of a queue are computed: at once, or when they are enough for a step or
- * have waited long enough. A long prompt is computed step by step, with other input between.
+ * have waited long enough. A long prompt is computed step by step; input that comes between joins
+ * the next step.
  *
  * <p>Called by the task's thread, timers included. Its owner closes it.
  */
@@ -24,6 +25,12 @@ final class StepPump implements AutoCloseable {
   private final ProcessingTimeService time;
   private ScheduledFuture<?> timer;
   private long timerDue;
+
+  /** Whether the timer is for a step that is due already. */
+  private boolean stepFollows;
+
+  /** New tokens that the last step left. */
+  private long tokensLeft;
 
   /** Null where steps do not overlap. */
   private final StepWaiter waiter;
@@ -49,15 +56,28 @@ final class StepPump implements AutoCloseable {
       }
     } else {
       queue.add(batch, shardOfRow, time.getCurrentProcessingTime(), handler);
-      if (isEnough()) {
-        queue.step();
+      if (isEnough() && !mayJoin()) {
+        step();
       }
       while (queue.bytes() > MOST_WAITING_BYTES && queue.batches() > 1) {
-        queue.step();
+        step();
       }
       schedule();
     }
     watch();
+  }
+
+  private void step() {
+    queue.step();
+    tokensLeft = queue.tokens();
+  }
+
+  /**
+   * Whether more batches may join the next step of a long prompt before it is computed: no more
+   * tokens than it computes, so that they do not pile up.
+   */
+  private boolean mayJoin() {
+    return stepFollows && queue.tokens() - tokensLeft < maxTokens;
   }
 
   /** Whether there is enough for a step, or nothing is to wait. */
@@ -89,7 +109,7 @@ final class StepPump implements AutoCloseable {
   private void computeDue() {
     boolean isLong = isEnough();
     while (queue.batches() > 0 && isDue()) {
-      queue.step();
+      step();
       if (isLong) {
         break;
       }
@@ -103,16 +123,19 @@ final class StepPump implements AutoCloseable {
     if (queue.batches() == 0) {
       return;
     }
+    boolean isDue = isDue();
     // Flink's timer of this very millisecond would come in the next.
-    long due = isDue() ? time.getCurrentProcessingTime() - 1 : oldestDue();
+    long due = isDue ? time.getCurrentProcessingTime() - 1 : oldestDue();
     if (timer == null || due < timerDue) { // else it comes before, and finds nothing due
       cancelTimer();
       timerDue = due;
+      stepFollows = isDue;
       timer =
           time.registerTimer(
               due,
               at -> {
                 timer = null;
+                stepFollows = false;
                 computeDue();
               });
     }
@@ -128,6 +151,7 @@ final class StepPump implements AutoCloseable {
   /** Computes all that waits, and emits all results. */
   void drain() {
     queue.drain();
+    tokensLeft = 0;
   }
 
   @Override

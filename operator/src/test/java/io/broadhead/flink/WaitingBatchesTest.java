@@ -9,6 +9,7 @@ import io.broadhead.arrow.BatchSchema;
 import io.broadhead.arrow.DType;
 import io.broadhead.attention.job.Job;
 import io.broadhead.attention.job.LayerSpec;
+import io.broadhead.attention.testing.ManagedRow;
 import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.attention.testing.Scenario;
 import io.broadhead.attention.testing.StepBatches;
@@ -190,6 +191,41 @@ class WaitingBatchesTest {
     harness.awaitResults();
     assertThat(between).containsExactly(7L);
     assertThat(harness.emitted()).containsExactly(7L, 8L);
+  }
+
+  /** A step for each of them would have most of them wait for the whole prompt. */
+  @Test
+  void batchesJoinTheNextStepOfALongPrompt() throws Exception {
+    processManaged("long", 3 * MAX_TOKENS, 7);
+    processManaged("s", 1, 8);
+    processManaged("t", 1, 9);
+    assertThat(harness.emitted()).isEmpty();
+    harness.setProcessingTime(1);
+    harness.awaitResults();
+    assertThat(harness.emitted()).containsExactly(8L, 9L);
+    harness.setProcessingTime(MAX_DELAY);
+    harness.awaitResults();
+    assertThat(harness.emitted()).containsExactly(8L, 9L, 7L);
+  }
+
+  @Test
+  void noMoreJoinALongPromptThanAStepComputes() throws Exception {
+    processManaged("long", 3 * MAX_TOKENS, 7);
+    for (int i = 0; i < MAX_TOKENS; i++) {
+      assertThat(harness.emitted()).isEmpty();
+      processManaged("s" + i, 1, 8 + i);
+    }
+    harness.awaitResults();
+    assertThat(harness.emitted()).containsExactly(8L, 9L);
+  }
+
+  /** A long prompt with external block tables is computed before what comes behind it. */
+  private void processManaged(String sequence, int tokens, long timestamp) throws Exception {
+    ManagedRow row = ManagedRow.of(scenario.next(sequence, layer, tokens));
+    try (ArrowBatch batch =
+        StepBatches.managed(noLeaks.allocator(), layer, DType.FLOAT32, true, List.of(row))) {
+      harness.processElement(batch, timestamp);
+    }
   }
 
   /** Flink's timers of the present come a millisecond later, those of the past at once. */
