@@ -95,16 +95,17 @@ public final class PagedAttentionOptions {
           .withDescription(
               "Limit of new tokens per step. Smaller batches of one layer are joined"
                   + " without copying them; longer prompts are computed in pieces, so that other"
-                  + " sequences need not wait for them. 0: each batch is one step.");
+                  + " sequences need not wait for them (with external block tables, which keep"
+                  + " their order, those behind them do). 0: each batch is one step.");
 
   public static final ConfigOption<Duration> BATCH_MAX_DELAY =
       option("broadhead.batch.max-delay")
           .durationType()
           .defaultValue(Duration.ZERO)
           .withDescription(
-              "How long a batch waits for others to join it while there are fewer new"
-                  + " tokens than broadhead.batch.max-tokens; counted in milliseconds. 0: it does"
-                  + " not wait.");
+              "How long a batch waits, from its arrival, for others to join it while there are"
+                  + " fewer new tokens than broadhead.batch.max-tokens; counted in milliseconds. 0:"
+                  + " it does not wait.");
 
   public static final ConfigOption<Integer> SHARDS =
       option("broadhead.shards")
