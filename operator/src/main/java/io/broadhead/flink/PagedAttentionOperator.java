@@ -139,7 +139,7 @@ public final class PagedAttentionOperator extends AbstractStreamOperator<ArrowBa
     if (engine.info().overlaps()) {
       waiter = new StepWaiter(task, mailbox, this::settle);
     }
-    pump = new StepPump(queue, settings, getProcessingTimeService(), waiter);
+    pump = new StepPump(queue, settings, getProcessingTimeService(), mailbox, waiter);
     LOGGER.info("{} {}: {}, {}", getOperatorName(), task, attention.describe(), managedMemory);
   }
 

@@ -6,14 +6,15 @@ import io.broadhead.attention.StepHandler;
 import io.broadhead.attention.StepQueue;
 import java.util.concurrent.ScheduledFuture;
 import java.util.function.IntUnaryOperator;
+import org.apache.flink.api.common.operators.MailboxExecutor;
 import org.apache.flink.streaming.runtime.tasks.ProcessingTimeService;
 
 /**
  * Decides when the batches of a queue are computed: at once, or when they are enough for a step or
- * have waited long enough. A long prompt is computed step by step; input that comes between joins
- * the next step.
+ * have waited long enough. A long prompt is computed step by step; input that is there meanwhile
+ * joins the next step.
  *
- * <p>Called by the task's thread, timers included. Its owner closes it.
+ * <p>Called by the task's thread, timers and mails included. Its owner closes it.
  */
 final class StepPump implements AutoCloseable {
   /** More than this does not wait, so that a slow operator is felt upstream. */
@@ -23,11 +24,15 @@ final class StepPump implements AutoCloseable {
   private final int maxTokens;
   private final long maxDelayMillis;
   private final ProcessingTimeService time;
+  private final MailboxExecutor mailbox;
   private ScheduledFuture<?> timer;
   private long timerDue;
 
-  /** Whether the timer is for a step that is due already. */
+  /** Whether a mail is on its way that has the next step computed. */
   private boolean stepFollows;
+
+  /** Whether no batch has come since the last such mail. */
+  private boolean inputRests;
 
   /** New tokens that the last step left. */
   private long tokensLeft;
@@ -39,11 +44,16 @@ final class StepPump implements AutoCloseable {
    * @param waiter has the last step settled if no input follows; or null
    */
   StepPump(
-      StepQueue queue, OperatorSettings settings, ProcessingTimeService time, StepWaiter waiter) {
+      StepQueue queue,
+      OperatorSettings settings,
+      ProcessingTimeService time,
+      MailboxExecutor mailbox,
+      StepWaiter waiter) {
     this.queue = queue;
     this.maxTokens = settings.batchMaxTokens();
     this.maxDelayMillis = settings.batchMaxDelay().toMillis();
     this.time = time;
+    this.mailbox = mailbox;
     this.waiter = waiter;
   }
 
@@ -56,6 +66,7 @@ final class StepPump implements AutoCloseable {
       }
     } else {
       queue.add(batch, shardOfRow, time.getCurrentProcessingTime(), handler);
+      inputRests = false;
       if (isEnough() && !mayJoin()) {
         step();
       }
@@ -73,8 +84,8 @@ final class StepPump implements AutoCloseable {
   }
 
   /**
-   * Whether more batches may join the next step of a long prompt before it is computed: no more
-   * tokens than it computes, so that they do not pile up.
+   * Whether batches may join the step that follows: no more tokens than it computes, so that they
+   * do not pile up.
    */
   private boolean mayJoin() {
     return stepFollows && queue.tokens() - tokensLeft < maxTokens;
@@ -123,21 +134,40 @@ final class StepPump implements AutoCloseable {
     if (queue.batches() == 0) {
       return;
     }
-    boolean isDue = isDue();
-    // Flink's timer of this very millisecond would come in the next.
-    long due = isDue ? time.getCurrentProcessingTime() - 1 : oldestDue();
+    if (isDue()) {
+      if (!stepFollows) {
+        stepFollows = true;
+        inputRests = false;
+        sendMail();
+      }
+      return;
+    }
+    long due = oldestDue();
     if (timer == null || due < timerDue) { // else it comes before, and finds nothing due
       cancelTimer();
       timerDue = due;
-      stepFollows = isDue;
       timer =
           time.registerTimer(
               due,
               at -> {
                 timer = null;
-                stepFollows = false;
                 computeDue();
               });
+    }
+  }
+
+  /** Before it is opened, the task takes what input there is, but no more than an element. */
+  private void sendMail() {
+    mailbox.execute(this::computeUnlessMoreJoins, "a step of what waits");
+  }
+
+  private void computeUnlessMoreJoins() {
+    if (inputRests || !mayJoin() || queue.batches() == 0) {
+      stepFollows = false;
+      computeDue();
+    } else {
+      inputRests = true;
+      sendMail();
     }
   }
 

@@ -49,10 +49,10 @@ final class OperatorHarness extends OneInputStreamOperatorTestHarness<ArrowBatch
     return new MockEnvironmentBuilder().setMaxParallelism(MAX_PARALLELISM);
   }
 
-  /** Runs mails until no step is in flight; where steps do not overlap, none ever is. */
+  /** Runs mails until there is none and no step in flight. */
   void awaitResults() throws Exception {
     PagedAttentionOperator operator = (PagedAttentionOperator) getOneInputOperator();
-    while (operator.isStepInFlight()) {
+    while (operator.isStepInFlight() || getTaskMailbox().hasMail()) {
       getTaskMailbox().take(TaskMailbox.MIN_PRIORITY).run();
     }
   }
