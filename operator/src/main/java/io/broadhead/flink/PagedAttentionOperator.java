@@ -39,10 +39,11 @@ import org.slf4j.LoggerFactory;
  * refused leave by {@link #REFUSED_ROWS} if the options say so.
  *
  * <p><b>Threads.</b> The task's thread calls. Where batches are joined, some wait for others, and a
- * timer ends their waiting. On a GPU a step computes while the task's thread takes the next input,
- * at most two are begun at a time, and a thread waits for the last one and sends the task a mail.
- * What waits is computed, and all results are emitted, before watermarks, idleness, barriers and
- * the end of input are passed on. A task that is cancelled ends the step that is being computed.
+ * timer ends their waiting; mails that the task sends to itself have a long prompt computed step by
+ * step. On a GPU a step computes while the task's thread takes the next input, at most two are
+ * begun at a time, and a thread waits for the last one and sends the task a mail. What waits is
+ * computed, and all results are emitted, before watermarks, idleness, barriers and the end of input
+ * are passed on. A task that is cancelled ends the step that is being computed.
  *
  * <p><b>Order.</b> Results of one sequence and layer come in the order of its rows. With {@code
  * broadhead.batch.max-tokens}, results of different sequences may overtake each other.
