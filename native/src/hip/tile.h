@@ -399,7 +399,7 @@ struct KeyTile {
     }
   }
 
-  /// Calls visit(i, rows) for every 16 dimensions, in the order of QueryColumns.
+  /// Calls visit(i, rows) for every 16 dimensions, in the order of load_query.
   template <class Visit>
   BH_INLINE void for_each(Visit&& visit) const {
     for_each_segment<kHead, kKeySegment>([&](auto begin, auto size) {
