@@ -171,9 +171,10 @@ final class LayerSet implements AutoCloseable {
           e.code(),
           -1,
           e.getMessage()
-              + "; a lower memory_fraction or a smaller kv_cache_dtype than "
+              + "; a smaller kv_cache_dtype than "
               + stored.label()
-              + " helps, too; the caches before that of layer '"
+              + " helps, too, or a lower memory_fraction where that decides; the caches before that"
+              + " of layer '"
               + owner.name()
               + "' have "
               + cacheBytes

@@ -337,8 +337,9 @@ class PagedAttentionTest {
               KernelException.class, e -> assertThat(e.code()).isEqualTo(ErrorCode.OUT_OF_MEMORY))
           .hasMessageMatching(
               "layer 'a': KV cache: 2147483647 blocks of .* bytes need .* GiB, .*; lower"
-                  + " kv_cache.num_blocks; .* kv_cache_dtype than float32 helps, too;"
-                  + " the caches before that of layer 'a' have 0 bytes");
+                  + " kv_cache.num_blocks; a smaller kv_cache_dtype than float32 helps, too, or a"
+                  + " lower memory_fraction where that decides; the caches before that of layer 'a'"
+                  + " have 0 bytes");
     }
   }
 
