@@ -115,7 +115,7 @@ struct HopperPrefill {
   /// Whose turn it is at the queries and rows of a warpgroup.
   struct Turn {
     uint64_t full, queries_empty, rows_empty;
-    /// Its first keys of an item are multiplied: the other warpgroup may begin. So one multiplies
+    /// Its first keys of an item are multiplied: the next warpgroup may begin. So one multiplies
     /// while the other has its softmax.
     uint64_t started;
   };
@@ -365,7 +365,8 @@ struct HopperPrefill {
       if (lane_index() < count) copy_one(place.slot, lane_index(), own);
       return;
     }
-    // One lane makes all copies, from numbers that are the same for all: no loop over lanes.
+    // One lane makes all copies, from numbers that are the same for all: no loop over lanes. They
+    // are exchanged before there is room, since everyone waits for what follows.
     const int slot = shuffle(place.slot, 0);
     int pieces[kCopies];
 #pragma unroll
