@@ -70,11 +70,12 @@ class WaitingBatchesTest {
   }
 
   private void process(String sequence, long timestamp) throws Exception {
-    process(layer, sequence, timestamp);
+    process(layer, sequence, 1, timestamp);
   }
 
-  private void process(LayerSpec layer, String sequence, long timestamp) throws Exception {
-    try (ArrowBatch batch = batch(layer, sequence, 1)) {
+  private void process(LayerSpec layer, String sequence, int tokens, long timestamp)
+      throws Exception {
+    try (ArrowBatch batch = batch(layer, sequence, tokens)) {
       harness.processElement(batch, timestamp);
     }
   }
@@ -139,8 +140,8 @@ class WaitingBatchesTest {
   void theDelayEndsTheWaitingInEveryCache() throws Exception {
     harness.close();
     harness = open(new Job(job.kvCache(), List.of(layer, OTHER)));
-    process(layer, "s", 7);
-    process(OTHER, "s", 8);
+    process(layer, "s", 1, 7);
+    process(OTHER, "s", 1, 8);
     harness.setProcessingTime(MAX_DELAY);
     harness.awaitResults();
     assertThat(harness.emitted()).containsExactly(7L, 8L);
@@ -181,9 +182,7 @@ class WaitingBatchesTest {
   @Test
   void longPromptsAreComputedStepByStepWithOtherWorkBetween() throws Exception {
     process("s", 7);
-    try (ArrowBatch prompt = batch(layer, "long", 4 * MAX_TOKENS - 1)) {
-      harness.processElement(prompt, 8);
-    }
+    process(layer, "long", 4 * MAX_TOKENS - 1, 8);
     awaitFirstResults();
     assertThat(harness.emitted()).containsExactly(7L);
     harness.awaitResults();
@@ -234,9 +233,7 @@ class WaitingBatchesTest {
   /** They were there before the steps of those in front of them. */
   @Test
   void theLastTokensOfALongPromptDoNotWaitAnew() throws Exception {
-    try (ArrowBatch prompt = batch(layer, "long", 3 * MAX_TOKENS - 1)) {
-      harness.processElement(prompt, 7);
-    }
+    process(layer, "long", 3 * MAX_TOKENS - 1, 7);
     harness.setProcessingTime(MAX_DELAY); // as if the first steps had taken so long
     harness.awaitResults();
     assertThat(harness.emitted()).containsExactly(7L);
@@ -244,9 +241,7 @@ class WaitingBatchesTest {
 
   @Test
   void theLastTokensOfALongPromptWaitAsLongAsABatchDoes() throws Exception {
-    try (ArrowBatch prompt = batch(layer, "long", 2 * MAX_TOKENS - 1)) {
-      harness.processElement(prompt, 7);
-    }
+    process(layer, "long", 2 * MAX_TOKENS - 1, 7);
     harness.setProcessingTime(MAX_DELAY - 1);
     harness.awaitResults();
     assertThat(harness.emitted()).isEmpty();
@@ -260,9 +255,7 @@ class WaitingBatchesTest {
     process("s", 7);
     harness.setProcessingTime(MAX_DELAY - 1);
     for (String sequence : new String[] {"t", "u"}) {
-      try (ArrowBatch batch = batch(layer, sequence, 2)) {
-        harness.processElement(batch, 8);
-      }
+      process(layer, sequence, 2, 8);
     }
     harness.setProcessingTime(2 * MAX_DELAY - 2);
     harness.awaitResults();
