@@ -47,6 +47,7 @@ class Prompt {
   }
 
   int64_t num_blocks() const { return static_cast<int64_t>(blocks_.size()) + 1; }
+  std::vector<float>& query() { return query_; }
   std::vector<float>& key() { return key_; }
   std::vector<float>& value() { return value_; }
 
@@ -725,6 +726,45 @@ TEST_P(NotANumber, ReachesOnlyThoseThatSeeIt) {
         }
       }
     }
+  }
+}
+
+/// A key with an infinite element has no weight for queries that are negative there, and makes
+/// results of others NaN.
+TEST_P(NotANumber, MayHaveNoWeight) {
+  constexpr int kLength = 60;
+  constexpr int kPoisoned = 37;
+  for (const int dtype : kTensorDtypes) {
+    LayerConfig layer;
+    layer.dtype = dtype;
+    Prompt prompt(layer, kLength, 16, dtype);
+    for (int64_t i = 0; i < kLength * layer.query_width(); i += layer.head_size) {
+      prompt.query()[static_cast<size_t>(i)] = i / layer.query_width() % 2 == 0 ? -1 : 1;
+    }
+    for (int64_t i = 0; i < layer.key_width(); ++i) {
+      const auto at = static_cast<size_t>(kPoisoned * layer.key_width() + i);
+      if (i % layer.head_size == 0) prompt.key()[at] = HUGE_VALF;
+      prompt.value()[at] = 10000;
+    }
+    for (const int chunk : {1, 7, kLength}) {
+      SCOPED_TRACE(dtype_label(dtype) + " chunks of " + std::to_string(chunk));
+      Session session(GetParam(), 2, layer, pool_of(prompt.num_blocks(), 16, dtype));
+      BH_SKIP_IF_UNUSABLE(session, GetParam());
+      for (int first = 0; first < kLength; first += chunk) {
+        const int end = std::min(first + chunk, kLength);
+        const StepBatch batch = {{prompt.row(first, end)}};
+        StepResult result(layer, batch);
+        bh_error error{};
+        ASSERT_EQ(run_step(session.layer(), layer, batch, result, error), BH_OK) << error.message;
+        const std::vector<double> out = outputs(layer, result, end - first);
+        for (size_t i = 0; i < out.size(); ++i) {
+          const int token = first + static_cast<int>(i / static_cast<size_t>(layer.query_width()));
+          const bool is_number = token < kPoisoned || token % 2 == 0;
+          ASSERT_EQ(std::fabs(out[i]) < 10, is_number) << token << ": " << out[i];
+        }
+      }
+    }
+    record("nan", GetParam(), 0);
   }
 }
 

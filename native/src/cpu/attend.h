@@ -178,20 +178,26 @@ static void attend(const AttendContext& context, const AttendItem& item, float* 
   AttendScratch scratch;
   carve(layer, context.cache, item, floats, &scratch);
   const bool matrices = uses_matrices(layer, context.cache, scratch.rows);
-  const bool exact = matrices || multiplies_pairs(context);
-  with_tensor_dtype(layer.dtype,
-                    [&](auto t) { load_queries<decltype(t)>(context, item, scratch, exact); });
+  if (multiplies_pairs(context)) {
+    load_query_pairs(context, item, scratch);
+  } else if (!matrices) {
+    with_tensor_dtype(layer.dtype,
+                      [&](auto t) { load_queries<decltype(t)>(context, item, scratch); });
+  }
   const int64_t all_rows = int64_t{item.num_heads} * scratch.padded_rows;
   for (int64_t i = 0; i < all_rows * layer.head_size; ++i) scratch.sums[i] = 0;
   for (int64_t i = 0; i < all_rows; ++i) scratch.maxima[i] = -kInfinity;
   for (int64_t i = 0; i < all_rows; ++i) scratch.denominators[i] = 0;
 
   if (matrices) {
-    with_dtype(context.cache->dtype, [&](auto e) {
-      using E = decltype(e);
-      if constexpr (kIsWithinBFloat16<E>) {
-        attend_matrices<E>(context, item, scratch);
-      }
+    with_tensor_dtype(layer.dtype, [&](auto t) {
+      with_dtype(context.cache->dtype, [&](auto e) {
+        using T = decltype(t);
+        using E = decltype(e);
+        if constexpr (kGoesToMatrices<T> && kGoesToMatrices<E>) {
+          attend_matrices<T, E>(context, item, scratch);
+        }
+      });
     });
   } else if (context.cache) {
     with_cache_dtype(context, [&](auto e) {

@@ -25,14 +25,14 @@ constexpr int64_t kSpanBytes = int64_t{256} << 10;
 struct AttendScratch {
   int rows;                  ///< query rows of a KV head: tokens * group_size
   int padded_rows;           ///< those that there is room for
-  float* query;              ///< [heads][padded_rows][head_size], scaled; or pairs, in half of it
+  float* query;              ///< [heads][padded_rows][head_size], scaled; or pairs; or terms
   float* sums;               ///< [heads][padded_rows][head_size]
   float* maxima;             ///< [heads][padded_rows]: of the running softmax, as are denominators
   float* denominators;       ///< [heads][padded_rows]
   float* scores;             ///< [kMaxRows][kScoreStride]; or [kMatrixChunk][kMatrixStride]
   float* heads;              ///< a rotated query; or keys and values on their way into a tile
   float* panel;              ///< tiles of a span, widened
-  uint16_t* matrix_weights;  ///< [kMatrixChunk][kTerms][kMatrixStride]
+  uint16_t* matrix_weights;  ///< [kMatrixChunk][kWeightTerms][kMatrixStride]
 };
 
 /// Tiles of a span, a power of two: where one chunk of query rows reads it, as many as memory
@@ -48,24 +48,28 @@ BH_INLINE int tiles_of_span(int64_t tile_bytes, int rows) {
 /// longer spans pay less for what lies between their products.
 constexpr int kWidenedSpan = 16;
 
+/// Do matrix registers multiply numbers of T? float32 would take as long as without them.
+template <class T>
+constexpr bool kGoesToMatrices = !__is_same(T, Float32);
+
 /// Do the item's rows go through matrix registers?
 BH_INLINE bool uses_matrices(const LayerView& layer, const CacheView* cache, int rows) {
-  if (!kHasMatrices || !cache || layer.dtype != BH_BFLOAT16 || rows <= kMaxRows) return false;
-  bool is_within = false;
-  with_dtype(cache->dtype, [&](auto e) { is_within = kIsWithinBFloat16<decltype(e)>; });
-  return is_within;
+  return kHasMatrices && cache && rows > kMaxRows && layer.dtype != BH_FLOAT32 &&
+         cache->dtype != BH_FLOAT32;
 }
 
 /// Bytes of a tile in the panel; 0 if tiles are read where the cache has them: those that take long
 /// to widen are widened once where several chunks of rows read them.
 BH_INLINE int64_t panel_tile_bytes(const LayerView& layer, const CacheView* cache, int rows) {
-  if (uses_matrices(layer, cache, rows)) return matrix_tile_bytes(layer.head_size);
   const int64_t elements = int64_t{2} * kTile * layer.head_size;
   if (!cache) return elements * static_cast<int64_t>(sizeof(Float32));
+  const bool matrices = uses_matrices(layer, cache, rows);
   int64_t bytes = 0;
   with_dtype(cache->dtype, [&](auto e) {
     using E = decltype(e);
-    if (!kReadsDirectly<E> && rows > kMaxRows) {
+    if (matrices) {
+      bytes = matrix_tile_bytes(layer.head_size, kTerms<E>);
+    } else if (!kReadsDirectly<E> && rows > kMaxRows) {
       bytes = elements * static_cast<int64_t>(sizeof(typename Widened<E>::Type));
     }
   });
@@ -87,7 +91,7 @@ BH_INLINE int64_t carve(const LayerView& layer, const CacheView* cache, const At
   AttendScratch carved;
   carved.rows = rows;
   carved.padded_rows = padded_rows;
-  carved.query = take(all_rows * layer.head_size);
+  carved.query = take(all_rows * (matrices ? round_to_depth(layer.head_size) : layer.head_size));
   carved.sums = take(all_rows * layer.head_size);
   const int beyond = matrices ? kMatrixRows : kWidth;  // whole vectors are read
   carved.maxima = take(all_rows + beyond);
@@ -98,7 +102,7 @@ BH_INLINE int64_t carve(const LayerView& layer, const CacheView* cache, const At
   carved.panel = take(panel_tile / 4 * tiles_of_span(panel_tile, carved.rows));
   if (matrices) {
     carved.matrix_weights =
-        reinterpret_cast<uint16_t*>(take(kMatrixChunk * kTerms * kMatrixStride / 2));
+        reinterpret_cast<uint16_t*>(take(kMatrixChunk * kWeightTerms * kMatrixStride / 2));
   }
   if (scratch) *scratch = carved;
   return used;
