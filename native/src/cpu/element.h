@@ -319,6 +319,68 @@ BH_INLINE void read_run(const E* from, Run& to) {
   }
 }
 
+// ---- widening by table ----
+
+#if defined(__AVX512VBMI__)
+/// Are lines of E widened in registers, by bytes from tables?
+template <class E>
+constexpr bool kHasTable = __is_same(E, Float8E4M3);
+
+/// The upper halves of the floats that codes without a sign are, in the unit; the lower ones are 0.
+struct alignas(kLine) UpperHalves {
+  uint8_t low[128];
+  uint8_t high[128];
+
+  constexpr UpperHalves() : low(), high() {
+    constexpr int kNan = 127;
+    for (int code = 0; code <= kNan; ++code) {
+      const int exponent = code / 8, mantissa = code % 8;
+      const float value = code == kNan    ? __builtin_nanf("")
+                          : exponent == 0 ? __builtin_ldexpf(mantissa, -17)
+                                          : __builtin_ldexpf(8 + mantissa, exponent - 18);
+      const auto bits = __builtin_bit_cast(uint32_t, value);
+      low[code] = static_cast<uint8_t>(bits >> 16);
+      high[code] = static_cast<uint8_t>(bits >> 24);
+    }
+  }
+};
+
+/// Of the 16 floats of each run of a line, where two vectors have bytes 2 and 3.
+struct alignas(kLine) UpperHalfPlaces {
+  uint8_t of_run[4][kLine];
+
+  constexpr UpperHalfPlaces() : of_run() {
+    for (int run = 0; run < 4; ++run) {
+      for (int i = 0; i < kTile; ++i) {
+        of_run[run][4 * i + 2] = static_cast<uint8_t>(run * kTile + i);
+        of_run[run][4 * i + 3] = static_cast<uint8_t>(kLine + run * kTile + i);
+      }
+    }
+  }
+};
+
+BH_INLINE void widen_line(const Float8E4M3* from, Vec (&runs)[4]) {
+  static constexpr UpperHalves kHalves;
+  static constexpr UpperHalfPlaces kPlaces;
+  constexpr __mmask64 kUpper = 0xccccccccccccccccu;
+  const __m512i codes = _mm512_loadu_si512(from);
+  // Looking up ignores the sign.
+  const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(kHalves.low), codes,
+                                               _mm512_load_si512(kHalves.low + kLine));
+  __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(kHalves.high), codes,
+                                          _mm512_load_si512(kHalves.high + kLine));
+  high |= codes & _mm512_set1_epi8(static_cast<char>(0x80));
+#pragma GCC unroll 4
+  for (int run = 0; run < 4; ++run) {
+    runs[run] = (Vec)_mm512_maskz_permutex2var_epi8(kUpper, low,
+                                                    _mm512_load_si512(kPlaces.of_run[run]), high);
+  }
+}
+#else
+template <class E>
+constexpr bool kHasTable = false;
+#endif
+
 // ---- rounding: to nearest, ties to even ----
 
 BH_INLINE Vec magnitude_of(Vec v) { return (Vec)((UintVec)v & 0x7fffffffu); }

@@ -74,8 +74,16 @@ class Ahead {
 template <class E, int kBytes>
 constexpr int kUnroll = kBytes == 1 || sizeof(E) == 1 ? 4 : 2;
 
-/// Some runs of each of kTiles tiles, from their element `first` on, as micro-kernels read them.
-template <class E, int kTiles, int kRuns>
+/// Are lines of E widened by table for so many rows? With more of them, looking up would compete
+/// with the multiply-adds, and widened lines with the sums for registers.
+template <class E>
+constexpr bool widens_by_table(int rows) {
+  return kHasTable<E> && rows <= 2;
+}
+
+/// Some runs of each of kTiles tiles, from their element `first` on, as micro-kernels for kRows
+/// rows read them.
+template <class E, int kRows, int kTiles, int kRuns>
 class Block {
  public:
   [[gnu::always_inline]] Block(const E* const* tiles, int64_t first) {
@@ -90,9 +98,9 @@ class Block {
   const E* from_[kTiles];
 };
 
-/// A line of each tile, widened.
-template <class E, int kTiles, int kRuns>
-requires(!kReadsDirectly<E>) class Block<E, kTiles, kRuns> {
+/// A line of each tile, widened by way of memory.
+template <class E, int kRows, int kTiles, int kRuns>
+requires(!kReadsDirectly<E> && !widens_by_table<E>(kRows)) class Block<E, kRows, kTiles, kRuns> {
  public:
   [[gnu::always_inline]] Block(const E* const* tiles, int64_t first) {
 #pragma GCC unroll 4
@@ -111,6 +119,22 @@ requires(!kReadsDirectly<E>) class Block<E, kTiles, kRuns> {
 
  private:
   alignas(kLine) typename Widened<E>::Type widened_[kTiles][kRuns * kTile];
+};
+
+/// A line of each tile, widened in registers.
+template <class E, int kRows, int kTiles, int kRuns>
+requires(widens_by_table<E>(kRows)) class Block<E, kRows, kTiles, kRuns> {
+ public:
+  [[gnu::always_inline]] Block(const E* const* tiles, int64_t first) {
+#pragma GCC unroll 4
+    for (int t = 0; t < kTiles; ++t) widen_line(tiles[t] + first, widened_[t]);
+  }
+  [[gnu::always_inline]] void load(int tile, int run, Run& to) const {
+    to[0] = widened_[tile][run];
+  }
+
+ private:
+  Vec widened_[kTiles][kRuns];
 };
 
 /// sums[r] += element(r) * run for every row.
@@ -132,7 +156,7 @@ BH_INLINE void multiply_keys(const float* query, int head_size, const E* const* 
                              Ahead<kBytes>& ahead, Vec (&sums)[kTiles][kRows][kVecsPerRun]) {
   constexpr int kRuns = kUnroll<E, kBytes>;
   for (int first = 0; first < head_size; first += kRuns) {
-    const Block<E, kTiles, kRuns> block(tiles, first * kTile);
+    const Block<E, kRows, kTiles, kRuns> block(tiles, first * kTile);
 #pragma GCC unroll 4
     for (int i = 0; i < kRuns; ++i) {
       const int d = first + i;
@@ -229,7 +253,7 @@ BH_KERNEL void accumulate_rows(const float* weights, int weight_stride, const E*
       const float* w = weights + tile * kTile;
       if (in_tile == 0 && t + kAbreast * kTile <= end) {
         for (int first_run = 0; first_run < kTile; first_run += kRuns) {
-          const Block<E, kAbreast, kRuns> block(tiles + tile, offset + first_run * kTile);
+          const Block<E, kRows, kAbreast, kRuns> block(tiles + tile, offset + first_run * kTile);
 #pragma GCC unroll 4
           for (int i = 0; i < kRuns; ++i) {
 #pragma GCC unroll 4

@@ -57,7 +57,10 @@ const std::vector<Tier>& tiers() {
     {"amx", &amx::kKernels, has_amx, [] { return !kEmulatesAmx; }},
     // On Sapphire Rapids a product of pairs takes longer than the two that it replaces.
     {"avx512_bf16", &avx512_bf16::kKernels,
-     [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); },
+     [] {
+       return has_avx512() && __builtin_cpu_supports("avx512bf16") &&
+              __builtin_cpu_supports("avx512vbmi");
+     },
      [] { return __builtin_cpu_is("amd") != 0; }},
     {"avx512", &avx512::kKernels, has_avx512, always},
     {"avx2", &avx2::kKernels, has_avx2, always},
