@@ -170,10 +170,15 @@ public final class JobFile {
             : context.orElse(0);
     Optional<Float> mscale = map.positive(JobFileKey.MSCALE);
     Optional<Float> mscaleAllDim = map.positive(JobFileKey.MSCALE_ALL_DIM);
+    if (mscale.isPresent()) {
+      map.required(JobFileKey.MSCALE_ALL_DIM, mscaleAllDim);
+    } else if (mscaleAllDim.isPresent()) {
+      map.required(JobFileKey.MSCALE, mscale);
+    }
     double temperature = 1;
     if (type == RopeScaling.Type.YARN) {
       temperature =
-          mscale.isPresent() && mscaleAllDim.isPresent()
+          mscale.isPresent()
               ? RopeScaling.yarnTemperature(factor, mscale.get())
                   / RopeScaling.yarnTemperature(factor, mscaleAllDim.get())
               : RopeScaling.yarnTemperature(factor, 1);

@@ -91,7 +91,10 @@ public record RopeScaling(
     require(JobFileKey.HIGH_FREQ_FACTOR, highFreqFactor > lowFreqFactor, highFreqFactor);
     require(JobFileKey.BETA_SLOW, betaSlow > 0, betaSlow);
     require(JobFileKey.BETA_FAST, betaFast >= betaSlow, betaFast);
-    require(JobFileKey.ATTENTION_FACTOR, attentionFactor > 0, attentionFactor);
+    require(
+        JobFileKey.ATTENTION_FACTOR,
+        attentionFactor > 0 && attentionFactor <= Float.MAX_VALUE,
+        attentionFactor);
   }
 
   private static void require(JobFileKey key, boolean holds, Object got) {

@@ -2,6 +2,7 @@
 package io.broadhead.attention.job;
 
 import java.io.Serializable;
+import java.util.Arrays;
 import java.util.List;
 
 /**
@@ -37,6 +38,11 @@ public record RopeSpec(
     }
     if (!(base > 0) || Double.isInfinite(base)) {
       throw InvalidJobException.expected(JobFileKey.BASE.key(), "a finite number above 0", base);
+    }
+    if (!Arrays.stream(scaling.frequencies(rotaryDim, base, maxPosition))
+        .allMatch(Double::isFinite)) {
+      throw InvalidJobException.expected(
+          JobFileKey.BASE.key(), "a base for which the scaling gives finite frequencies", base);
     }
   }
 

@@ -125,6 +125,26 @@ class RopeScalingTest {
         .hasMessageContaining("rope_scaling.factor: missing");
     assertThatThrownBy(() -> parse("max_position: 9, rope_scaling: {rope_type: yarn, factor: 2}"))
         .hasMessageContaining("rope_scaling.original_max_position_embeddings: missing");
+    String yarn = "rope_type: yarn, factor: 2, original_max_position_embeddings: 8";
+    assertThatThrownBy(() -> parse("max_position: 9, rope_scaling: {" + yarn + ", mscale: 1}"))
+        .hasMessageContaining("rope_scaling.mscale_all_dim: missing");
+    assertThatThrownBy(
+            () -> parse("max_position: 9, rope_scaling: {" + yarn + ", mscale_all_dim: 1}"))
+        .hasMessageContaining("rope_scaling.mscale: missing");
+  }
+
+  @Test
+  void refusesWhatWouldRotateByNoNumber() {
+    String yarn =
+        "rope_scaling: {rope_type: yarn, factor: 2, original_max_position_embeddings: 4096";
+    for (String factor : List.of(".inf", ".nan", "1e39")) {
+      assertThatThrownBy(
+              () -> parse("max_position: 9, " + yarn + ", attention_factor: " + factor + "}"))
+          .hasMessageContaining("rope_scaling.attention_factor: expected number above 0");
+    }
+    assertThatThrownBy(() -> parse("max_position: 9, base: 1, " + yarn + "}"))
+        .hasMessageContaining("rope.base: expected a base")
+        .hasMessageContaining("got 1.0");
   }
 
   private static RopeSpec parse(String rope) {
