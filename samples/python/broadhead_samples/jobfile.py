@@ -139,6 +139,8 @@ def _rope(values, head_size, path):
         for key in scaling.keys() - {"rope_type", *SCALING_KEYS[rule]}:
             raise ValueError(f"{path}.{key}: expected no such key, because rope_type {rule} does not use it")
         _require(scaling, path, *SCALING_KEYS[rule][:2])
+        if not {"mscale", "mscale_all_dim"}.isdisjoint(scaling):
+            _require(scaling, path, "mscale", "mscale_all_dim")
     return rope
 
 

@@ -43,7 +43,7 @@ def _yarn_factor(scaling, stretch):
     def temperature(weight):
         return 1.0 if stretch <= 1 else 0.1 * weight * math.log(stretch) + 1.0
 
-    if scaling.get("mscale") and scaling.get("mscale_all_dim"):
+    if scaling.get("mscale"):
         return temperature(scaling["mscale"]) / temperature(scaling["mscale_all_dim"])
     return temperature(1.0)
 

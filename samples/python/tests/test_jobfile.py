@@ -222,6 +222,8 @@ class CheckedTest(unittest.TestCase):
             "{rope_type: linear}": "factor: missing",
             "{rope_type: linear, factor: 2, mscale: 3}": "mscale: expected no such key",
             "{rope_type: yarn, factor: 2}": "original_max_position_embeddings: missing",
+            "{rope_type: yarn, factor: 2, original_max_position_embeddings: 8, mscale: 1.0}": "mscale_all_dim: missing",
+            "{rope_type: yarn, factor: 2, original_max_position_embeddings: 8, mscale_all_dim: 1.0}": "mscale: missing",
         }.items():
             rope = f"rope: {{rotary_dim: 32, max_position: 9, rope_scaling: {wrong}}}"
             with self.subTest(wrong), self.assertRaisesRegex(ValueError, f"rope.rope_scaling.{message}"):
