@@ -112,11 +112,14 @@ std::string tensor_type(int dtype, int heads, int head_size) {
          element;
 }
 
-int dtype_of(std::string_view format, bool bfloat16) {
-  if (format == "e") return BH_FLOAT16;
-  if (format == "f") return BH_FLOAT32;
-  if (format == "S" && bfloat16) return BH_BFLOAT16;
-  return 0;
+/// `label` is what the metadata key dtype says, empty without it.
+int dtype_of(std::string_view format, std::string_view label) {
+  const int dtype = format == "e"   ? BH_FLOAT16
+                    : format == "f" ? BH_FLOAT32
+                    : format == "S" ? BH_BFLOAT16
+                                    : 0;
+  if (label.empty()) return dtype == BH_BFLOAT16 ? 0 : dtype;
+  return label == dtype_name(dtype) ? dtype : 0;
 }
 
 /// Refuses a type that is not complete, and indices of a dictionary: their format looks like
@@ -163,13 +166,16 @@ void check_tensor(const LayerSpec& spec, const ArrowSchema& field, int heads) {
     bad("permuted tensors: " + std::string(json));
   }
   const ArrowSchema& element = only_child(field.name, tensor, expected);
-  bool bfloat16 = false;
+  std::string_view label;
   for (const ArrowSchema* level : {&field, &tensor, &element}) {
-    bfloat16 |= metadata_value(field.name, level->metadata, "dtype") == "bfloat16";
+    if (label.empty()) label = metadata_value(field.name, level->metadata, "dtype");
   }
-  int dtype = dtype_of(element.format, bfloat16);
+  const int dtype = dtype_of(element.format, label);
   if (dtype != spec.dtype) {
-    bad("elements of " + (dtype ? dtype_name(dtype) : type_name(element)));
+    bad("elements of " + (dtype ? dtype_name(dtype)
+                          : label.empty()
+                              ? type_name(element)
+                              : type_name(element) + " with metadata dtype=" + std::string(label)));
   }
 }
 
