@@ -11,8 +11,10 @@ import io.broadhead.attention.cache.RowRefusedException;
 import io.broadhead.attention.cache.RowRequest;
 import io.broadhead.kernel.ErrorCode;
 import io.broadhead.kernel.KernelException;
+import java.util.HashSet;
 import java.util.Map;
 import java.util.Optional;
+import java.util.Set;
 import org.apache.arrow.memory.BufferAllocator;
 
 /**
@@ -127,15 +129,28 @@ final class BlockTables implements AutoCloseable {
 
   /**
    * Begins the sequences that rows of {@code pending} fork: their parents may grow in the same
-   * batch, and in a step before theirs.
+   * batch, and in a step before theirs. That is too early for an id whose last row is still to
+   * come.
    */
   void fork(PendingBatch pending) {
     if (!pending.layer().isManaged() || !pending.rows().mayFork()) {
       return;
     }
+    Set<Object> ending = new HashSet<>();
     for (int row = pending.nextOpen(0); row >= 0; row = pending.nextOpen(row + 1)) {
       try {
-        manager.fork(pending.shard(row), request(pending, row));
+        RowRequest request = request(pending, row);
+        Object id = Map.entry(pending.shard(row), request.sequence());
+        if (request.parent() != null && !request.endsAtOnce() && ending.contains(id)) {
+          throw RowRefusedException.badRow(
+              "column parent_sequence_id: sequence %s ends in an earlier row of the batch, expected"
+                  + " null, or this row in a later batch, got %s",
+              request.sequence(), request.parent());
+        }
+        if (request.ends()) {
+          ending.add(id);
+        }
+        manager.fork(pending.shard(row), request);
       } catch (RowRefusedException e) {
         pending.refuse(row, e.code(), e.getMessage());
       }

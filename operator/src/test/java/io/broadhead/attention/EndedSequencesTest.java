@@ -12,6 +12,7 @@ import io.broadhead.attention.testing.ManagedRow;
 import io.broadhead.attention.testing.Scenario;
 import io.broadhead.attention.testing.StepBatches;
 import io.broadhead.attention.testing.StepRow;
+import java.util.ArrayList;
 import java.util.List;
 import org.assertj.core.api.InstanceOfAssertFactories;
 import org.junit.jupiter.api.Test;
@@ -211,5 +212,33 @@ class EndedSequencesTest extends QueueFixture {
     addManaged(job, layer -> ManagedRow.of(scenario.next("s", layer, 20)));
     addManaged(a, ManagedRow.of(scenario.next("s", a, 0)).last());
     assertQueueComputes(job, 64, 1000);
+  }
+
+  /** The rows are in two steps, and the parent has grown in the first. */
+  @Test
+  void anIdDoesNotEndAndForkInOneBatch() {
+    Job job = job(a);
+    Scenario first = new Scenario(job, DTYPE, 7);
+    Scenario second = new Scenario(job, DTYPE, 8);
+    StepRow child = second.next("s", a, 1).withSeqLen(4);
+    try (PagedAttention attention = open(job)) {
+      ManagedRow parent = ManagedRow.of(first.next("parent", a, 3));
+      run(attention, a, parent, ManagedRow.of(first.next("s", a, 2)));
+      List<RefusedRow> refused = new ArrayList<>();
+      try (ArrowBatch batch =
+          managed(
+              a,
+              ManagedRow.of(first.next("parent", a, 5)),
+              ManagedRow.of(first.next("s", a, 1)).last(),
+              ManagedRow.of(child).forkedFrom("parent"))) {
+        attention.step(batch, refused::add).close();
+      }
+      assertThat(refused)
+          .singleElement()
+          .extracting(RefusedRow::message, InstanceOfAssertFactories.STRING)
+          .isEqualTo(
+              "column parent_sequence_id: sequence s ends in an earlier row of the batch, expected"
+                  + " null, or this row in a later batch, got parent");
+    }
   }
 }

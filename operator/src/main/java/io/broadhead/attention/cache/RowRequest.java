@@ -36,7 +36,7 @@ public record RowRequest(
   }
 
   /** A row without tokens ends a sequence wherever it is. */
-  boolean endsAtOnce() {
+  public boolean endsAtOnce() {
     return ends && queries == 0 && keys == 0;
   }
 }
