@@ -214,6 +214,22 @@ class EndedSequencesTest extends QueueFixture {
     assertQueueComputes(job, 64, 1000);
   }
 
+  @Test
+  void paddingBehindTheEndInOneLayerLeavesTheOthersTheSequence() {
+    Job job = job(8, a, b);
+    Scenario scenario = new Scenario(job, DTYPE, 7);
+    try (PagedAttention attention = open(job)) {
+      for (LayerSpec layer : job.layers()) {
+        run(attention, layer, ManagedRow.of(scenario.next("s", layer, 20)));
+      }
+      run(attention, a, ManagedRow.of(scenario.next("s", a, 1)).last());
+      run(attention, a, ManagedRow.of(scenario.next("s", a, 0).withSeqLen(0)));
+      assertThat(inUse(attention)).isEqualTo(2);
+      run(attention, b, ManagedRow.of(scenario.next("s", b, 1)).last());
+      assertThat(inUse(attention)).isZero();
+    }
+  }
+
   /** The rows are in two steps, and the parent has grown in the first. */
   @Test
   void anIdDoesNotEndAndForkInOneBatch() {

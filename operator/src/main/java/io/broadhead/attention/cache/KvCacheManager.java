@@ -24,9 +24,10 @@ import java.util.concurrent.ConcurrentHashMap;
  *       {@linkplain #fork forks} one.
  *   <li><i>living</i>: in the pool or swapped out, which {@link Residency} knows; rows append. Its
  *       layers end one by one, each with the row that says so.
- *   <li><i>ended in a layer</i>: still living in the others. The next row of that layer is of a new
- *       sequence of the id, which {@linkplain #supersede supersedes} the old one. When the last
- *       layer has ended, or at once by a row without tokens, the id is unknown again.
+ *   <li><i>ended in a layer</i>: still living in the others. The next row of that layer that is not
+ *       padding is of a new sequence of the id, which {@linkplain #supersede supersedes} the old
+ *       one. When the last layer has ended, or at once by a row without tokens that says so, the id
+ *       is unknown again.
  *   <li><i>lost</i>: what it had is gone ({@link #lose}: no blocks, a parent that was not there, or
  *       a restart without contents). Rows are refused until one {@linkplain Sequence#isRestartedBy
  *       begins it anew} from its first token, which supersedes it, or until all layers have ended.
@@ -162,6 +163,10 @@ public final class KvCacheManager {
       supersedeLost(sequence, row);
       sequence = null;
     } else if (hasEndedIn(sequence, row.layer())) {
+      if (isPadding(row) && !row.endsAtOnce()) {
+        places.endRow(0);
+        return;
+      }
       supersedeEnded(sequence);
       sequence = null;
     }
@@ -202,7 +207,7 @@ public final class KvCacheManager {
     }
   }
 
-  /** A row without new tokens of a sequence that nobody knows: it sees nothing. */
+  /** A row without new tokens of a sequence that is not there: it sees nothing. */
   private static boolean isPadding(RowRequest row) {
     boolean adds = row.layer().newTokens(row.queries(), row.keys()) > 0;
     boolean seesNothing = row.parent() == null && (row.seqLen() == 0 || row.queries() == 0);
