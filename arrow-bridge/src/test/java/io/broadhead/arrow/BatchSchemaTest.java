@@ -88,6 +88,13 @@ class BatchSchemaTest {
             FieldType.nullable(new ArrowType.Union(UnionMode.Sparse, new int[] {0})),
             List.of(LENGTH)));
     refused(
+        "runs",
+        "run_end_encoded",
+        new Field(
+            "runs",
+            FieldType.nullable(ArrowType.RunEndEncoded.INSTANCE),
+            List.of(Field.notNullable("run_ends", new ArrowType.Int(32, true)), LENGTH)));
+    refused(
         "outer.inner",
         "binary_view",
         new Field(
