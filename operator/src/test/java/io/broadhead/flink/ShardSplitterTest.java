@@ -12,6 +12,7 @@ import io.broadhead.attention.InvalidBatchException;
 import io.broadhead.attention.job.Job;
 import io.broadhead.attention.job.JobFile;
 import io.broadhead.attention.job.LayerSpec;
+import io.broadhead.attention.testing.ManagedRow;
 import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.attention.testing.Scenario;
 import io.broadhead.attention.testing.StepBatches;
@@ -96,6 +97,24 @@ class ShardSplitterTest {
     }
     assertThat(seen).hasSize(40).doesNotHaveDuplicates();
     assertThat(keys).hasSize(4).doesNotHaveDuplicates();
+  }
+
+  @Test
+  void rowsWithoutAGroupGoWhereTheirSequencesGo() {
+    Scenario scenario = new Scenario(job, DType.FLOAT16, 5);
+    List<ManagedRow> rows =
+        LongStream.range(0, 20)
+            .mapToObj(id -> ManagedRow.of(scenario.next(id, layer, 1)))
+            .map(row -> row.row().sequenceId().equals(7L) ? row.inGroup(100L) : row)
+            .toList();
+    try (ArrowBatch batch =
+        StepBatches.managed(noLeaks.allocator(), layer, DType.FLOAT16, false, rows)) {
+      assertThat(KEY.shards(batch))
+          .containsExactly(
+              LongStream.range(0, 20)
+                  .mapToInt(id -> ShardKey.shardOf(id == 7 ? 100 : id, 4))
+                  .toArray());
+    }
   }
 
   @Test
