@@ -215,6 +215,7 @@ class CheckedTest(unittest.TestCase):
                 jobfile.checked({"layers": [layer]})
 
     def test_wrong_scalings_are_named(self):
+        yarn = "{rope_type: yarn, factor: 2, original_max_position_embeddings: 8"
         for wrong, message in {
             "{}": "rope_type: missing",
             "{rope_type: su}": "rope_type: expected one of default, linear, dynamic, llama3, yarn, got su",
@@ -222,8 +223,8 @@ class CheckedTest(unittest.TestCase):
             "{rope_type: linear}": "factor: missing",
             "{rope_type: linear, factor: 2, mscale: 3}": "mscale: expected no such key",
             "{rope_type: yarn, factor: 2}": "original_max_position_embeddings: missing",
-            "{rope_type: yarn, factor: 2, original_max_position_embeddings: 8, mscale: 1.0}": "mscale_all_dim: missing",
-            "{rope_type: yarn, factor: 2, original_max_position_embeddings: 8, mscale_all_dim: 1.0}": "mscale: missing",
+            f"{yarn}, mscale: 1.0}}": "mscale_all_dim: missing",
+            f"{yarn}, mscale_all_dim: 1.0}}": "mscale: missing",
         }.items():
             rope = f"rope: {{rotary_dim: 32, max_position: 9, rope_scaling: {wrong}}}"
             with self.subTest(wrong), self.assertRaisesRegex(ValueError, f"rope.rope_scaling.{message}"):
