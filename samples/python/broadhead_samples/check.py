@@ -139,7 +139,9 @@ class Reference:
             else:
                 if parents[r] is not None and (name, ids[r]) not in self.progress:
                     self._fork(layer, ids[r], parents[r], before)
-                k, v = self._managed(layer, dtype, ids[r], len(q), k, v)
+                if m is None and "seq_len" in names:
+                    raise ValueError(f"column seq_len: row {r} is null, expected an int32")
+                k, v = self._managed(layer, dtype, ids[r], len(q), k, v, m)
                 m = len(k)
                 if ends[r]:
                     self.ended.add((name, ids[r]))
@@ -171,8 +173,11 @@ class Reference:
             self.caches[layer["name"]].sequences[sequence_id] = (key[:length], value[:length])
         self.progress[layer["name"], sequence_id] = length
 
-    def _managed(self, layer, dtype, sequence_id, num_queries, key, value):
-        """Appends to the sequence's own key and value [m, num_kv_heads, head_size] and returns both."""
+    def _managed(self, layer, dtype, sequence_id, num_queries, key, value, seq_len):
+        """Appends to the sequence's own key and value [m, num_kv_heads, head_size] and returns both.
+
+        m must be `seq_len`, unless that is None.
+        """
         place = (layer["name"], sequence_id)
         sequences = self.caches[layer["name"]].sequences
         shares = layer.get("kv_sharing_target_layer_name")
@@ -184,14 +189,30 @@ class Reference:
         empty = np.zeros((0, layer["num_kv_heads"], layer["head_size"]))
         k, v = sequences.get(sequence_id, (empty, empty))
         cross = layer.get("attn_type", "decoder") == "encoder_decoder"
-        new = max(num_queries, len(key)) if shares and not cross else len(key)
-        self.progress[place] = self.progress.get(place, 0) + new
+        start, new = self.progress.get(place, 0), len(key)
+        if shares and cross:
+            start, new = len(k), 0
+        elif shares:
+            new = max(num_queries, new)
+            if seq_len is not None:
+                start = max(start, seq_len - new)  # the rows between brought keys and no queries
+        end = start + new
+        if seq_len not in (None, end):
+            raise ValueError(
+                f"column seq_len: sequence {sequence_id} has {seq_len}, "
+                f"expected {end} ({start} tokens in the cache and {new} new ones)"
+            )
         if len(key) and not shares:
             new_k, new_v = self._stored(layer, dtype, key, value)
             k, v = np.concatenate([k, new_k]), np.concatenate([v, new_v])
             sequences[sequence_id] = (k, v)
-        length = len(k) if cross else self.progress[place]
-        return k[:length], v[:length]
+        if len(k) < end:
+            raise ValueError(
+                f"column sequence_id: sequence {sequence_id} has {len(k)} tokens in the cache that layer "
+                f"{layer['name']} reads, expected {end}"
+            )
+        self.progress[place] = end
+        return k[:end], v[:end]
 
 
 def _integers(column, name):

@@ -255,6 +255,48 @@ class ReferenceTest(unittest.TestCase):
         found = reference.step(batch_of(row, layer="b"))[0].output
         np.testing.assert_allclose(found, expected, atol=1e-12)
 
+    def test_a_sharing_layer_that_was_left_out_goes_on_at_seq_len(self):
+        layers = [{"name": name, "num_heads": 2, "num_kv_heads": 1, "head_size": 32} for name in "ab"]
+        layers[1]["kv_sharing_target_layer_name"] = "a"
+        rng = np.random.default_rng(0)
+        prompt, last = row_of(1, 5, rng, seq_len=5), row_of(1, 2, rng, seq_len=7)
+        external = (
+            {**prompt, "slot_mapping": range(5), "block_table": [0]},
+            {**last, "slot_mapping": range(5, 7), "block_table": [0]},
+        )
+        found = []
+        for fill, row in ((prompt, last), external):
+            reference = check.Reference({"layers": layers})
+            reference.step(batch_of({**fill, "query": row["query"][:0]}, layer="a"))
+            reference.step(batch_of(row, layer="a"))
+            found.append(reference.step(batch_of(row, layer="b"))[0].output)
+        np.testing.assert_array_equal(found[0], found[1])
+
+    def test_a_seq_len_that_does_not_fit_a_managed_sequence_is_told(self):
+        layers = [{"name": name, "num_heads": 2, "num_kv_heads": 1, "head_size": 32} for name in "abcd"]
+        layers[1]["kv_sharing_target_layer_name"] = "a"
+        layers[2]["attn_type"] = layers[3]["attn_type"] = "encoder_decoder"
+        layers[3]["kv_sharing_target_layer_name"] = "c"
+        rng = np.random.default_rng(0)
+        row, more = row_of(1, 3, rng, seq_len=3), row_of(1, 2, rng, seq_len=5)
+        for name, before, wrong, message in (
+            ("a", "", 4, r"1 has 4, expected 3 \(0 tokens in the cache and 3 new ones\)"),
+            ("a", "a", 2, r"1 has 2, expected 5 \(3 tokens in the cache and 2 new ones\)"),
+            ("b", "ab", 4, r"1 has 4, expected 5 \(3 tokens in the cache and 2 new ones\)"),
+            ("b", "ab", 5, "1 has 3 tokens in the cache that layer b reads, expected 5"),
+            ("c", "", 0, r"1 has 0, expected 3 \(0 tokens in the cache and 3 new ones\)"),
+            ("d", "c", 5, r"1 has 5, expected 3 \(3 tokens in the cache and 0 new ones\)"),
+            ("a", "a", None, "column seq_len: row 0 is null"),
+        ):
+            with self.subTest(message):
+                reference = check.Reference({"layers": layers})
+                for each in before:
+                    reference.step(batch_of(row, layer=each))
+                batch = batch_of(more if before else row, layer=name)
+                batch = self.with_column(batch, "seq_len", pa.array([wrong], pa.int32()))
+                with self.assertRaisesRegex(ValueError, message):
+                    reference.step(batch)
+
     def test_a_sequence_that_ended_begins_anew(self):
         layers = [{"name": name, "num_heads": 2, "num_kv_heads": 1, "head_size": 32} for name in "ab"]
         layers[1]["kv_sharing_target_layer_name"] = "a"
