@@ -317,4 +317,46 @@ class ManagedTablesTest extends AttentionFixture {
       assertThat(tables(attention).sequences()).isZero();
     }
   }
+
+  /** However large it says they are: it reads no block that is not its sequence's. */
+  @Test
+  void aSharingLayerSeesNoMoreTokensThanItsOwnerHas() {
+    LayerSpec own = layer("own").build();
+    LayerSpec ownShared = layer("own shared").kvSharingTargetLayerName("own").build();
+    LayerSpec cross = layer("cross").attnType(AttnType.ENCODER_DECODER).build();
+    LayerSpec crossShared =
+        layer("cross shared")
+            .attnType(AttnType.ENCODER_DECODER)
+            .kvSharingTargetLayerName("cross")
+            .build();
+    Job job = job(own, ownShared, cross, crossShared);
+    Scenario scenario = new Scenario(job, DTYPE, 5);
+    List<RefusedRow> refused = new ArrayList<>();
+    try (PagedAttention attention = open(job)) {
+      for (LayerSpec owner : List.of(own, cross)) {
+        run(attention, owner, ManagedRow.of(scenario.next("s", owner, 5)));
+      }
+      for (int seqLen : new int[] {6, 70, 1000}) {
+        for (StepRow row :
+            List.of(
+                scenario.next("s", crossShared, 1, 0),
+                scenario.next("s", ownShared, 1, 0),
+                scenario.next("s", ownShared, 0, 0))) {
+          LayerSpec layer = job.layer(row.layer()).orElseThrow();
+          try (ArrowBatch batch = managed(layer, ManagedRow.of(row.withSeqLen(seqLen)));
+              ArrowBatch result = attention.step(batch, refused::add)) {
+            assertThat(result.numRows()).as("%s tokens in %s", seqLen, layer.name()).isZero();
+          }
+        }
+      }
+      assertThat(refused.subList(0, 3))
+          .extracting(RefusedRow::message)
+          .containsExactly(
+              "column seq_len: 6, expected 5 (5 tokens in the cache and 0 new ones)",
+              "column sequence_id: sequence s has 5 tokens in the cache that layer own shared reads,"
+                  + " expected 6 (those of own come first)",
+              "column sequence_id: sequence s has 5 tokens in the cache that layer own shared reads,"
+                  + " expected 6 (those of own come first)");
+    }
+  }
 }

@@ -30,8 +30,9 @@ final class RowPlacer {
     LayerRole layer = row.layer();
     int count = layer.newTokens(row.queries(), row.keys());
     boolean follows = layer.cross() && !layer.writes();
-    int start = sequence.planned[follows ? layer.owner() : layer.index()];
-    if (!layer.writes() && (long) row.seqLen() - count > start) {
+    int before = sequence.planned[layer.index()];
+    int start = follows ? sequence.planned[layer.owner()] : before;
+    if (!layer.writes() && !follows && (long) row.seqLen() - count > start) {
       start = row.seqLen() - count; // the rows between brought keys and no queries
     }
     int end = start + count;
@@ -49,9 +50,8 @@ final class RowPlacer {
     if (layer.writes()) {
       writer.write(sequence, row, start, end, places);
     } else {
-      requireWritten(sequence, layer, table, start, end + row.later());
+      requireWritten(sequence, layer, table, before, end + row.later());
     }
-    int before = sequence.planned[layer.index()];
     undo.add(() -> sequence.planned[layer.index()] = before);
     sequence.planned[layer.index()] = end;
     places.addBlocks(table.places(), blocks(end));
