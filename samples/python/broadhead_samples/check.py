@@ -97,7 +97,7 @@ class Reference:
         if name not in self.layers:
             raise ValueError(f"column layer: '{name}' is not a layer of the job file")
         layer, rows = self.layers[name], batch.num_rows
-        encoder = layer.get("attn_type", "decoder") in ("encoder", "encoder_only")
+        encoder = _is_encoder(layer)
         if layer.get("rope"):
             require_columns(batch, "position")
         if not {"key", "value"}.isdisjoint(names):
@@ -117,7 +117,10 @@ class Reference:
         parents = (
             batch.column("parent_sequence_id").to_pylist() if "parent_sequence_id" in names else [None] * rows
         )
-        before = dict(self.progress)
+        managed = not encoder and "block_table" not in names
+        for sequence_id, parent in zip(ids, parents, strict=True):
+            if managed and parent is not None:  # it may go on in the same batch
+                self._begin(layer, sequence_id, parent)
         results = []
         for r in range(rows):
             q, k, v = query[r], key[r], value[r]
@@ -133,18 +136,20 @@ class Reference:
             m = lengths[r]
             if encoder:
                 m = len(k)
-            elif "block_table" in lists:
+            elif not managed:
                 self._append(layer, dtype, k, v, lists["slot_mapping"][r] or [])
                 k, v = self.caches[name].gather(lists["block_table"][r] or [], m)
             else:
-                if parents[r] is not None and (name, ids[r]) not in self.progress:
-                    self._fork(layer, ids[r], parents[r], before)
+                self._begin(layer, ids[r], parents[r])
                 if m is None and "seq_len" in names:
                     raise ValueError(f"column seq_len: row {r} is null, expected an int32")
+                at_once = ends[r] and not len(q) and not len(k)
                 k, v = self._managed(layer, dtype, ids[r], len(q), k, v, m)
                 m = len(k)
                 if ends[r]:
                     self.ended.add((name, ids[r]))
+                if at_once or self._has_ended(ids[r]):
+                    self._forget(ids[r])
             output, lse = attend(layer, q, k, v, m)
             results.append(ResultRow(ids[r], name if "layer" in names else "", output, lse, dtype, {}))
         return results
@@ -163,15 +168,32 @@ class Reference:
         if len(key) and not layer.get("kv_sharing_target_layer_name"):
             self.caches[layer["name"]].write(slots, *self._stored(layer, dtype, key, value))
 
-    def _fork(self, layer, sequence_id, parent, before):
-        """Gives the child what its parent had before this batch in all layers that it had been to."""
-        kind = layer.get("attn_type", "decoder")
-        alike = [n for n, other in self.layers.items() if other.get("attn_type", "decoder") == kind]
-        length = min(before[n, parent] for n in alike if before.get((n, parent)))
-        key, value = self.caches[layer["name"]].sequences[parent]
-        if not layer.get("kv_sharing_target_layer_name"):
-            self.caches[layer["name"]].sequences[sequence_id] = (key[:length], value[:length])
-        self.progress[layer["name"], sequence_id] = length
+    def _begin(self, layer, sequence_id, parent):
+        """Begins a sequence anew behind the last row of one of its id; with a parent, with what that has.
+
+        That is the tokens in all layers that the parent has been to.
+        """
+        if (layer["name"], sequence_id) in self.ended:
+            self._forget(sequence_id)
+        if parent is None or self._is_known(sequence_id):
+            return
+        if not self._is_known(parent):
+            raise ValueError(f"column parent_sequence_id: expected a sequence that has begun, got {parent}")
+        for cross in (False, True):
+            tokens = {
+                n: self.progress.get((n, parent))
+                for n, layer in self.layers.items()
+                if _is_cross(layer) == cross
+            }
+            tokens = {n: count for n, count in tokens.items() if count}
+            for name in tokens:
+                length = min(tokens.values())
+                sequences = self.caches[name].sequences
+                sequences[sequence_id] = tuple(tensor[:length] for tensor in sequences[parent])
+                self.progress[name, sequence_id] = length
+
+    def _is_known(self, sequence_id):
+        return any((name, sequence_id) in self.progress for name in self.layers)
 
     def _managed(self, layer, dtype, sequence_id, num_queries, key, value, seq_len):
         """Appends to the sequence's own key and value [m, num_kv_heads, head_size] and returns both.
@@ -181,14 +203,11 @@ class Reference:
         place = (layer["name"], sequence_id)
         sequences = self.caches[layer["name"]].sequences
         shares = layer.get("kv_sharing_target_layer_name")
-        if place in self.ended:  # another sequence of the same id
-            self.ended.remove(place)
-            self.progress.pop(place, None)
-            if not shares:
-                sequences.pop(sequence_id, None)
         empty = np.zeros((0, layer["num_kv_heads"], layer["head_size"]))
         k, v = sequences.get(sequence_id, (empty, empty))
-        cross = layer.get("attn_type", "decoder") == "encoder_decoder"
+        if not num_queries and not len(key) and not self._is_known(sequence_id):
+            return k, v  # padding, whatever its seq_len
+        cross = _is_cross(layer)
         start, new = self.progress.get(place, 0), len(key)
         if shares and cross:
             start, new = len(k), 0
@@ -213,6 +232,28 @@ class Reference:
             )
         self.progress[place] = end
         return k[:end], v[:end]
+
+    def _has_ended(self, sequence_id):
+        """Whether every layer has seen its last row, or as many tokens as those that have."""
+        cached = [n for n, layer in self.layers.items() if not _is_encoder(layer)]
+        ended = [n for n in cached if (n, sequence_id) in self.ended]
+        tokens = {n: self.progress.get((n, sequence_id), 0) for n in cached if not _is_cross(self.layers[n])}
+        end = max((tokens.get(n, 0) for n in ended), default=0)
+        return bool(ended) and all(n in ended or 0 < end <= tokens.get(n, 0) for n in cached)
+
+    def _forget(self, sequence_id):
+        for name, cache in self.caches.items():
+            self.ended.discard((name, sequence_id))
+            self.progress.pop((name, sequence_id), None)
+            cache.sequences.pop(sequence_id, None)
+
+
+def _is_encoder(layer):
+    return layer.get("attn_type", "decoder") in ("encoder", "encoder_only")
+
+
+def _is_cross(layer):
+    return layer.get("attn_type", "decoder") == "encoder_decoder"
 
 
 def _integers(column, name):

@@ -311,6 +311,27 @@ class ReferenceTest(unittest.TestCase):
                 found, expected = (each.step(batch_of(row, layer=name))[0] for each in (reference, fresh))
                 np.testing.assert_array_equal(found.output, expected.output)
 
+    def test_a_sequence_ends_in_all_layers(self):
+        layers = [{"name": name, "num_heads": 2, "num_kv_heads": 1, "head_size": 32} for name in "abc"]
+        layers[2]["kv_sharing_target_layer_name"] = "a"
+        rng = np.random.default_rng(0)
+        row, anew = (row_of(1, n, rng, end_of_sequence=False) for n in (3, 2))
+        nothing = {**row_of(1, 0, rng), "end_of_sequence": True, "seq_len": 3}
+        last = {**row, "end_of_sequence": True}
+        for ending in (
+            [(row, "abc"), (nothing, "a")],  # a row without tokens ends it everywhere
+            [(row, "abc"), (nothing, "abc")],
+            [(row, "ab"), (last, "c")],  # the other layers have as many tokens
+            [(last, "abc")],
+        ):
+            reference, fresh = (check.Reference({"layers": layers}) for _ in range(2))
+            for each, names in ending:
+                for name in names:
+                    reference.step(batch_of(each, layer=name))
+            for name in "bac":
+                found, expected = (each.step(batch_of(anew, layer=name))[0] for each in (reference, fresh))
+                np.testing.assert_array_equal(found.output, expected.output)
+
     def test_forks_have_what_their_parent_had_before_in_all_layers(self):
         layers = [{"name": name, "num_heads": 2, "num_kv_heads": 1, "head_size": 32} for name in "abc"]
         layers[2]["kv_sharing_target_layer_name"] = "a"
