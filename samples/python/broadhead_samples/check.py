@@ -171,7 +171,7 @@ class Reference:
     def _begin(self, layer, sequence_id, parent):
         """Begins a sequence anew behind the last row of one of its id; with a parent, with what that has.
 
-        That is the tokens in all layers that the parent has been to.
+        That is the tokens in all layers that write and that the parent has been to.
         """
         if (layer["name"], sequence_id) in self.ended:
             self._forget(sequence_id)
@@ -180,16 +180,14 @@ class Reference:
         if not self._is_known(parent):
             raise ValueError(f"column parent_sequence_id: expected a sequence that has begun, got {parent}")
         for cross in (False, True):
-            tokens = {
-                n: self.progress.get((n, parent))
-                for n, layer in self.layers.items()
-                if _is_cross(layer) == cross
-            }
-            tokens = {n: count for n, count in tokens.items() if count}
+            alike = {n: x for n, x in self.layers.items() if _is_cross(x) == cross and not _is_encoder(x)}
+            writers = [n for n, x in alike.items() if not x.get("kv_sharing_target_layer_name")]
+            tokens = {n: self.progress[n, parent] for n in writers if self.progress.get((n, parent))}
+            length = min(tokens.values(), default=0)
             for name in tokens:
-                length = min(tokens.values())
                 sequences = self.caches[name].sequences
                 sequences[sequence_id] = tuple(tensor[:length] for tensor in sequences[parent])
+            for name in alike:
                 self.progress[name, sequence_id] = length
 
     def _is_known(self, sequence_id):

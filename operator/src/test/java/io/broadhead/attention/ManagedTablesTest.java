@@ -98,6 +98,37 @@ class ManagedTablesTest extends AttentionFixture {
     }
   }
 
+  /** The layer that shares has had no rows for keys that came without queries. */
+  @Test
+  void aForkHasWhatItsParentHasInTheLayersThatWrite() {
+    LayerSpec sharing = layer("sharing").kvSharingTargetLayerName("a").build();
+    Job job = job(a, sharing);
+    Scenario scenario = new Scenario(job, DTYPE, 3);
+    StepRow prompt = scenario.next("parent", a, 9);
+    StepRow first = scenario.next("parent", sharing, 9, 9).withoutKeys();
+    StepRow rest = scenario.next("parent", a, 0, 20);
+    StepRow child = scenario.next("parent", a, 2).withSequenceId("child");
+    StepRow shared = scenario.next("parent", sharing, 2, 22).withSequenceId("child").withoutKeys();
+    try (PagedAttention attention = open(job);
+        PagedAttention apart = open(job)) {
+      run(attention, a, ManagedRow.of(prompt));
+      run(attention, sharing, ManagedRow.of(first));
+      run(attention, a, ManagedRow.of(rest));
+      for (StepRow row : List.of(prompt, rest)) {
+        run(apart, a, ManagedRow.of(row.withSequenceId("child")));
+      }
+      for (StepRow row : List.of(child, shared)) {
+        LayerSpec layer = job.layer(row.layer()).orElseThrow();
+        try (ArrowBatch forked = managed(layer, ManagedRow.of(row).forkedFrom("parent"));
+            ArrowBatch whole = managed(layer, ManagedRow.of(row));
+            ArrowBatch expected = apart.step(whole);
+            ArrowBatch got = attention.step(forked)) {
+          assertSameBits(got, expected);
+        }
+      }
+    }
+  }
+
   @Test
   void aForkReadsItsParentsTokensAndWritesItsOwn() {
     Job job = job(32, a, b);

@@ -82,10 +82,13 @@ final class Sequence {
     }
   }
 
-  /** Own or cross tokens that every such layer has computed which has computed any. */
+  /**
+   * Own or cross tokens that every such layer has written which has written any. Those that share a
+   * cache need not have come to them.
+   */
   int tokensInAllLayers(List<LayerRole> layers, boolean isCross) {
     return layers.stream()
-        .filter(layer -> layer.cross() == isCross && done[layer.index()] > 0)
+        .filter(layer -> layer.writes() && layer.cross() == isCross && done[layer.index()] > 0)
         .mapToInt(layer -> done[layer.index()])
         .min()
         .orElse(0);
