@@ -11,43 +11,77 @@ import java.util.Set;
  * What rows with block tables of their own have to do with each other. All rows of a batch write
  * before any of them reads, and so do those of a step. Therefore no row of a step may write to a
  * block that one of an earlier batch reads; and a batch is one step unless its rows keep to
- * themselves. Used by one thread.
+ * themselves. A row overtakes one that waits only if neither touches a block that the other writes
+ * to, whoever they are: the producer may have handed the block on. Used by one thread.
  */
 final class ExternalConflicts {
   private final BitSet read = new BitSet();
 
+  /** Blocks that rows write to which are not in the step. */
+  private final BitSet awaited = new BitSet();
+
   /** Forgets the batches of the last step. */
   void clear() {
     read.clear();
+    awaited.clear();
   }
 
-  /** Adds a batch to the step; false if it has to wait for those that were added before. */
-  boolean add(PendingBatch batch) {
-    if (!read.isEmpty() && writesToRead(batch)) {
-      return false;
-    }
+  /** Adds a batch to the step; returns those of its rows that must not be in it. */
+  BitSet add(PendingBatch batch) {
+    BitSet waiting = new BitSet();
     StepRows rows = batch.rows();
+    boolean isFirst = read.isEmpty() && awaited.isEmpty();
+    for (int row = isFirst ? -1 : batch.nextOpen(0); row >= 0; row = batch.nextOpen(row + 1)) {
+      if (writesToAny(batch, row, read)
+          || writesToAny(batch, row, awaited)
+          || readsAwaited(batch, row)) {
+        waiting.set(row);
+      }
+    }
     for (int row = batch.nextOpen(0); row >= 0; row = batch.nextOpen(row + 1)) {
       int blocks = rows.blocks(row, batch.blockSize());
       for (int i = 0; i < blocks; i++) {
-        int block = rows.block(row, i);
-        if (0 <= block && block < batch.numBlocks()) { // else the step refuses the row
-          read.set(block);
-        }
+        note(rows.block(row, i), batch, read);
       }
     }
-    return true;
+    return waiting;
   }
 
-  private boolean writesToRead(PendingBatch batch) {
-    StepRows rows = batch.rows();
-    for (int row = batch.nextOpen(0); row >= 0; row = batch.nextOpen(row + 1)) {
-      int writes = writes(batch, row);
-      for (int i = 0; i < writes; i++) {
-        long block = blockOf(rows.slot(row, i), batch);
-        if (0 <= block && block < batch.numBlocks() && read.get((int) block)) {
-          return true;
-        }
+  /** A row of a batch that was added is not in the step, or not all of it. */
+  void leave(PendingBatch batch, int row) {
+    int writes = writes(batch, row);
+    for (int i = batch.tokensDone(row); i < writes; i++) {
+      note(blockOf(batch.rows().slot(row, i), batch), batch, awaited);
+    }
+  }
+
+  private static void note(long block, PendingBatch batch, BitSet blocks) {
+    if (isInPool(block, batch)) { // else the step refuses the row
+      blocks.set((int) block);
+    }
+  }
+
+  private static boolean isInPool(long block, PendingBatch batch) {
+    return 0 <= block && block < batch.numBlocks();
+  }
+
+  private static boolean writesToAny(PendingBatch batch, int row, BitSet blocks) {
+    int writes = writes(batch, row);
+    for (int i = 0; i < writes; i++) {
+      long block = blockOf(batch.rows().slot(row, i), batch);
+      if (isInPool(block, batch) && blocks.get((int) block)) {
+        return true;
+      }
+    }
+    return false;
+  }
+
+  private boolean readsAwaited(PendingBatch batch, int row) {
+    int blocks = awaited.isEmpty() ? 0 : batch.rows().blocks(row, batch.blockSize());
+    for (int i = 0; i < blocks; i++) {
+      int block = batch.rows().block(row, i);
+      if (isInPool(block, batch) && awaited.get(block)) {
+        return true;
       }
     }
     return false;

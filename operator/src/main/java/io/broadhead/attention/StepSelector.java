@@ -2,6 +2,7 @@
 package io.broadhead.attention;
 
 import java.util.ArrayList;
+import java.util.BitSet;
 import java.util.HashSet;
 import java.util.List;
 import java.util.Set;
@@ -12,9 +13,9 @@ import java.util.Set;
  *
  * <p>A row of more than half the budget is computed in pieces, one in each step: half the budget,
  * and what the others leave. So a long prompt neither holds up the others nor is held up by them.
- * Rows of one sequence keep their order. Where producers bring their own block tables, batches keep
- * their order too, and join only if no row writes to a block that one of an earlier batch reads; a
- * batch whose rows read what others of it write is one step, however long.
+ * Rows of one sequence keep their order. Where producers bring their own block tables, so do rows
+ * of which one writes to a block that the other one touches; a batch whose rows read what others of
+ * it write is one step, however long.
  *
  * <p>Used by one thread.
  */
@@ -94,8 +95,8 @@ final class StepSelector {
 
   /** Adds what fits of {@code batch}; false if no later one may be taken. */
   private boolean addFrom(PendingBatch batch) {
-    boolean inOrder = batch.layer().isExternal();
-    if (inOrder && !conflicts.add(batch)) {
+    boolean isExternal = batch.layer().isExternal();
+    if (isExternal && !addConflicts(batch)) {
       return false;
     }
     if (batch.tokensLeft() > budget && !batch.isSeparable()) {
@@ -106,11 +107,35 @@ final class StepSelector {
       return false;
     }
     for (int row = batch.nextOpen(0); row >= 0 && budget > 0; row = batch.nextOpen(row + 1)) {
-      if (!addOrWait(batch, row) && inOrder) {
-        return false;
+      if (!addOrWait(batch, row) && isExternal) {
+        conflicts.leave(batch, row);
       }
     }
     return budget > 0;
+  }
+
+  /**
+   * Has rows wait whose blocks say so; false if no row of the batch may be taken. Without a long
+   * row in the step they do not wait for long, so that nothing need overtake them.
+   */
+  private boolean addConflicts(PendingBatch batch) {
+    BitSet held = conflicts.add(batch);
+    if (!held.isEmpty() && piece < 0) {
+      return false;
+    }
+    held.stream().mapToObj(batch.rows()::sequence).forEach(waiting::add);
+    return waiting.isEmpty() || !waitsInPart(batch) || batch.isSeparable();
+  }
+
+  private boolean waitsInPart(PendingBatch batch) {
+    boolean anyWaits = false;
+    boolean anyGoes = false;
+    for (int row = batch.nextOpen(0); row >= 0; row = batch.nextOpen(row + 1)) {
+      boolean waits = waiting.contains(batch.rows().sequence(row));
+      anyWaits |= waits;
+      anyGoes |= !waits;
+    }
+    return anyWaits && anyGoes;
   }
 
   /** Adds a row, or a piece of it; false if some of it has to wait. */

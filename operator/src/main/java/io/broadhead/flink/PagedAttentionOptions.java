@@ -95,8 +95,9 @@ public final class PagedAttentionOptions {
           .withDescription(
               "Limit of new tokens per step. Smaller batches of one layer are joined"
                   + " without copying them; longer prompts are computed in pieces, so that other"
-                  + " sequences need not wait for them (with external block tables, which keep"
-                  + " their order, those behind them do). 0: each batch is one step.");
+                  + " sequences need not wait for them (with external block tables, those that"
+                  + " touch none of the blocks that are still to be written or read). 0: each"
+                  + " batch is one step.");
 
   public static final ConfigOption<Duration> BATCH_MAX_DELAY =
       option("broadhead.batch.max-delay")

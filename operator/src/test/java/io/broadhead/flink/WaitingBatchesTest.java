@@ -8,7 +8,6 @@ import io.broadhead.arrow.BatchSchema;
 import io.broadhead.arrow.DType;
 import io.broadhead.attention.job.Job;
 import io.broadhead.attention.job.LayerSpec;
-import io.broadhead.attention.testing.ManagedRow;
 import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.attention.testing.Scenario;
 import io.broadhead.attention.testing.StepBatches;
@@ -198,9 +197,9 @@ class WaitingBatchesTest {
   /** A step for each of them would have most of them wait for the whole prompt. */
   @Test
   void batchesJoinTheNextStepOfALongPrompt() throws Exception {
-    processManaged("long", 3 * MAX_TOKENS, 7);
-    processManaged("s", 1, 8);
-    processManaged("t", 1, 9);
+    process(layer, "long", 3 * MAX_TOKENS, 7);
+    process(layer, "s", 1, 8);
+    process(layer, "t", 1, 9);
     assertThat(harness.emitted()).isEmpty();
     harness.setProcessingTime(1);
     harness.awaitResults();
@@ -212,22 +211,13 @@ class WaitingBatchesTest {
 
   @Test
   void noMoreJoinALongPromptThanAStepComputes() throws Exception {
-    processManaged("long", 3 * MAX_TOKENS, 7);
+    process(layer, "long", 3 * MAX_TOKENS, 7);
     for (int i = 0; i < MAX_TOKENS; i++) {
       assertThat(harness.emitted()).isEmpty();
-      processManaged("s" + i, 1, 8 + i);
+      process(layer, "s" + i, 1, 8 + i);
     }
     awaitFirstResults();
     assertThat(harness.emitted()).containsExactly(8L, 9L);
-  }
-
-  /** A long prompt with external block tables is computed before what comes behind it. */
-  private void processManaged(String sequence, int tokens, long timestamp) throws Exception {
-    ManagedRow row = ManagedRow.of(scenario.next(sequence, layer, tokens));
-    try (ArrowBatch batch =
-        StepBatches.managed(noLeaks.allocator(), layer, DType.FLOAT32, true, List.of(row))) {
-      harness.processElement(batch, timestamp);
-    }
   }
 
   /** They were there before the steps of those in front of them. */
@@ -315,7 +305,7 @@ class WaitingBatchesTest {
   /** The task runs the mails that it has at its end, and takes no more. */
   @Test
   void noMailIsSentForWhatTheEndOfInputHasComputed() throws Exception {
-    processManaged("long", 3 * MAX_TOKENS, 7);
+    process(layer, "long", 3 * MAX_TOKENS, 7);
     harness.endInput();
     harness.getTaskMailbox().quiesce();
     harness.awaitResults();
