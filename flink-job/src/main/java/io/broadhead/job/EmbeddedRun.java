@@ -30,8 +30,10 @@ import org.apache.flink.configuration.StateRecoveryOptions;
 import org.apache.flink.configuration.TaskManagerOptions;
 import org.apache.flink.runtime.client.JobExecutionException;
 import org.apache.flink.runtime.jobmaster.JobResult;
+import org.apache.flink.runtime.state.StateBackendLoader;
 import org.apache.flink.streaming.api.environment.StreamExecutionEnvironment;
 import org.apache.flink.streaming.api.graph.StreamGraph;
+import org.apache.flink.util.DynamicCodeLoadingException;
 
 /**
  * A {@link FlinkRun} that brings its own cluster, in this process: it looks at its input first,
@@ -150,6 +152,7 @@ final class EmbeddedRun {
     if (options.state == null && STATE_IS_WANTED.stream().noneMatch(given::contains)) {
       configuration.set(PagedAttentionOptions.STATE, StateMode.NONE);
     }
+    requireStateBackend(configuration);
     EngineInfo engine = engineInfo(threads);
     if (!options.written.quiet) {
       options.err().println(EngineLine.start(options.spec.name(), engine, job, parallelism));
@@ -171,6 +174,24 @@ final class EmbeddedRun {
       if (!options.written.quiet) {
         options.out().println(summary(metrics, engine, begun).line());
       }
+    }
+  }
+
+  /** Flink would name only a class that is not there, of a state backend or of the user's own. */
+  private void requireStateBackend(Configuration configuration) throws Exception {
+    try {
+      StateBackendLoader.loadStateBackendFromConfig(
+          configuration, EmbeddedRun.class.getClassLoader(), null);
+    } catch (DynamicCodeLoadingException e) {
+      throw new WorkFailedException(
+          "-D "
+              + StateBackendOptions.STATE_BACKEND.key()
+              + ": expected "
+              + StateBackendLoader.HASHMAP_STATE_BACKEND_NAME
+              + ", as the embedded cluster has no other, got "
+              + configuration.get(StateBackendOptions.STATE_BACKEND)
+              + "; leave it out, or submit the job to a Flink cluster with that state backend",
+          e);
     }
   }
 

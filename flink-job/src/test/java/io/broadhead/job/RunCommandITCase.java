@@ -13,6 +13,8 @@ import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.extension.ExtendWith;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
 
 @ExtendWith(NoLeaks.class)
 class RunCommandITCase {
@@ -306,6 +308,25 @@ class RunCommandITCase {
 
     assertThat(cli.code()).isEqualTo(1);
     assertThat(cli.err()).contains("nonsense");
+    assertThat(output).doesNotExist();
+  }
+
+  @ParameterizedTest
+  @ValueSource(strings = {"forst", "org.example.Missing"}) // the tests have RocksDB
+  void aStateBackendThatIsNotThereIsNamedWithItsKey(String backend) {
+    Steps steps = Steps.small(8);
+    steps.writeJob(job);
+    Path input = steps.writeFile(temp.resolve("steps.arrow"));
+
+    Cli cli = Cli.run(job, input, output, "-D", "state.backend.type=" + backend);
+
+    assertThat(cli.code()).isEqualTo(1);
+    assertThat(cli.err())
+        .startsWith(
+            "broadhead run: -D state.backend.type: expected hashmap, as the embedded cluster has no"
+                + " other, got "
+                + backend
+                + "; leave it out, or submit the job to a Flink cluster with that state backend");
     assertThat(output).doesNotExist();
   }
 
