@@ -675,7 +675,29 @@ BH_ON_EVERY_TARGET(LongSequences);
 
 // ---- NaN ----
 
-class NotANumber : public TargetTest {};
+class NotANumber : public TargetTest {
+ protected:
+  /// Calls visit(token, element) for the results of a prompt, computed `chunk` tokens at a time.
+  template <class Visit>
+  void attend_in_chunks(const LayerConfig& layer, const Prompt& prompt, int length, int cache_dtype,
+                        int chunk, Visit&& visit) {
+    SCOPED_TRACE(dtype_label(layer.dtype) + " " + dtype_label(cache_dtype) + " window " +
+                 std::to_string(layer.sliding_window) + " chunks of " + std::to_string(chunk));
+    Session session(GetParam(), 2, layer, pool_of(prompt.num_blocks(), 16, cache_dtype));
+    BH_SKIP_IF_UNUSABLE(session, GetParam());
+    for (int first = 0; first < length; first += chunk) {
+      const int end = std::min(first + chunk, length);
+      const StepBatch batch = {{prompt.row(first, end)}};
+      StepResult result(layer, batch);
+      bh_error error{};
+      ASSERT_EQ(run_step(session.layer(), layer, batch, result, error), BH_OK) << error.message;
+      const std::vector<double> out = outputs(layer, result, end - first);
+      for (size_t i = 0; i < out.size(); ++i) {
+        visit(first + static_cast<int>(i / static_cast<size_t>(layer.query_width())), out[i]);
+      }
+    }
+  }
+};
 
 /// A token whose key or value is NaN or infinite: who sees it gets no number, the others do not
 /// notice, also where a step takes both of them together.
@@ -702,25 +724,13 @@ TEST_P(NotANumber, ReachesOnlyThoseThatSeeIt) {
             poisoned[static_cast<size_t>(kPoisoned * layer.key_width() + d)] = poison.value;
           }
           for (const int chunk : {1, 2, 7, kLength}) {
-            SCOPED_TRACE(dtype_label(dtype) + " " + dtype_label(cache_dtype) + " window " +
-                         std::to_string(window) + " chunks of " + std::to_string(chunk));
-            Session session(GetParam(), 2, layer, pool_of(prompt.num_blocks(), 16, cache_dtype));
-            BH_SKIP_IF_UNUSABLE(session, GetParam());
-            for (int first = 0; first < kLength; first += chunk) {
-              const int end = std::min(first + chunk, kLength);
-              const StepBatch batch = {{prompt.row(first, end)}};
-              StepResult result(layer, batch);
-              bh_error error{};
-              ASSERT_EQ(run_step(session.layer(), layer, batch, result, error), BH_OK)
-                  << error.message;
-              const std::vector<double> out = outputs(layer, result, end - first);
-              for (size_t i = 0; i < out.size(); ++i) {
-                const int token =
-                    first + static_cast<int>(i / static_cast<size_t>(layer.query_width()));
-                const bool sees = token >= kPoisoned && (window == 0 || token < kPoisoned + window);
-                ASSERT_EQ(!std::isfinite(out[i]), sees) << token;
-              }
-            }
+            attend_in_chunks(
+                layer, prompt, kLength, cache_dtype, chunk, [&](int token, double element) {
+                  const bool sees =
+                      token >= kPoisoned && (window == 0 || token < kPoisoned + window);
+                  ASSERT_EQ(!std::isfinite(element), sees) << token;
+                });
+            if (IsSkipped() || HasFatalFailure()) return;
           }
           record("nan", GetParam(), 0);
         }
@@ -747,22 +757,11 @@ TEST_P(NotANumber, MayHaveNoWeight) {
       prompt.value()[at] = 10000;
     }
     for (const int chunk : {1, 7, kLength}) {
-      SCOPED_TRACE(dtype_label(dtype) + " chunks of " + std::to_string(chunk));
-      Session session(GetParam(), 2, layer, pool_of(prompt.num_blocks(), 16, dtype));
-      BH_SKIP_IF_UNUSABLE(session, GetParam());
-      for (int first = 0; first < kLength; first += chunk) {
-        const int end = std::min(first + chunk, kLength);
-        const StepBatch batch = {{prompt.row(first, end)}};
-        StepResult result(layer, batch);
-        bh_error error{};
-        ASSERT_EQ(run_step(session.layer(), layer, batch, result, error), BH_OK) << error.message;
-        const std::vector<double> out = outputs(layer, result, end - first);
-        for (size_t i = 0; i < out.size(); ++i) {
-          const int token = first + static_cast<int>(i / static_cast<size_t>(layer.query_width()));
-          const bool is_number = token < kPoisoned || token % 2 == 0;
-          ASSERT_EQ(std::fabs(out[i]) < 10, is_number) << token << ": " << out[i];
-        }
-      }
+      attend_in_chunks(layer, prompt, kLength, dtype, chunk, [&](int token, double element) {
+        const bool is_number = token < kPoisoned || token % 2 == 0;
+        ASSERT_EQ(std::fabs(element) < 10, is_number) << token << ": " << element;
+      });
+      if (IsSkipped() || HasFatalFailure()) return;
     }
     record("nan", GetParam(), 0);
   }
