@@ -164,9 +164,6 @@ final class StepPlan {
       if (!placed.isEmpty() || part.planned().rows() > 0) {
         return Place.LATER;
       }
-      if (stays && manager.endSuperseded(shard, request)) {
-        return place(batch, row, request, part, stays);
-      }
       RowRefusedException shortage = manager.shortage(shard, request, e);
       if (outOfBlocks == OutOfBlocks.FAIL) {
         RefusedRow refused = batch.refused(row, shortage.code(), shortage.getMessage());

@@ -2,12 +2,10 @@
 package io.broadhead.attention;
 
 import static org.assertj.core.api.Assertions.assertThat;
-import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.broadhead.arrow.ArrowBatch;
 import io.broadhead.attention.job.Job;
 import io.broadhead.attention.job.LayerSpec;
-import io.broadhead.attention.job.RopeSpec;
 import io.broadhead.attention.testing.ManagedRow;
 import io.broadhead.attention.testing.Scenario;
 import io.broadhead.attention.testing.StepBatches;
@@ -69,37 +67,42 @@ class EndedSequencesTest extends QueueFixture {
     }
   }
 
-  /** Its sequence has had its last row in layer a, and goes on in layer b. */
+  /** Which layer's row comes next cannot be told otherwise. */
   @ParameterizedTest
   @ValueSource(booleans = {true, false})
-  void aRowBehindTheEndInItsLayerEndsNothingUnlessItIsComputed(boolean isChecked) {
-    LayerSpec a = layer("a").rope(new RopeSpec(64, 64, 10000, true)).build();
+  void anIdDoesNotBeginAgainBeforeItsSequenceHasEndedInAllLayers(boolean forks) {
     Job job = job(8, a, b);
     Scenario scenario = new Scenario(job, DTYPE, 5);
-    StepRow bad = new Scenario(job, DTYPE, 6).next("s", a, 3);
-    bad.positions()[2] = 64;
+    StepRow row = new Scenario(job, DTYPE, 6).next("s", a, 3).withSeqLen(forks ? 5 : 3);
+    ManagedRow anew = forks ? ManagedRow.of(row).forkedFrom("parent") : ManagedRow.of(row);
+    ManagedRow parent = ManagedRow.of(scenario.next("parent", a, 2));
+    ManagedRow ended = ManagedRow.of(scenario.next("s", a, 21)).last();
+    ManagedRow prompt = ManagedRow.of(scenario.next("s", b, 20));
     try (PagedAttention attention = open(job, 1, OutOfBlocks.FAIL);
         PagedAttention other = open(job, 1, OutOfBlocks.FAIL)) {
       for (PagedAttention each : List.of(attention, other)) {
-        run(each, a, ManagedRow.of(new Scenario(job, DTYPE, 5).next("s", a, 21)).last());
+        run(each, a, parent, ended);
+        run(each, b, prompt);
       }
-      ManagedRow prompt = ManagedRow.of(scenario.next("s", b, 20));
-      run(attention, b, prompt);
-      run(other, b, prompt);
-      try (ArrowBatch anew = managed(a, ManagedRow.of(bad))) {
-        if (isChecked) {
-          assertThat(attention.check(anew)).hasSize(1);
-        } else {
-          assertThatThrownBy(() -> attention.step(anew)).isInstanceOf(InvalidBatchException.class);
-        }
+      List<RefusedRow> refused = new ArrayList<>();
+      try (ArrowBatch batch = managed(a, anew)) {
+        refused.addAll(attention.check(batch));
+        attention.step(batch, refused::add).close();
       }
+      assertThat(refused)
+          .hasSize(2)
+          .extracting(RefusedRow::message)
+          .containsOnly(
+              "column sequence_id: sequence s has ended in layer a and not in layer b; expected its"
+                  + " last rows there before the id begins again, or a row without tokens that ends"
+                  + " it");
       try (ArrowBatch last = managed(b, ManagedRow.of(scenario.next("s", b, 1)).last());
           ArrowBatch expected = other.step(last);
           ArrowBatch got = attention.step(last)) {
         assertSameBits(got, expected);
       }
-      assertThat(inUse(attention)).isZero();
-      assertThat(tables(attention).sequences()).isZero();
+      run(attention, a, anew);
+      assertThat(tables(attention).sequences()).isEqualTo(2);
     }
   }
 
@@ -113,6 +116,7 @@ class EndedSequencesTest extends QueueFixture {
       run(
           attention,
           a,
+          ManagedRow.of(scenario.next("s", a, 0)).last(),
           ManagedRow.of(scenario.next("other", a, 5)),
           ManagedRow.of(new Scenario(job, DTYPE, 6).next("s", a, 48)));
       assertThat(inUse(attention)).isEqualTo(4);
@@ -120,20 +124,14 @@ class EndedSequencesTest extends QueueFixture {
     }
   }
 
+  /** The other layer has as many tokens then, but has not seen its own last row. */
   @Test
-  void aCheckWithoutBlocksNeitherCountsNorEndsTheSequenceThatHasEnded() {
-    Job job = job(4, a, layer("b").build());
-    try (PagedAttention attention = open(job, 1, OutOfBlocks.REJECT)) {
-      run(attention, a, ManagedRow.of(new Scenario(job, DTYPE, 5).next("s", a, 40)).last());
-      try (ArrowBatch anew =
-          managed(a, ManagedRow.of(new Scenario(job, DTYPE, 6).next("s", a, 48)))) {
-        assertThat(attention.check(anew))
-            .singleElement()
-            .extracting(RefusedRow::message, InstanceOfAssertFactories.STRING)
-            .startsWith("sequence s has 0 tokens in the cache and 48 new ones, and none of ");
-        assertThat(inUse(attention)).isEqualTo(3);
-      }
-    }
+  void theLastRowsNeedNotBringTokens() {
+    Job job = job(8, a, b);
+    Scenario scenario = new Scenario(job, DTYPE, 7);
+    addManaged(job, layer -> ManagedRow.of(scenario.next("s", layer, 20)));
+    addManaged(job, layer -> ManagedRow.of(scenario.next("s", layer, 2, 0)).last());
+    assertQueueComputes(job, 64, 1000);
   }
 
   @Test

@@ -24,10 +24,10 @@ import java.util.concurrent.ConcurrentHashMap;
  *       {@linkplain #fork forks} one.
  *   <li><i>living</i>: in the pool or swapped out, which {@link Residency} knows; rows append. Its
  *       layers end one by one, each with the row that says so.
- *   <li><i>ended in a layer</i>: still living in the others. The next row of that layer that is not
- *       padding is of a new sequence of the id, which {@linkplain #supersede supersedes} the old
- *       one. When the last layer has ended, or at once by a row without tokens that says so, the id
- *       is unknown again.
+ *   <li><i>ended in a layer</i>: still living in the others. Rows of that layer that are not
+ *       padding are refused: they are of a new sequence of the id, whose rows in the other layers
+ *       could not be told from those that are still to come of the old one. When the last layer has
+ *       ended, or at once by a row without tokens that says so, the id is unknown again.
  *   <li><i>lost</i>: what it had is gone ({@link #lose}: no blocks, a parent that was not there, or
  *       a restart without contents). Rows are refused until one {@linkplain Sequence#isRestartedBy
  *       begins it anew} from its first token, which supersedes it, or until all layers have ended.
@@ -56,7 +56,7 @@ public final class KvCacheManager {
   private final UndoLog undo = new UndoLog();
   private final List<PlannedRow> step = new ArrayList<>();
 
-  /** Sequences whose ids rows of the step begin anew: they end with its commit. */
+  /** Lost sequences whose ids rows of the step begin anew: they end with its commit. */
   private final List<Sequence> superseded = new ArrayList<>();
 
   private long stepNumber;
@@ -153,26 +153,24 @@ public final class KvCacheManager {
     if (known != null && known.endStep == stepNumber) {
       throw new StepFullException("a sequence of the same id ends in the step that is planned");
     }
-    Sequence sequence = known;
-    if (sequence != null && sequence.lost != null) {
-      if (row.endsAtOnce()) {
-        places.endRow(0);
-        note(sequence, row);
-        return;
-      }
-      supersedeLost(sequence, row);
-      sequence = null;
-    } else if (hasEndedIn(sequence, row.layer())) {
-      if (isPadding(row) && !row.endsAtOnce()) {
-        places.endRow(0);
-        return;
-      }
-      supersedeEnded(sequence);
-      sequence = null;
+    boolean isLost = known != null && known.lost != null;
+    boolean hasEnded = hasEndedIn(known, row.layer());
+    if ((isLost || hasEnded) && row.endsAtOnce()) {
+      places.endRow(0);
+      note(known, row);
+      return;
     }
-    if (sequence == null && isPadding(row)) {
+    if ((known == null || hasEnded) && isPadding(row)) {
       places.endRow(0);
       return;
+    }
+    if (hasEnded) {
+      throw livesElsewhere(known, row);
+    }
+    Sequence sequence = known;
+    if (isLost) {
+      supersede(known, row);
+      sequence = null;
     }
     if (sequence == null) {
       sequence = row.parent() == null ? begin(shard, row) : fork(shard, row);
@@ -225,7 +223,7 @@ public final class KvCacheManager {
       int layer = planned.row().layer().index();
       sequence.done[layer] = sequence.planned[layer];
       if (planned.row().endsNow()) {
-        sequence.endsAt(planned.row().layer());
+        sequence.endsWith(planned.row());
         mayBeginAnew = true;
       }
     }
@@ -261,12 +259,14 @@ public final class KvCacheManager {
   public void fork(int shard, RowRequest row) throws RowRefusedException {
     Shard place = shard(shard);
     Sequence known = place.sequences.get(row.sequence());
-    boolean isOver = hasEndedIn(known, row.layer());
-    if (row.parent() == null || row.endsAtOnce() || known != null && !isOver) {
+    if (row.parent() == null || row.endsAtOnce()) {
       return;
     }
-    if (isOver) {
-      residency.end(known);
+    if (hasEndedIn(known, row.layer())) {
+      throw livesElsewhere(known, row);
+    }
+    if (known != null) {
+      return;
     }
     try {
       Sequence child = fork(place, row);
@@ -324,46 +324,31 @@ public final class KvCacheManager {
     return sequence;
   }
 
-  private void supersedeLost(Sequence sequence, RowRequest row) throws RowRefusedException {
-    if (!sequence.isRestartedBy(row)) {
-      throw sequence.lostRow();
+  /** Ends a lost sequence, with the step, because {@code row} begins it anew. */
+  private void supersede(Sequence lost, RowRequest row) throws RowRefusedException {
+    if (!lost.isRestartedBy(row)) {
+      throw lost.lostRow();
     }
-    supersede(sequence);
-  }
-
-  private void supersedeEnded(Sequence sequence) throws StepFullException {
-    if (sequence.lastStep == stepNumber) {
-      throw new StepFullException("a sequence of the same id is in the step that is being planned");
-    }
-    supersede(sequence);
-  }
-
-  private void supersede(Sequence sequence) {
-    Map<Object, Sequence> sequences = sequence.shard.sequences;
-    sequences.remove(sequence.id);
-    undo.add(() -> sequences.put(sequence.id, sequence));
-    superseded.add(sequence);
+    Map<Object, Sequence> sequences = lost.shard.sequences;
+    sequences.remove(lost.id);
+    undo.add(() -> sequences.put(lost.id, lost));
+    superseded.add(lost);
     undo.add(() -> superseded.remove(superseded.size() - 1));
   }
 
-  /** Whether its last row has been in {@code layer}: the next one is of another of its id. */
+  /** Whether its last row has been in {@code layer}, while it lives in others. */
   private static boolean hasEndedIn(Sequence known, LayerRole layer) {
     return known != null && known.lost == null && known.ended.get(layer.index());
   }
 
-  /**
-   * Ends the sequence that such a row begins anew, whose blocks it may need, if there is one that
-   * has ended in its layer; no row is planned.
-   *
-   * @return whether there is
-   */
-  public boolean endSuperseded(int shard, RowRequest row) {
-    Sequence known = shard(shard).sequences.get(row.sequence());
-    boolean isOver = hasEndedIn(known, row.layer());
-    if (isOver) {
-      residency.end(known);
-    }
-    return isOver;
+  /** What a row is refused with that is of a layer in which its sequence has ended. */
+  private RowRefusedException livesElsewhere(Sequence sequence, RowRequest row) {
+    return RowRefusedException.badRow(
+        "column sequence_id: sequence %s has ended in layer %s and not in layer %s; expected its"
+            + " last rows there before the id begins again, or a row without tokens that ends it",
+        sequence.id,
+        row.layer().name(),
+        sequence.unfinished(shape.layers()).map(LayerRole::name).orElseThrow());
   }
 
   // ---- sequences that are lost ------------------------------------------------------------------
@@ -427,7 +412,7 @@ public final class KvCacheManager {
 
   /** Whether a row that fits is the first of its sequence, of whose id {@code known} is or was. */
   private static boolean begins(Sequence known, RowRequest row) {
-    return known == null || known.lost != null || known.ended.get(row.layer().index());
+    return known == null || known.lost != null;
   }
 
   /** Whether a sequence that is lost has had its last row in every layer, now with {@code row}. */

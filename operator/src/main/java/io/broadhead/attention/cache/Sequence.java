@@ -4,6 +4,7 @@ package io.broadhead.attention.cache;
 import io.broadhead.kernel.ErrorCode;
 import java.util.BitSet;
 import java.util.List;
+import java.util.Optional;
 import java.util.function.Consumer;
 
 /** A token stream and its cache. */
@@ -35,7 +36,9 @@ final class Sequence {
   /** Layers whose last row has come. */
   final BitSet ended = new BitSet();
 
-  /** Own tokens that it has at its end; 0 while no layer of these has ended. */
+  /**
+   * Own tokens that it has at its end; 0 while no layer of these has ended, or more than it has.
+   */
   int endAt;
 
   /** The last step that it was planned for. */
@@ -94,30 +97,41 @@ final class Sequence {
         .orElse(0);
   }
 
-  /** The row of {@code layer} that was computed last said that the sequence ends with it. */
-  void endsAt(LayerRole layer) {
+  /**
+   * {@code row}, its last one in a layer, was computed. If it brings no tokens, those of the other
+   * layers do not tell whether they have seen theirs.
+   */
+  void endsWith(RowRequest row) {
+    LayerRole layer = row.layer();
     ended.set(layer.index());
     if (!layer.cross()) {
-      endAt = Math.max(endAt, done[layer.index()]);
+      boolean adds = layer.newTokens(row.queries(), row.keys()) > 0;
+      endAt = adds ? Math.max(endAt, done[layer.index()]) : Integer.MAX_VALUE;
     }
   }
 
   /**
-   * Whether every layer has seen its last row, or has as many tokens as the layers that have. A
-   * sequence that does not go through all layers of the job never gets there: it ends with a row
-   * without tokens.
+   * Whether no layer is {@linkplain #unfinished unfinished}. A sequence that does not go through
+   * all layers of the job never gets there: it ends with a row without tokens.
    */
   boolean isOver(List<LayerRole> layers) {
-    return !ended.isEmpty()
-        && layers.stream()
-            .mapToInt(LayerRole::index)
-            .allMatch(
-                layer ->
-                    ended.get(layer)
-                        || !layers.get(layer).cross()
-                            && !unverified.get(layer)
-                            && endAt > 0
-                            && done[layer] >= endAt);
+    return !ended.isEmpty() && unfinished(layers).isEmpty();
+  }
+
+  /**
+   * The first layer that has neither seen its last row, nor has as many tokens as the layers that
+   * have.
+   */
+  Optional<LayerRole> unfinished(List<LayerRole> layers) {
+    return layers.stream()
+        .filter(
+            layer ->
+                !ended.get(layer.index())
+                    && (layer.cross()
+                        || unverified.get(layer.index())
+                        || endAt == 0
+                        || done[layer.index()] < endAt))
+        .findFirst();
   }
 
   /** Whether {@code row} sends it again from its first token. */

@@ -149,18 +149,6 @@ class KvCacheManagerTest {
   }
 
   @Test
-  void aForkMayHaveTheIdOfASequenceThatHasEndedInItsLayer() throws Exception {
-    KvCacheManager manager = open(16);
-    rows.step(manager, row("parent", A, 4));
-    rows.step(manager, row("parent", B, 4));
-    rows.step(manager, last("s", A, 7));
-    manager.fork(SHARD, child("s", "parent", A, 5));
-    assertThat(manager.sequences()).isEqualTo(2);
-    assertThat(manager.free()).as("all have one block").isEqualTo(15);
-    rows.step(manager, row("s", B, 1, 5));
-  }
-
-  @Test
   void aLostSequenceIsNotBegunAnewByPadding() throws Exception {
     KvCacheManager manager = open(16);
     manager.giveUp(SHARD, row("s", A, 5));
