@@ -77,7 +77,7 @@ class Reference:
         self.layers = {layer["name"]: layer for layer in job["layers"]}
         self.caches = {}
         self.progress = {}  # (layer, sequence) -> tokens, for managed block tables
-        self.ended = set()  # (layer, sequence) whose last row has come
+        self.ended = {}  # (layer, sequence) whose last row has come -> tokens that other layers have then
         for name, layer in self.layers.items():
             target = layer.get("kv_sharing_target_layer_name")
             if target and target not in self.caches:
@@ -144,10 +144,11 @@ class Reference:
                 if m is None and "seq_len" in names:
                     raise ValueError(f"column seq_len: row {r} is null, expected an int32")
                 at_once = ends[r] and not len(q) and not len(k)
+                before = self.progress.get((name, ids[r]), 0)
                 k, v = self._managed(layer, dtype, ids[r], len(q), k, v, m)
                 m = len(k)
                 if ends[r]:
-                    self.ended.add((name, ids[r]))
+                    self.ended[name, ids[r]] = m if m > before else math.inf
                 if at_once or self._has_ended(ids[r]):
                     self._forget(ids[r])
             output, lse = attend(layer, q, k, v, m)
@@ -169,12 +170,10 @@ class Reference:
             self.caches[layer["name"]].write(slots, *self._stored(layer, dtype, key, value))
 
     def _begin(self, layer, sequence_id, parent):
-        """Begins a sequence anew behind the last row of one of its id; with a parent, with what that has.
+        """Begins a sequence with what its parent has, if it names one.
 
         That is the tokens in all layers that write and that the parent has been to.
         """
-        if (layer["name"], sequence_id) in self.ended:
-            self._forget(sequence_id)
         if parent is None or self._is_known(sequence_id):
             return
         if not self._is_known(parent):
@@ -203,8 +202,13 @@ class Reference:
         shares = layer.get("kv_sharing_target_layer_name")
         empty = np.zeros((0, layer["num_kv_heads"], layer["head_size"]))
         k, v = sequences.get(sequence_id, (empty, empty))
-        if not num_queries and not len(key) and not self._is_known(sequence_id):
-            return k, v  # padding, whatever its seq_len
+        if not num_queries and not len(key) and (place in self.ended or not self._is_known(sequence_id)):
+            return empty, empty  # padding or an end, whatever its seq_len
+        if place in self.ended:
+            raise ValueError(
+                f"column sequence_id: sequence {sequence_id} has ended in layer {layer['name']} "
+                "and not in all others, expected its last rows there first"
+            )
         cross = _is_cross(layer)
         start, new = self.progress.get(place, 0), len(key)
         if shares and cross:
@@ -232,16 +236,16 @@ class Reference:
         return k[:end], v[:end]
 
     def _has_ended(self, sequence_id):
-        """Whether every layer has seen its last row, or as many tokens as those that have."""
+        """Whether every layer has seen its last row, or as many tokens as such rows have brought."""
         cached = [n for n, layer in self.layers.items() if not _is_encoder(layer)]
         ended = [n for n in cached if (n, sequence_id) in self.ended]
         tokens = {n: self.progress.get((n, sequence_id), 0) for n in cached if not _is_cross(self.layers[n])}
-        end = max((tokens.get(n, 0) for n in ended), default=0)
+        end = max((self.ended[n, sequence_id] for n in ended if n in tokens), default=0)
         return bool(ended) and all(n in ended or 0 < end <= tokens.get(n, 0) for n in cached)
 
     def _forget(self, sequence_id):
         for name, cache in self.caches.items():
-            self.ended.discard((name, sequence_id))
+            self.ended.pop((name, sequence_id), None)
             self.progress.pop((name, sequence_id), None)
             cache.sequences.pop(sequence_id, None)
 

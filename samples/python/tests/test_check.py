@@ -332,6 +332,28 @@ class ReferenceTest(unittest.TestCase):
                 found, expected = (each.step(batch_of(anew, layer=name))[0] for each in (reference, fresh))
                 np.testing.assert_array_equal(found.output, expected.output)
 
+    def test_an_id_does_not_begin_again_before_its_sequence_has_ended_in_all_layers(self):
+        layers = [{"name": name, "num_heads": 2, "num_kv_heads": 1, "head_size": 32} for name in "ab"]
+        reference = check.Reference({"layers": layers})
+        rng = np.random.default_rng(0)
+        last, anew = row_of(1, 3, rng, end_of_sequence=True), row_of(1, 2, rng, end_of_sequence=False)
+        padding = {**row_of(1, 0, rng), "end_of_sequence": False}
+        reference.step(batch_of(last, layer="a"))
+        reference.step(batch_of(padding, layer="a"))
+        with self.assertRaisesRegex(ValueError, "sequence 1 has ended in layer a and not in all others"):
+            reference.step(batch_of(anew, layer="a"))
+        reference.step(batch_of(last, layer="b"))
+        reference.step(batch_of(anew, layer="a"))
+
+    def test_the_last_rows_need_not_bring_tokens(self):
+        layers = [{"name": name, "num_heads": 2, "num_kv_heads": 1, "head_size": 32} for name in "ab"]
+        reference = check.Reference({"layers": layers})
+        row = row_of(1, 3, np.random.default_rng(0), end_of_sequence=False)
+        last = {**row, "key": row["key"][:0], "value": row["value"][:0], "end_of_sequence": True}
+        for each in (row, last):
+            found = [reference.step(batch_of(each, layer=name))[0].output for name in "ab"]
+            np.testing.assert_array_equal(found[0], found[1])
+
     def test_forks_have_what_their_parent_had_before_in_all_layers(self):
         layers = [{"name": name, "num_heads": 2, "num_kv_heads": 1, "head_size": 32} for name in "abc"]
         layers[2]["kv_sharing_target_layer_name"] = "a"
