@@ -26,7 +26,7 @@ import picocli.CommandLine.Command;
     footerHeading = "%nExamples:%n",
     footer = {
       "  broadhead bench decode --model llama-3-8b --batch 8 --context 4096",
-      "  broadhead bench prefill --csv prefill.csv --plot prefill.svg",
+      "  broadhead bench prefill --csv prefill.csv --plot charts/",
       "  broadhead bench report decode.csv prefill.csv --output report/",
     })
 final class BenchCommand {}

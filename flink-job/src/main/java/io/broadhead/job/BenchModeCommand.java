@@ -17,6 +17,8 @@ import io.broadhead.job.bench.Variant;
 import io.broadhead.kernel.EngineConfig;
 import io.broadhead.kernel.KernelEngine;
 import java.io.IOException;
+import java.net.URI;
+import java.net.URL;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Duration;
@@ -78,7 +80,9 @@ abstract class BenchModeCommand extends ReportingCommand {
       names = "--device",
       paramLabel = "N",
       defaultValue = "0",
-      description = "Device index of a GPU backend. Default: ${DEFAULT-VALUE}.")
+      description =
+          "Device index of a GPU backend; -1: the device with the most free memory."
+              + " Default: ${DEFAULT-VALUE}.")
   int device;
 
   @Option(
@@ -158,6 +162,7 @@ abstract class BenchModeCommand extends ReportingCommand {
     requireOption(seconds > 0, "--time", "more than 0", seconds);
     requireAll("--threads", 1, threads);
     requireKnownBackend(backend);
+    requireOption(device >= -1, "--device", "0 or more, or -1", device);
     requireOption(
         variants.isEmpty() || mode() != Mode.STEP, "--beside", "nothing in this mode", variants);
     blockSizes.forEach(
@@ -168,7 +173,7 @@ abstract class BenchModeCommand extends ReportingCommand {
       Failure.requireWritable(csv, "--csv");
     }
     if (plots != null) {
-      Files.createDirectories(plots);
+      OutputFolder.requireUsable("--plot", plots, List.of());
     }
     List<Cell> cells = cells();
     try (Peers peers = peers();
@@ -233,9 +238,8 @@ abstract class BenchModeCommand extends ReportingCommand {
   }
 
   private static Path besideJar() {
-    String own =
-        BenchModeCommand.class.getProtectionDomain().getCodeSource().getLocation().getPath();
-    return Path.of(own).resolveSibling("peers");
+    URL own = BenchModeCommand.class.getProtectionDomain().getCodeSource().getLocation();
+    return Path.of(URI.create(own.toString())).resolveSibling("peers");
   }
 
   private void announce(Peers peers) {

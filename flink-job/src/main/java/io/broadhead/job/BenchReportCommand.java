@@ -40,6 +40,9 @@ final class BenchReportCommand extends ReportingCommand {
 
   @Override
   int execute() throws Exception {
+    if (output != null) {
+      OutputFolder.requireUsable("--output", output, List.of());
+    }
     List<Result> results = new ArrayList<>();
     for (Path file : files) {
       Failure.requireReadable(file, "FILE");

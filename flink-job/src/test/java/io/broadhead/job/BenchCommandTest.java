@@ -109,6 +109,9 @@ class BenchCommandTest {
         "bench decode --block-size 24        | --block-size: expected a positive multiple of 16",
         "bench decode --beside heads=4       | expected threads=N, dtype=TYPE or rows=",
         "bench decode --beside dtype=int8    | dtype: expected one of float16, bfloat16, float32, fp8, got",
+        "bench decode --beside threads=x     | threads: expected 1 or more, got x",
+        "bench decode --beside rows=9999999999x1@1 | expected rows as COUNTxTOKENS@CONTEXT, got 99999",
+        "bench decode --device -2            | --device: expected 0 or more, or -1, got -2",
         "bench step --beside threads=1       | --beside: expected nothing in this mode",
         "bench decode --time 0               | --time: expected more than 0, got 0.0",
         "bench prefill --tokens 512-1        | --tokens: expected NEW or NEW+OLD, as in 512+3584",
@@ -122,6 +125,20 @@ class BenchCommandTest {
 
     assertThat(cli.code()).isEqualTo(2);
     assertThat(cli.err()).contains(message.trim()).contains("--help");
+  }
+
+  @ParameterizedTest
+  @CsvSource({"decode --model 4/2/32 --plot,--plot", "report results.csv --output,--output"})
+  void aFileInThePlaceOfAFolderIsToldBeforeAnythingIsMeasured(String args, String option)
+      throws IOException {
+    Path file = Files.writeString(temp.resolve("file"), "");
+    Cli cli = Cli.run((Object[]) ("bench " + args + " " + file).split(" "));
+
+    assertThat(cli.code()).isOne();
+    assertThat(cli.err())
+        .isEqualToNormalizingNewlines(
+            "broadhead bench %s: %s %s: expected a folder, got the file %s%n"
+                .formatted(args.split(" ")[0], option, file, file));
   }
 
   @Test

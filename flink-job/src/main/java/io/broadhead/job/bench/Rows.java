@@ -15,7 +15,7 @@ import java.util.stream.Collectors;
  * @param context tokens of each in the cache, the new ones included
  */
 public record Rows(int count, int tokens, int context) {
-  private static final Pattern TEXT = Pattern.compile("(\\d+)x(\\d+)@(\\d+)");
+  private static final Pattern TEXT = Pattern.compile("(\\d{1,9})x(\\d{1,9})@(\\d{1,9})");
 
   public Rows {
     if (count < 1 || tokens < 1 || context < tokens) {

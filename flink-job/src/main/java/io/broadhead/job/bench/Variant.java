@@ -21,7 +21,7 @@ public record Variant(String name, UnaryOperator<Cell> change) {
     return new Variant(
         text,
         switch (text.substring(0, text.length() - value.length())) {
-          case "threads=" -> threads(Integer.parseInt(value));
+          case "threads=" -> threads(value);
           case "dtype=" -> dtype(BenchDtype.parse(value));
           case "rows=" -> rows(Rows.parse(value));
           default ->
@@ -30,10 +30,11 @@ public record Variant(String name, UnaryOperator<Cell> change) {
         });
   }
 
-  private static UnaryOperator<Cell> threads(int threads) {
-    if (threads < 1) {
-      throw new IllegalArgumentException("threads: expected 1 or more, got " + threads);
+  private static UnaryOperator<Cell> threads(String value) {
+    if (!value.matches("[1-9]\\d{0,8}")) {
+      throw new IllegalArgumentException("threads: expected 1 or more, got " + value);
     }
+    int threads = Integer.parseInt(value);
     return cell -> new Cell(cell.mode(), cell.shape(), threads);
   }
 
