@@ -100,7 +100,9 @@ class Reference:
         encoder = _is_encoder(layer)
         if layer.get("rope"):
             require_columns(batch, "position")
-        if not {"key", "value"}.isdisjoint(names):
+        if encoder:
+            require_columns(batch, "query", "key", "value")
+        elif not {"key", "value"}.isdisjoint(names):
             require_columns(batch, "key", "value")
         else:
             require_columns(batch, "query")

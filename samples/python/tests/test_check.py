@@ -374,8 +374,9 @@ class ReferenceTest(unittest.TestCase):
             np.testing.assert_array_equal(following.output, expected.output)
 
     def test_wrong_batches_are_told(self):
-        layers = [{"name": name, "num_heads": 2, "num_kv_heads": 1, "head_size": 32} for name in "ab"]
+        layers = [{"name": name, "num_heads": 2, "num_kv_heads": 1, "head_size": 32} for name in "abe"]
         layers[1]["rope"] = {"rotary_dim": 32, "max_position": 99}
+        layers[2]["attn_type"] = "encoder"
         rng = np.random.default_rng(0)
         row = row_of(1, 3, rng)
         external = {**row, "seq_len": 3, "slot_mapping": [0, 1, 2], "block_table": [0]}
@@ -394,6 +395,8 @@ class ReferenceTest(unittest.TestCase):
             ),
             (batch.drop_columns(["query", "key", "value"]), "expected a column 'query'"),
             (batch.drop_columns(["key"]), "expected a column 'key'"),
+            (batch_of(row, layer="e").drop_columns(["query"]), "expected a column 'query'"),
+            (batch_of(row, layer="e").drop_columns(["key", "value"]), "expected a column 'key'"),
             (batch.drop_columns(["slot_mapping"]), "expected a column 'slot_mapping'"),
             (batch.rename_columns(["layer", "layer", *batch.schema.names[2:]]), "different names, got layer"),
             (
