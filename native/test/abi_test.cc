@@ -337,6 +337,12 @@ TEST_P(Abi, RefusesBadLayerOptions) {
     expect_refused(bh_layer_supported(engine.get(), &options, BH_FLOAT16, block_size, &error),
                    error, BH_INVALID_ARGUMENT, {"block_size", std::to_string(block_size)});
   }
+  expect_refused(bh_layer_supported(engine.get(), &options, 0, 0, &error), error,
+                 BH_INVALID_ARGUMENT, {"layer: the layer needs a KV cache, got none"});
+  for (const int dtype : {-1, 9}) {
+    expect_refused(bh_layer_supported(engine.get(), &options, dtype, 16, &error), error,
+                   BH_INVALID_ARGUMENT, {"dtype", "1 .. 5", "got " + std::to_string(dtype)});
+  }
 }
 
 /// However long a name is, the message ends, and not within a character.
@@ -824,7 +830,7 @@ TEST_P(Abi, MergeRefusesBadArguments) {
   for (const int64_t tokens : {INT64_MAX / 64, INT64_MAX / 64 / 4 / 2}) {
     refuse(&part, 1, BH_FLOAT32, tokens, 1, 64, output.data(), {"tokens must be 0 .. "});
   }
-  refuse(&part, 1, BH_FLOAT32, 1, 0, 64, output.data(), {"heads", "got 0"});
+  refuse(&part, 1, BH_FLOAT32, 1, 0, 64, output.data(), {"merge: num_heads", "got 0"});
   refuse(&part, 1, BH_FLOAT32, 1, 1, 63, output.data(), {"head_size", "got 63"});
   refuse(&part, 1, BH_FLOAT32, 1, 1, 64, nullptr, {"output"});
   refuse(&no_output, 1, BH_FLOAT32, 1, 1, 64, output.data(), {"output"});

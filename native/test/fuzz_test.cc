@@ -84,8 +84,8 @@ Setting random_setting(Random& random) {
 /// A batch without rows.
 StepBatch random_columns(Random& random, const LayerConfig& layer) {
   StepBatch batch;
-  batch.has_query = !one_in(random, 8);
-  batch.has_key = !layer.uses_cache() || !one_in(random, 8);
+  batch.has_query = !layer.uses_cache() || !one_in(random, 8);
+  batch.has_key = !layer.uses_cache() || !batch.has_query || !one_in(random, 8);
   batch.wide_positions = one_in(random, 2);
   return batch;
 }

@@ -708,6 +708,7 @@ const std::vector<SchemaCase> kSchemas = {
     {"other columns", [](Field& s) { s.children.push_back({"end_of_sequence", "b", {}, {}}); }, {}},
     {"no queries", [](Field& s) { drop(s, "query"); }, {}},
     {"no keys and values", [](Field& s) { drop(s, "key"); drop(s, "value"); drop(s, "slot_mapping"); }, {}},
+    {"no tensors", [](Field& s) { for (auto c : kTensors) drop(s, c); }, {"column query", "list<tensor[4, 32]>", "no such column"}},
     {"not a struct", [](Field& s) { s.format = "+l"; }, {"struct", "list<"}},
     {"key without value", [](Field& s) { drop(s, "value"); }, {"column value", "no such column"}},
     {"value without key", [](Field& s) { drop(s, "key"); }, {"column key", "no such column"}},
@@ -785,6 +786,25 @@ TEST_F(Import, LayersThatWriteNothingNeedNoSlots) {
   Field schema = step_schema(config_, good_batch(config_));
   drop(schema, "slot_mapping");
   make_binding(layer_.get(), schema);
+}
+
+/// They have no cache that a batch without queries could update.
+TEST_F(Import, EncoderLayersNeedAllTensors) {
+  config_.attn_type = BH_ENCODER;
+  config_.rotary_dim = 0;
+  layer_ = make_layer(engine_.get(), config_, nullptr);
+  for (const char* column : kTensors) {
+    Field schema = step_schema(config_, good_batch(config_));
+    drop(schema, column);
+    ArrowSchema exported = export_schema(schema);
+    bh_binding* none = nullptr;
+    bh_error error{};
+    EXPECT_EQ(bh_binding_create(layer_.get(), &exported, &none, &error), BH_SCHEMA_MISMATCH);
+    const std::string message = error.message;
+    EXPECT_EQ(message.find("column " + std::string(column) + ": expected list<tensor["), 0u)
+        << message;
+    EXPECT_NE(message.find("got no such column"), std::string::npos) << message;
+  }
 }
 
 TEST_F(Import, AcceptsBFloat16MetadataOnAnyLevel) {

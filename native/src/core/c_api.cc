@@ -449,7 +449,7 @@ int32_t bh_merge(bh_engine* engine, const bh_partial* parts, int32_t count, int3
                     "dtype must be float32, float16 or bfloat16, got %s",
                     broadhead::dtype_name(dtype));
     }
-    broadhead::check_heads("merge", num_heads, head_size);
+    broadhead::check_heads("merge", "num_heads", num_heads, head_size);
     // Few enough for the bytes of all parts and of the result to be counted, with room to spare.
     const auto token_bytes = int64_t{8} * int64_t{sizeof(float)} * num_heads * head_size;
     const int64_t most = INT64_MAX / token_bytes / (int64_t{count} + 1);

@@ -22,8 +22,8 @@ void require(bool holds, const char* format, Args... args) {
 
 }  // namespace
 
-void check_heads(const char* what, int num_kv_heads, int head_size) {
-  require(num_kv_heads >= 1, "%s: num_kv_heads must be at least 1, got %d", what, num_kv_heads);
+void check_heads(const char* what, const char* option, int heads, int head_size) {
+  require(heads >= 1, "%s: %s must be at least 1, got %d", what, option, heads);
   require(std::count(std::begin(kHeadSizes), std::end(kHeadSizes), head_size) == 1,
           "%s: head_size must be one of 32 64 80 96 128 160 192 224 256, got %d", what, head_size);
 }
@@ -33,7 +33,7 @@ LayerSpec check_layer(const bh_layer_options& o) {
           o.struct_size);
   require(o.name != nullptr, "bh_layer_options.name must not be NULL");
   const char* name = o.name;
-  check_heads(name, o.num_kv_heads, o.head_size);
+  check_heads(name, "num_kv_heads", o.num_kv_heads, o.head_size);
   require(o.num_heads >= 1 && o.num_heads % o.num_kv_heads == 0,
           "%s: num_heads must be a multiple of num_kv_heads %d, got %d", name, o.num_kv_heads,
           o.num_heads);
@@ -102,7 +102,9 @@ LayerSpec check_layer(const bh_layer_options& o) {
 void check_layer_cache(const LayerSpec& spec, int cache_dtype, int block_size) {
   const char* name = spec.name.c_str();
   if (spec.uses_cache()) {
-    require(byte_width(cache_dtype) > 0, "%s: the layer needs a KV cache, got none", name);
+    require(cache_dtype != 0, "%s: the layer needs a KV cache, got none", name);
+    require(byte_width(cache_dtype) > 0,
+            "%s: the cache's dtype code must be 1 .. 5 (bh_dtype), got %d", name, cache_dtype);
     require(block_size >= kBlockSizeStep && block_size % kBlockSizeStep == 0,
             "%s: block_size must be a multiple of %d, got %d", name, kBlockSizeStep, block_size);
   } else {
@@ -121,7 +123,7 @@ void check_layer_cache(const LayerSpec& spec, int cache_dtype, int block_size) {
 void check_cache(const bh_cache_options& o) {
   require(o.struct_size == sizeof o, "bh_cache_options.struct_size must be %zu, got %u", sizeof o,
           o.struct_size);
-  check_heads("kv_cache", o.num_kv_heads, o.head_size);
+  check_heads("kv_cache", "num_kv_heads", o.num_kv_heads, o.head_size);
   require(o.num_blocks >= 1 && o.num_blocks <= INT32_MAX,
           "kv_cache: num_blocks must be 1 .. %d, got %lld", INT32_MAX,
           static_cast<long long>(o.num_blocks));

@@ -54,8 +54,9 @@ void check_layer_cache(const LayerSpec& spec, int cache_dtype, int block_size);
 /// Checks the options of a pool.
 void check_cache(const bh_cache_options& options);
 
-/// Checks the shape of heads. `what` opens the message.
-void check_heads(const char* what, int num_kv_heads, int head_size);
+/// Checks the shape of heads. `what` opens the message, `option` is what the number of heads is
+/// called.
+void check_heads(const char* what, const char* option, int heads, int head_size);
 
 /// The head sizes that layers may have.
 inline constexpr int kHeadSizes[] = {32, 64, 80, 96, 128, 160, 192, 224, 256};

@@ -244,6 +244,10 @@ StepColumns find_columns(const LayerSpec& spec, const ArrowSchema& schema) {
   const std::string kv = tensor_type(spec.dtype, spec.num_kv_heads, spec.head_size);
   const bool has_key = columns.key != StepColumns::kAbsent;
   const bool has_value = columns.value != StepColumns::kAbsent;
+  if (!spec.uses_cache() || !has_key) {  // a batch that does not update a cache attends
+    const std::string query = tensor_type(spec.dtype, spec.num_heads, spec.head_size);
+    need(columns.query, "query", query.c_str());
+  }
   if (has_key != has_value || (!spec.uses_cache() && !has_key)) {
     need(columns.key, "key", kv.c_str());
     need(columns.value, "value", kv.c_str());

@@ -22,11 +22,6 @@ int part_of_group(int group, int limit) {
   return part;
 }
 
-/// The matrix kernels take 16-bit tensors on a cache of their own dtype or of fp8.
-bool is_fast(const LayerSpec& spec, int cache_dtype) {
-  return spec.dtype != BH_FLOAT32 && (cache_dtype == spec.dtype || is_fp8(cache_dtype));
-}
-
 }  // namespace
 
 LayerArgs layer_args(const LayerSpec& spec, int cache_dtype, const Device& device) {
@@ -44,8 +39,8 @@ LayerArgs layer_args(const LayerSpec& spec, int cache_dtype, const Device& devic
   args.inverse_soft_cap = spec.logits_soft_cap > 0 ? 1 / spec.logits_soft_cap : 0;
   args.rotary_dim = spec.rotary_dim;
   args.is_neox = spec.is_neox;
-  const int rows = is_fast(spec, cache_dtype) ? device.api().prefill_rows(&args, cache_dtype)
-                                              : plain_rows(spec.head_size);
+  const int rows = is_fast(spec.dtype, cache_dtype) ? device.api().prefill_rows(&args, cache_dtype)
+                                                    : plain_rows(spec.head_size);
   args.group_size = part_of_group(spec.group_size(), rows);
   args.groups_per_kv_head = spec.group_size() / args.group_size;
   const int64_t num_groups = int64_t{spec.num_kv_heads} * args.groups_per_kv_head;
@@ -145,7 +140,7 @@ void GpuLayer::upload_constants() {
 }
 
 void GpuLayer::choose_kernels() {
-  const bool fast = is_fast(spec_, cache_dtype_);
+  const bool fast = is_fast(spec_.dtype, cache_dtype_);
   const DeviceInfo& info = device_->info();
   limits_.decode_rows =
       fast ? decode_rows(info.columns, spec_.head_size) : plain_rows(spec_.head_size);

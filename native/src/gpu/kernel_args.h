@@ -5,6 +5,7 @@
 #include <compare>
 #include <cstdint>
 
+#include "core/dtype.h"
 #include "core/host_device.h"
 
 namespace broadhead::gpu {
@@ -27,6 +28,12 @@ constexpr int kTilesAhead = 4;
 /// Query rows of a block of threads in prefill; RDNA's registers hold few.
 BH_HOST_DEVICE constexpr int prefill_rows(int head_size, bool is_rdna) {
   return head_size <= 128 && !is_rdna ? 128 : 64;
+}
+
+/// Whether the matrix kernels take tensors of `dtype` on a cache: those of 16 bits on one of the
+/// same dtype or of fp8.
+constexpr bool is_fast(int dtype, int cache_dtype) {
+  return dtype != BH_FLOAT32 && (cache_dtype == dtype || is_fp8(cache_dtype));
 }
 
 /// Query rows of an item of the kernel for any dtypes: what 64 KiB of shared memory hold.

@@ -229,13 +229,6 @@ void destroy_graph(Graph graph) { (void)hipGraphExecDestroy(static_cast<hipGraph
 
 // ---- launches ----
 
-bool is_fp8(int dtype) { return dtype == BH_FLOAT8_E4M3FN || dtype == BH_FLOAT8_E5M2; }
-
-/// Whether the matrix kernels take tensors and cache.
-bool is_fast(const LayerArgs& layer, int cache_dtype) {
-  return layer.dtype != BH_FLOAT32 && (cache_dtype == layer.dtype || is_fp8(cache_dtype));
-}
-
 #if defined(__CUDACC__)
 int attribute_of_device(cudaDeviceAttr attribute) {
   int device = 0, value = 0;
@@ -256,7 +249,7 @@ bool is_hopper() {
 }
 
 KernelLaunch decode_kernel(const LayerArgs& layer, int cache_dtype, int rows) {
-  if (!is_fast(layer, cache_dtype)) return plain_kernel(layer, cache_dtype, rows);
+  if (!is_fast(layer.dtype, cache_dtype)) return plain_kernel(layer, cache_dtype, rows);
   KernelLaunch launch{};
   switch (layer.head_size) {
 #define BH_CASE(head)                                                     \
