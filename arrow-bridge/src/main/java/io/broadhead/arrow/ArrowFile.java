@@ -82,7 +82,7 @@ public final class ArrowFile implements AutoCloseable {
     } catch (MalformedArrowException e) {
       throw new MalformedArrowException(path + ": " + e.getMessage(), e);
     } catch (RuntimeException e) {
-      throw new MalformedArrowException(path + ": the footer is damaged: " + e, e);
+      throw new MalformedArrowException(path + ": " + IpcMessages.damage("the footer", e), e);
     } finally {
       if (!ok) {
         channel.close();

@@ -99,7 +99,16 @@ final class IpcMessages {
   }
 
   private static MalformedArrowException damaged(Throwable cause) {
-    return new MalformedArrowException("the message metadata is damaged: " + cause, cause);
+    return new MalformedArrowException(damage("the message metadata", cause), cause);
+  }
+
+  /** What to say of metadata that cannot be parsed. Where an offset is wrong, anything may fail. */
+  static String damage(String what, Throwable cause) {
+    boolean speaksForItself =
+        cause instanceof IllegalArgumentException || cause instanceof UnsupportedOperationException;
+    return what
+        + " is damaged: "
+        + (speaksForItself ? cause.getMessage() : "offsets in it are wrong");
   }
 
   /**

@@ -337,6 +337,7 @@ class IpcFilesTest {
         }
       } catch (IOException e) {
         assertThat(e).hasMessageContaining("damaged.arrow");
+        assertThat(e.getMessage()).as("what a user reads").doesNotContain("java.", "Exception");
         refused++;
       }
       assertThat(allocator.getAllocatedMemory()).isZero();

@@ -163,6 +163,22 @@ class BadInputTest {
 
   @ParameterizedTest
   @EnumSource(Command.class)
+  void damagedFooter(Command command) throws IOException {
+    Steps steps = Steps.small(5);
+    steps.writeJob(job);
+    steps.writeFile(input);
+    try (RandomAccessFile file = new RandomAccessFile(input.toFile(), "rw")) {
+      long end = file.length() - "ARROW1".length() - Integer.BYTES;
+      file.seek(end);
+      int length = Integer.reverseBytes(file.readInt());
+      file.seek(end - length);
+      file.writeInt(-1); // where the root of the footer is
+    }
+    assertFails(command, input + ": the footer is damaged: offsets in it are wrong");
+  }
+
+  @ParameterizedTest
+  @EnumSource(Command.class)
   void truncatedStream(Command command) throws IOException {
     Steps steps = Steps.small(6);
     steps.writeJob(job);
