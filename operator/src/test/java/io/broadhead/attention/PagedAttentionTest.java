@@ -16,6 +16,7 @@ import io.broadhead.attention.job.KvCacheSpec;
 import io.broadhead.attention.job.LayerSpec;
 import io.broadhead.attention.job.RopeSpec;
 import io.broadhead.attention.testing.Collected;
+import io.broadhead.attention.testing.ManagedRow;
 import io.broadhead.attention.testing.NoLeaks;
 import io.broadhead.attention.testing.ReferenceAttention;
 import io.broadhead.attention.testing.Scenario;
@@ -27,9 +28,11 @@ import io.broadhead.kernel.KernelException;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
+import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import org.apache.arrow.memory.ArrowBuf;
 import org.apache.arrow.memory.BufferAllocator;
+import org.apache.arrow.vector.types.pojo.ArrowType;
 import org.apache.arrow.vector.types.pojo.Schema;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.extension.RegisterExtension;
@@ -37,6 +40,7 @@ import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.Arguments;
 import org.junit.jupiter.params.provider.EnumSource;
 import org.junit.jupiter.params.provider.MethodSource;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** Layers, the caches they have, and batches from the first one to the end. */
 class PagedAttentionTest {
@@ -301,16 +305,95 @@ class PagedAttentionTest {
         BatchSchema.of(
             new Schema(
                 batch.schema().arrow().getFields(), Map.of("version", Integer.toString(version))));
-    ArrowBuf[] buffers = new ArrowBuf[schema.bufferCount()];
+    return adopt(batch, schema, new long[schema.nodeCount()], buffers(batch));
+  }
+
+  private static ArrowBuf[] buffers(ArrowBatch batch) {
+    ArrowBuf[] buffers = new ArrowBuf[batch.schema().bufferCount()];
     for (int i = 0; i < buffers.length; i++) {
       buffers[i] = batch.buffer(i);
       buffers[i].getReferenceManager().retain();
     }
+    return buffers;
+  }
+
+  private static ArrowBatch adopt(
+      ArrowBatch batch, BatchSchema schema, long[] nullCounts, ArrowBuf[] buffers) {
     long[] lengths = new long[schema.nodeCount()];
     for (int i = 0; i < lengths.length; i++) {
       lengths[i] = batch.nodeLength(i);
     }
-    return ArrowBatch.adopt(schema, batch.numRows(), lengths, new long[lengths.length], buffers, 0);
+    return ArrowBatch.adopt(schema, batch.numRows(), lengths, nullCounts, buffers, 0);
+  }
+
+  @Test
+  void columnsMayComeInAnyOrder() {
+    LayerSpec layer = small("a").rope(new RopeSpec(32, 128, 10000, true)).build();
+    Job job = job(16, 8, layer);
+    StepRow row = new Scenario(job, DType.FLOAT16, 1).next("s", layer, 5);
+    try (PagedAttention attention = PagedAttention.open(job, TWO_THREADS, noLeaks.allocator());
+        ArrowBatch batch = StepBatches.of(noLeaks.allocator(), layer, DType.FLOAT16, List.of(row));
+        ArrowBatch result = attention.step(batch)) {
+      int last = batch.schema().columnCount() - 1;
+      int[] backwards = IntStream.rangeClosed(0, last).map(column -> last - column).toArray();
+      try (ArrowBatch turned = batch.select(backwards);
+          ArrowBatch got = attention.step(turned)) {
+        assertThat(got.schema()).isEqualTo(result.schema());
+        assertThat(StepBatches.read(got, "output"))
+            .isDeepEqualTo(StepBatches.read(result, "output"));
+      }
+    }
+  }
+
+  /** Arrow leaves open what a null list covers. */
+  @ParameterizedTest
+  @ValueSource(booleans = {true, false})
+  void nullListsAreEmpty(boolean managed) {
+    LayerSpec layer = small("a").build();
+    Job job = job(16, 8, layer);
+    Scenario scenario = new Scenario(job, DType.FLOAT16, 1);
+    StepRow first = scenario.next("s", layer, 5);
+    StepRow none = scenario.next("none", layer, 4).withSeqLen(0);
+    StepRow last = scenario.next("t", layer, 1);
+    List<StepRow> rows = List.of(first, none, last);
+    double[][][] expected =
+        new ReferenceAttention(job, DType.FLOAT16).step(layer, List.of(first, last)).output();
+    BufferAllocator allocator = noLeaks.allocator();
+    try (PagedAttention attention = PagedAttention.open(job, TWO_THREADS, allocator);
+        ArrowBatch whole =
+            managed
+                ? StepBatches.managed(
+                    allocator,
+                    layer,
+                    DType.FLOAT16,
+                    false,
+                    rows.stream().map(ManagedRow::of).toList())
+                : StepBatches.of(allocator, layer, DType.FLOAT16, rows);
+        ArrowBatch batch = withNullLists(whole, 1);
+        ArrowBatch result = attention.step(batch)) {
+      double[][][] got = StepBatches.read(result, "output");
+      assertThat(got[1]).isEmpty();
+      assertThat(StepBatches.error(expected, new double[][][] {got[0], got[2]}))
+          .isLessThanOrEqualTo(StepBatches.tolerance(DType.FLOAT16));
+    }
+  }
+
+  /** The same batch, but all lists of a row are null. */
+  private ArrowBatch withNullLists(ArrowBatch batch, int row) {
+    BatchSchema schema = batch.schema();
+    long[] nullCounts = new long[schema.nodeCount()];
+    ArrowBuf[] buffers = buffers(batch);
+    for (int column = 0; column < schema.columnCount(); column++) {
+      if (schema.field(column).getType() instanceof ArrowType.List) {
+        ArrowBuf validity = noLeaks.allocator().buffer(1);
+        validity.setByte(0, ~(1 << row));
+        validity.writerIndex(1);
+        nullCounts[schema.firstNode(column)] = 1;
+        buffers[schema.firstBuffer(column)].close();
+        buffers[schema.firstBuffer(column)] = validity;
+      }
+    }
+    return adopt(batch, schema, nullCounts, buffers);
   }
 
   @Test
