@@ -196,8 +196,7 @@ public final class PagedAttention implements AutoCloseable {
 
   /**
    * Finds every row that a step would refuse, in row order; computes nothing and changes no
-   * sequence. A row for which there are blocks only once a step has ended the sequence that had its
-   * id is among them.
+   * sequence.
    *
    * @throws InvalidBatchException if the schema is wrong
    */
@@ -219,6 +218,7 @@ public final class PagedAttention implements AutoCloseable {
     return refusedOf(
         batch,
         pending -> {
+          tables.fork(pending);
           while (!pending.isDone()) {
             runner.rehearse(StepSelector.all(pending));
           }

@@ -229,8 +229,9 @@ class EndedSequencesTest extends QueueFixture {
   }
 
   /** The rows are in two steps, and the parent has grown in the first. */
-  @Test
-  void anIdDoesNotEndAndForkInOneBatch() {
+  @ParameterizedTest
+  @ValueSource(booleans = {true, false})
+  void anIdDoesNotEndAndForkInOneBatch(boolean isRehearsed) {
     Job job = job(a);
     Scenario first = new Scenario(job, DTYPE, 7);
     Scenario second = new Scenario(job, DTYPE, 8);
@@ -245,7 +246,11 @@ class EndedSequencesTest extends QueueFixture {
               ManagedRow.of(first.next("parent", a, 5)),
               ManagedRow.of(first.next("s", a, 1)).last(),
               ManagedRow.of(child).forkedFrom("parent"))) {
-        attention.step(batch, refused::add).close();
+        if (isRehearsed) {
+          refused.addAll(attention.rehearse(batch));
+        } else {
+          attention.step(batch, refused::add).close();
+        }
       }
       assertThat(refused)
           .singleElement()
