@@ -8,6 +8,7 @@ import io.broadhead.attention.AttentionConfig;
 import io.broadhead.attention.InvalidBatchException;
 import io.broadhead.attention.PagedAttention;
 import io.broadhead.attention.job.Job;
+import io.broadhead.flink.ShardKey;
 import java.io.IOException;
 import java.nio.file.Path;
 import org.apache.arrow.memory.BufferAllocator;
@@ -20,10 +21,12 @@ import org.apache.flink.runtime.client.JobExecutionException;
 final class BadBatchSearch {
   private final RunCommand options;
   private final Job job;
+  private final ShardKey shards;
 
-  BadBatchSearch(RunCommand options, Job job) {
+  BadBatchSearch(RunCommand options, Job job, int shards) {
     this.options = options;
     this.job = job;
+    this.shards = new ShardKey(shards, RunCommand.MOST_SHARDS);
   }
 
   /** A failure that says where the batch is, or {@code failure} if that is due to none. */
@@ -44,7 +47,8 @@ final class BadBatchSearch {
         StepInput steps = StepInput.open(input, allocator)) {
       Problems problems =
           new Problems(
-              attention, row -> !options.onBadRow.leavesOut(row.code(), options.pool.outOfBlocks));
+              batch -> attention.rehearse(batch, shards.keys(batch)),
+              row -> !options.onBadRow.leavesOut(row.code(), options.pool.outOfBlocks));
       for (ArrowBatch batch = steps.next(); batch != null; batch = steps.next()) {
         try (ArrowBatch open = batch) {
           problems.check(steps.origin(), open);

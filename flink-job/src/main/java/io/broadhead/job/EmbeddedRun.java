@@ -113,7 +113,7 @@ final class EmbeddedRun {
         return Main.FAILED;
       }
       throw e instanceof JobExecutionException failure && !options.watch
-          ? new BadBatchSearch(options, job).explained(failure, input)
+          ? new BadBatchSearch(options, job, run.shards(parallelism())).explained(failure, input)
           : e;
     } finally {
       removeHook(onInterrupt);
@@ -141,7 +141,7 @@ final class EmbeddedRun {
 
   @SuppressWarnings("try") // see EmbeddedCluster
   private void runHere(Path input, Path output, Path refused, long begun) throws Exception {
-    int parallelism = options.parallelism == null ? 1 : options.parallelism;
+    int parallelism = parallelism();
     int threads = threadsOf(parallelism);
     Configuration configuration = EmbeddedCluster.defaults();
     configuration.set(TaskManagerOptions.MANAGED_MEMORY_SIZE, managedMemory(parallelism));
@@ -267,6 +267,10 @@ final class EmbeddedRun {
         KernelEngine.open(new EngineConfig(options.backend, threads, options.device))) {
       return engine.info();
     }
+  }
+
+  private int parallelism() {
+    return options.parallelism == null ? 1 : options.parallelism;
   }
 
   /** The cores are divided among the operators unless the user says otherwise. */

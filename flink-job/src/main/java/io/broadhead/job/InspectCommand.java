@@ -62,7 +62,8 @@ final class InspectCommand extends EngineCommand {
     }
     try (BufferAllocator allocator = Allocators.root();
         PagedAttention attention = job == null ? null : open(allocator)) {
-      Problems problems = new Problems(attention, row -> true);
+      Problems problems =
+          new Problems(attention == null ? batch -> List.of() : attention::rehearse, row -> true);
       List<Path> files = StepInput.files(path);
       if (files.isEmpty()) {
         throw new WorkFailedException(path + ": expected step files, got an empty folder");

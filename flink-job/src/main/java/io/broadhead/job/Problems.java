@@ -11,30 +11,29 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.List;
+import java.util.function.Function;
 import java.util.function.Predicate;
 
 /** Everything that is wrong with some step batches. Used by one thread. */
 final class Problems {
-  private final PagedAttention attention;
+  private final Function<ArrowBatch, List<RefusedRow>> rehearsal;
   private final Predicate<RefusedRow> isProblem;
   private final List<String> found = new ArrayList<>();
 
   /**
-   * @param attention what the batches are checked against, or null for their form alone
+   * @param rehearsal finds the rows of a batch that would be refused, as {@link
+   *     PagedAttention#rehearse} does
    * @param isProblem whether a row that would be refused counts
    */
-  Problems(PagedAttention attention, Predicate<RefusedRow> isProblem) {
-    this.attention = attention;
+  Problems(Function<ArrowBatch, List<RefusedRow>> rehearsal, Predicate<RefusedRow> isProblem) {
+    this.rehearsal = rehearsal;
     this.isProblem = isProblem;
   }
 
   /** Adds what is wrong with {@code batch}. */
   void check(StepInput.Origin origin, ArrowBatch batch) {
-    if (attention == null) {
-      return;
-    }
     try {
-      for (RefusedRow row : attention.rehearse(batch)) {
+      for (RefusedRow row : rehearsal.apply(batch)) {
         if (isProblem.test(row)) {
           found.add(origin + ", " + row);
         }

@@ -3,8 +3,19 @@ package io.broadhead.job;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
+import io.broadhead.arrow.Allocators;
+import io.broadhead.arrow.ArrowBatch;
+import io.broadhead.arrow.ArrowBatchFileWriter;
+import io.broadhead.arrow.Compression;
 import io.broadhead.arrow.DType;
+import io.broadhead.attention.job.Job;
+import io.broadhead.attention.job.JobFile;
+import io.broadhead.attention.job.LayerSpec;
+import io.broadhead.attention.testing.ManagedRow;
 import io.broadhead.attention.testing.NoLeaks;
+import io.broadhead.attention.testing.Scenario;
+import io.broadhead.attention.testing.StepBatches;
+import io.broadhead.attention.testing.StepRow;
 import java.io.IOException;
 import java.io.RandomAccessFile;
 import java.nio.file.Files;
@@ -14,6 +25,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.function.Consumer;
 import java.util.stream.Stream;
+import org.apache.arrow.memory.BufferAllocator;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.extension.ExtendWith;
@@ -277,6 +289,50 @@ class BadInputTest {
         .asString()
         .contains(input + ", batch 2, ", "row 5", "sequence " + sequence, "column seq_len");
     assertThat(output).doesNotExist();
+  }
+
+  @Test
+  void aForkFromAnotherShardIsFound() throws IOException {
+    Files.writeString(
+        job,
+        """
+        kv_cache: {block_size: 16, num_blocks: 64}
+        layers:
+          - {name: a, num_heads: 2, num_kv_heads: 1, head_size: 32}
+        """);
+    Job parsed = JobFile.load(job);
+    LayerSpec layer = parsed.layers().get(0);
+    Scenario scenario = new Scenario(parsed, DType.FLOAT32, 1);
+    ManagedRow parent = ManagedRow.of(scenario.next("parent", layer, 3));
+    List<ManagedRow> children = new ArrayList<>();
+    for (int i = 0; i < 8; i++) {
+      StepRow row = scenario.next("child-" + i, layer, 2).withSeqLen(5);
+      children.add(ManagedRow.of(row).forkedFrom("parent"));
+    }
+    Path folder = Files.createDirectory(temp.resolve("steps"));
+    Path forks = folder.resolve("2.arrow");
+    writeManaged(folder.resolve("1.arrow"), layer, List.of(parent));
+    writeManaged(forks, layer, children);
+    assertThat(Cli.run(job, folder, output).code()).isZero();
+
+    Cli cli = Cli.run(job, folder, temp.resolve("other"), "--parallelism", 2, "--shards", 4);
+
+    assertThat(cli.code()).isEqualTo(1);
+    assertThat(cli.err().lines())
+        .singleElement()
+        .asString()
+        .contains(forks + ", batch 0, ", "parent_sequence_id", "need the same sequence_group");
+  }
+
+  private static void writeManaged(Path file, LayerSpec layer, List<ManagedRow> rows)
+      throws IOException {
+    try (BufferAllocator allocator = Allocators.root();
+        ArrowBatch batch = StepBatches.managed(allocator, layer, DType.FLOAT32, true, rows);
+        ArrowBatchFileWriter writer =
+            ArrowBatchFileWriter.create(file, Compression.NONE, allocator)) {
+      writer.write(batch);
+      writer.finish();
+    }
   }
 
   @Test

@@ -25,6 +25,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.function.Consumer;
+import java.util.function.IntUnaryOperator;
 import org.apache.arrow.memory.BufferAllocator;
 
 /**
@@ -203,6 +204,7 @@ public final class PagedAttention implements AutoCloseable {
   public List<RefusedRow> check(ArrowBatch batch) {
     return refusedOf(
         batch,
+        row -> ONLY_SHARD,
         pending -> {
           while (!pending.isDone() && !runner.check(StepSelector.all(pending))) {
             continue;
@@ -215,8 +217,18 @@ public final class PagedAttention implements AutoCloseable {
    * can be checked whose managed block tables depend on one another.
    */
   public List<RefusedRow> rehearse(ArrowBatch batch) {
+    return rehearse(batch, row -> ONLY_SHARD);
+  }
+
+  /**
+   * As above, for a batch whose rows are of several shards.
+   *
+   * @param shardOfRow the shard of each row
+   */
+  public List<RefusedRow> rehearse(ArrowBatch batch, IntUnaryOperator shardOfRow) {
     return refusedOf(
         batch,
+        shardOfRow,
         pending -> {
           tables.fork(pending);
           while (!pending.isDone()) {
@@ -225,10 +237,11 @@ public final class PagedAttention implements AutoCloseable {
         });
   }
 
-  private List<RefusedRow> refusedOf(ArrowBatch batch, Consumer<PendingBatch> rehearsal) {
+  private List<RefusedRow> refusedOf(
+      ArrowBatch batch, IntUnaryOperator shardOfRow, Consumer<PendingBatch> rehearsal) {
     List<RefusedRow> refused = new ArrayList<>();
     Outcome outcome = new Outcome(refused::add);
-    Optional<PendingBatch> taken = admission.admit(batch, row -> ONLY_SHARD, 0, outcome);
+    Optional<PendingBatch> taken = admission.admit(batch, shardOfRow, 0, outcome);
     if (taken.isEmpty()) {
       outcome.result.close();
     } else {

@@ -78,7 +78,7 @@ public final class ShardKey implements KeySelector<ArrowBatch, Integer> {
   }
 
   /** The key of each row; does not need the batch any more. */
-  IntUnaryOperator keys(ArrowBatch batch) {
+  public IntUnaryOperator keys(ArrowBatch batch) {
     if (keys.length == 1) {
       return row -> keys[0];
     }
