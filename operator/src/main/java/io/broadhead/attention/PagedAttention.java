@@ -221,7 +221,7 @@ public final class PagedAttention implements AutoCloseable {
   }
 
   /**
-   * As above, for a batch whose rows are of several shards.
+   * {@link #rehearse(ArrowBatch)} for a batch whose rows are of several shards.
    *
    * @param shardOfRow the shard of each row
    */
