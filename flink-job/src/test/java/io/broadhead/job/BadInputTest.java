@@ -158,13 +158,18 @@ class BadInputTest {
     assertFails(command, input + ", batch 0", "column layer", "'layer.one'", "'layer.0'");
   }
 
-  @ParameterizedTest
-  @EnumSource(Command.class)
-  void truncatedFile(Command command) throws IOException {
+  /** The input, with a job, to be damaged. */
+  private RandomAccessFile goodFile() throws IOException {
     Steps steps = Steps.small(5);
     steps.writeJob(job);
     steps.writeFile(input);
-    try (RandomAccessFile file = new RandomAccessFile(input.toFile(), "rw")) {
+    return new RandomAccessFile(input.toFile(), "rw");
+  }
+
+  @ParameterizedTest
+  @EnumSource(Command.class)
+  void truncatedFile(Command command) throws IOException {
+    try (RandomAccessFile file = goodFile()) {
       file.setLength(file.length() - 100);
     }
     assertFails(command, input.toString(), "truncated");
@@ -176,10 +181,7 @@ class BadInputTest {
   @ParameterizedTest
   @EnumSource(Command.class)
   void damagedFooter(Command command) throws IOException {
-    Steps steps = Steps.small(5);
-    steps.writeJob(job);
-    steps.writeFile(input);
-    try (RandomAccessFile file = new RandomAccessFile(input.toFile(), "rw")) {
+    try (RandomAccessFile file = goodFile()) {
       long end = file.length() - "ARROW1".length() - Integer.BYTES;
       file.seek(end);
       int length = Integer.reverseBytes(file.readInt());
