@@ -17,26 +17,29 @@ bool rounds_surely(int dtype, double value, double error) {
 
 }  // namespace
 
-float Random::normal() {
+float Random::normal(int dtype) {
   constexpr size_t kSize = 1 << 15;
-  static const std::vector<float> kTable = [] {
-    std::vector<float> table(kSize);
+  static const auto kTables = [] {
+    std::array<std::vector<float>, BH_FLOAT8_E5M2 + 1> tables;
     Random uniform(uint64_t{1});
     auto unit = [&uniform] { return double(uniform.next() >> 11) * 0x1p-53; };
-    for (float& value : table) {
+    for (size_t i = 0; i < kSize; ++i) {
       const double radius = std::sqrt(-2 * std::log(1 - unit()));
-      value = static_cast<float>(radius * std::cos(2 * std::numbers::pi * unit()));
+      const auto value = static_cast<float>(radius * std::cos(2 * std::numbers::pi * unit()));
+      for (const int narrow : {BH_FLOAT32, BH_FLOAT16, BH_BFLOAT16}) {
+        tables[narrow].push_back(static_cast<float>(rounded(narrow, double{value})));
+      }
     }
-    return table;
+    return tables;
   }();
-  return kTable[next() % kSize];
+  return kTables[static_cast<size_t>(dtype)][next() % kSize];
 }
 
 std::vector<float> random_tensors(Random& random, const LayerConfig& layer, int64_t tokens,
                                   int heads) {
   std::vector<float> elements(static_cast<size_t>(tokens * heads * layer.head_size));
   for (float& element : elements) {
-    element = static_cast<float>(rounded(layer.dtype, double{random.normal()}));
+    element = random.normal(layer.dtype);
   }
   return elements;
 }
@@ -85,8 +88,8 @@ std::vector<float> random_rotary_tensors(Random& random, const LayerConfig& laye
           return sure(x * c - y * s, error) && sure(y * c + x * s, error);
         };
         while (!is_sure()) {
-          x = static_cast<float>(rounded(layer.dtype, double{random.normal()}));
-          y = static_cast<float>(rounded(layer.dtype, double{random.normal()}));
+          x = random.normal(layer.dtype);
+          y = random.normal(layer.dtype);
         }
       }
     }

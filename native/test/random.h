@@ -30,8 +30,8 @@ class Random {
     return static_cast<int64_t>(next() % static_cast<uint64_t>(limit));
   }
 
-  /// From the standard normal distribution.
-  float normal();
+  /// From the standard normal distribution, rounded to a tensor's `dtype`.
+  float normal(int dtype = BH_FLOAT32);
 
   template <class T>
   void shuffle(std::vector<T>& values) {
