@@ -20,14 +20,14 @@ bool rounds_surely(int dtype, double value, double error) {
 float Random::normal(int dtype) {
   constexpr size_t kSize = 1 << 15;
   static const auto kTables = [] {
-    std::array<std::vector<float>, BH_FLOAT8_E5M2 + 1> tables;
+    std::array<std::vector<float>, BH_BFLOAT16 + 1> tables;
     Random uniform(uint64_t{1});
     auto unit = [&uniform] { return double(uniform.next() >> 11) * 0x1p-53; };
     for (size_t i = 0; i < kSize; ++i) {
       const double radius = std::sqrt(-2 * std::log(1 - unit()));
       const auto value = static_cast<float>(radius * std::cos(2 * std::numbers::pi * unit()));
-      for (const int narrow : {BH_FLOAT32, BH_FLOAT16, BH_BFLOAT16}) {
-        tables[narrow].push_back(static_cast<float>(rounded(narrow, double{value})));
+      for (const int type : {BH_FLOAT32, BH_FLOAT16, BH_BFLOAT16}) {
+        tables[static_cast<size_t>(type)].push_back(static_cast<float>(rounded(type, value)));
       }
     }
     return tables;
